@@ -1,0 +1,112 @@
+"""Every mistake a user or their machine can make, as one tree; each message says what to do next.
+
+Programmer mistakes are assertions and never pass through here. Only ``cli.py`` turns an error into an exit code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+
+class AblateError(Exception):
+    """Base of all errors that a user can act on; ``str(error)`` is one paragraph that ends with the cure."""
+
+    exit_code = 1
+
+
+class UnknownNameError(AblateError, KeyError):
+    """A name that no registry entry has."""
+
+    exit_code = 2
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        self.kind, self.name, self.known = kind, name, tuple(known)
+        super().__init__(f"unknown {kind} {name!r}{suggest(name, self.known)}")
+
+    def __str__(self) -> str:  # KeyError would print the repr
+        return str(self.args[0])
+
+
+class DuplicateNameError(AblateError, ValueError):
+    """Two entries of one registry claim the same name."""
+
+
+class UsageError(AblateError, ValueError):
+    """Options of a command that cannot be carried out as given."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a value was written: a file with line and column (from 1), or a command-line option."""
+
+    source: str
+    line: int | None = None
+    column: int | None = None
+
+    def __str__(self) -> str:
+        return self.source if self.line is None else f"{self.source}:{self.line}:{self.column}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong in a study: where it stands, its dotted path in that file, and what to do."""
+
+    origin: Origin
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.origin}: {self.path}: {self.message}" if self.path else f"{self.origin}: {self.message}"
+
+
+class StudyError(AblateError, ValueError):
+    """A study, profile or override that cannot be used; carries every problem found, in file order."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class DataError(AblateError, ValueError):
+    """Images that are missing, damaged, hostile or of an unusable shape."""
+
+
+class DeviceError(AblateError, RuntimeError):
+    """A device that is not there, or too small for the recipe."""
+
+
+class RecordError(AblateError, LookupError):
+    """A record (MLflow experiment, run folder, exported record) that is missing or not readable."""
+
+
+class TrackingError(AblateError, ConnectionError):
+    """A tracking server or database that does not answer or refuses."""
+
+
+class OutputError(AblateError, OSError):
+    """A place that cannot be written."""
+
+    def __init__(self, path: Path, reason: str, cure: str) -> None:
+        super().__init__(f"cannot write {path}: {reason}; {cure}")
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def suggest(name: str, known: Iterable[str], *, limit: int = 12) -> str:
+    """A tail for a message about an unknown name: the nearest known one, else the known ones (at most ``limit``)."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    if not names:
+        return ""
+    listed = ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+    return f"; known: {listed}"

@@ -1,0 +1,14 @@
+"""Types of recipe options, shared by the schema and by every registered function's signature."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]

@@ -1,0 +1,118 @@
+"""Names that a study may use, and the functions behind them.
+
+The signature is the schema: a registered callable's keyword-only parameters are what YAML may set, with their types,
+limits and defaults; positional parameters are runtime objects that the caller provides. A new entry is one function in
+any file of the registry's package: the package is imported whole at the first look-up, so nothing else has to be edited.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import pkgutil
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, create_model
+
+from cifar_ablate.errors import DuplicateNameError, UnknownNameError
+
+Entry = Callable[..., Any]
+F = TypeVar("F", bound=Entry)
+
+
+class Options(BaseModel):
+    """Base of the option models that are derived from signatures: closed, strict and frozen."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Registry:
+    """Entries of one kind, found in one package (or module).
+
+    Args:
+        kind: What an entry is, as messages call it ("augmentation").
+        package: Dotted name of the package whose modules register the entries.
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind, self.package = kind, package
+        self._entries: dict[str, Entry] = {}
+        self._fallback: Callable[[str], Entry | None] | None = None
+        self._fallback_names: Callable[[], Iterable[str]] = lambda: ()
+        self._loaded = False
+
+    def register(self, name: str) -> Callable[[F], F]:
+        """Register the decorated callable under ``name``; a name used twice raises DuplicateNameError."""
+
+        def decorate(entry: F) -> F:
+            if name in self._entries:
+                other = self._entries[name]
+                raise DuplicateNameError(f"{self.kind} {name!r} is already {other.__module__}.{other.__qualname__}")
+            self._entries[name] = entry
+            return entry
+
+        return decorate
+
+    def pass_through(self, find: Callable[[str], Entry | None], names: Callable[[], Iterable[str]]) -> None:
+        """Let ``find`` answer for names that are not registered (None: unknown); ``names`` feeds suggestions."""
+        self._fallback, self._fallback_names = find, names
+
+    def names(self) -> list[str]:
+        """All registered names, sorted; pass-through names are not listed."""
+        self._load()
+        return sorted(self._entries)
+
+    def get(self, name: str) -> Entry:
+        """The callable behind ``name``; raises UnknownNameError with the nearest known name."""
+        self._load()
+        if name in self._entries:
+            return self._entries[name]
+        found = self._fallback(name) if self._fallback else None
+        if found is None:
+            raise UnknownNameError(self.kind, name, [*self._entries, *self._fallback_names()])
+        return found
+
+    def options(self, name: str) -> type[Options]:
+        """The option model of ``name``: one field for each keyword-only parameter."""
+        return options_of(self.get(name))
+
+    def bind(self, name: str, options: Mapping[str, Any]) -> Entry:
+        """The callable with its YAML options filled in; what is left to pass are the runtime objects."""
+        return functools.partial(self.get(name), **options)
+
+    def summary(self, name: str) -> str:
+        """First line of the entry's docstring, for help texts and the JSON schema."""
+        return (inspect.getdoc(self.get(name)) or "").split("\n", 1)[0]
+
+    def _load(self) -> None:
+        if self._loaded:
+            return
+        package = importlib.import_module(self.package)
+        for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
+            if not module.name.startswith("_"):
+                importlib.import_module(f"{self.package}.{module.name}")
+        self._loaded = True  # only now: a module that fails to import must fail again, with the same message
+
+
+@functools.cache
+def options_of(entry: Entry) -> type[Options]:
+    """Pydantic model (closed, strict, frozen) of the keyword-only parameters of ``entry``."""
+    hints = typing.get_type_hints(entry, include_extras=True)
+    fields: dict[str, Any] = {}
+    for parameter in inspect.signature(entry).parameters.values():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            fields[parameter.name] = (hints[parameter.name], default)
+    return create_model(f"{getattr(entry, '__name__', 'entry')}_options", __base__=Options, **fields)
+
+
+DATA = Registry("data set", "cifar_ablate.data")
+MODELS = Registry("model", "cifar_ablate.models")
+AUGMENTATIONS = Registry("augmentation", "cifar_ablate.augment")
+OPTIMIZERS = Registry("optimizer", "cifar_ablate.training.optim")
+SCHEDULES = Registry("schedule", "cifar_ablate.training.schedules")
+EXECUTORS = Registry("executor", "cifar_ablate.runner.executors")
+FORMATS = Registry("report format", "cifar_ablate.report.formats")
