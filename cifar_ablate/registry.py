@@ -40,18 +40,24 @@ class Registry:
     def __init__(self, kind: str, package: str) -> None:
         self.kind, self.package = kind, package
         self._entries: dict[str, Entry] = {}
+        self._checks: dict[str, Callable[..., None]] = {}
         self._fallback: Callable[[str], Entry | None] | None = None
         self._fallback_names: Callable[[], Iterable[str]] = lambda: ()
         self._loaded = False
 
-    def register(self, name: str) -> Callable[[F], F]:
-        """Register the decorated callable under ``name``; a name used twice raises DuplicateNameError."""
+    def register(self, name: str, *, check: Callable[..., None] | None = None) -> Callable[[F], F]:
+        """Register the decorated callable under ``name``; a name used twice raises DuplicateNameError.
+
+        ``check`` receives the validated options and raises ValueError with the remedy where they do not fit together.
+        """
 
         def decorate(entry: F) -> F:
             if name in self._entries:
                 other = self._entries[name]
                 raise DuplicateNameError(f"{self.kind} {name!r} is already {other.__module__}.{other.__qualname__}")
             self._entries[name] = entry
+            if check is not None:
+                self._checks[name] = check
             return entry
 
         return decorate
@@ -78,6 +84,11 @@ class Registry:
     def options(self, name: str) -> type[Options]:
         """The option model of ``name``: one field for each keyword-only parameter."""
         return options_of(self.get(name))
+
+    def check(self, name: str, options: Mapping[str, Any]) -> None:
+        """Raise ValueError, naming the options and the remedy, where options are fine alone but not together."""
+        if name in self._checks:
+            self._checks[name](**options)
 
     def bind(self, name: str, options: Mapping[str, Any]) -> Entry:
         """The callable with its YAML options filled in; what is left to pass are the runtime objects."""

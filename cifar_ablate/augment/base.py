@@ -1,0 +1,90 @@
+"""What an augmentation is: parameters drawn for a whole epoch, then one batched operation per step.
+
+To add one, write a frozen, keyword-only dataclass in any file of this package and register it::
+
+    @AUGMENTATIONS.register("invert")
+    @dataclass(frozen=True, kw_only=True)
+    class Invert(Transform):
+        \"\"\"Invert the colours with probability p.\"\"\"
+
+        stage = "geometry"
+        p: Probability = 0.5
+
+        def draw(self, rng, num, image_size_px):
+            return {"apply": rng.random(num) < self.p}
+
+        def apply(self, images, params):
+            return torch.where(per_image(params["apply"]), 1 - images, images)
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+Array = npt.NDArray[Any]
+Params = Mapping[str, Tensor]
+
+
+class Batch(NamedTuple):
+    """Images float32 [B, 3, H, W] and soft targets float32 [B, C]."""
+
+    images: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transform(ABC):
+    """An augmentation of images alone, applied to each with its own draw."""
+
+    stage: ClassVar[Literal["geometry", "erase"]]
+    """geometry: images in [0, 1], black is 0. erase: normalised images, the data set's mean is 0."""
+    rank: ClassVar[int] = 50
+    """Place within the stage, low first; names break ties. The order written in YAML never matters."""
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator, num: int, image_size_px: int) -> dict[str, Array]:
+        """Parameters for ``num`` images, each array's first axis of length ``num``."""
+
+    @abstractmethod
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        """float32 [B, 3, H, W] to the same; ``params`` holds these B images' rows of what ``draw`` gave."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixer(ABC):
+    """An augmentation that mixes each image and its target with a partner's (of the same batch, before any mixing).
+
+    Where a recipe has several mixers, each image is given to one of them, with equal chances: ``params["chosen"]``.
+    """
+
+    stage: ClassVar[Literal["mix"]] = "mix"
+    rank: ClassVar[int] = 50
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator, num: int, image_size_px: int) -> dict[str, Array]:
+        """Parameters for ``num`` images, each array's first axis of length ``num``."""
+
+    @abstractmethod
+    def apply(self, batch: Batch, partner: Batch, params: Params) -> Batch:
+        """Mix the images where ``params["chosen"]`` (bool [B]) holds; the others pass unchanged."""
+
+
+def per_image(values: Tensor) -> Tensor:
+    """[B] to [B, 1, 1, 1], so that it broadcasts over images."""
+    return values.view(-1, 1, 1, 1)
+
+
+def inside(top: Tensor, left: Tensor, bottom: Tensor, right: Tensor, size_px: int) -> Tensor:
+    """Boxes (each int [B], bottom and right exclusive) as masks: bool [B, 1, H, W], true inside."""
+    line = torch.arange(size_px, device=top.device)
+    rows = (line >= top[:, None]) & (line < bottom[:, None])
+    columns = (line >= left[:, None]) & (line < right[:, None])
+    return (rows[:, :, None] & columns[:, None, :])[:, None]

@@ -1,0 +1,127 @@
+"""Crop, flip and affine: images in [0, 1], one draw per image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from cifar_ablate.augment.base import Array, Params, Transform, per_image
+from cifar_ablate.fields import NonNegativeFloat, PositiveFloat, PositiveInt, Probability
+from cifar_ablate.registry import AUGMENTATIONS
+
+
+@AUGMENTATIONS.register("crop")
+@dataclass(frozen=True, kw_only=True)
+class Crop(Transform):
+    """Pad by ``padding`` px on each side, then cut out the original size at an offset uniform on {0..2 padding}."""
+
+    stage: ClassVar[Literal["geometry"]] = "geometry"
+    rank: ClassVar[int] = 10
+    padding: PositiveInt = 4
+    fill: Literal["zero", "reflect"] = "zero"
+
+    def draw(self, rng: np.random.Generator, num: int, image_size_px: int) -> dict[str, Array]:
+        return {"offset": rng.integers(0, 2 * self.padding + 1, (num, 2))}
+
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        size = images.shape[-1]
+        mode = "constant" if self.fill == "zero" else "reflect"
+        padded = functional.pad(images, [self.padding] * 4, mode=mode)
+        line = torch.arange(size, device=images.device)
+        rows = params["offset"][:, 0, None] + line
+        columns = params["offset"][:, 1, None] + line
+        image = torch.arange(len(images), device=images.device)[:, None, None]
+        # indices around a full axis move it last: [B, H, W, 3], which is channels_last already
+        return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+@AUGMENTATIONS.register("hflip")
+@dataclass(frozen=True, kw_only=True)
+class HorizontalFlip(Transform):
+    """Mirror left and right with probability p."""
+
+    stage: ClassVar[Literal["geometry"]] = "geometry"
+    rank: ClassVar[int] = 20
+    p: Probability = 0.5
+
+    def draw(self, rng: np.random.Generator, num: int, image_size_px: int) -> dict[str, Array]:
+        return {"flip": rng.random(num) < self.p}
+
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        return torch.where(per_image(params["flip"]), images.flip(3), images)
+
+
+def check_affine(*, scale: tuple[float, float], **_: object) -> None:
+    if scale[0] > scale[1]:
+        raise ValueError(f"scale must be [smallest, largest] (got [{scale[0]:g}, {scale[1]:g}]); swap the two")
+
+
+@AUGMENTATIONS.register("affine", check=check_affine)
+@dataclass(frozen=True, kw_only=True)
+class Affine(Transform):
+    """Rotate, shift, scale and shear with probability p, the law and the grid of torchvision's RandomAffine.
+
+    Outside the image is black. Parameters are uniform: angle in +-degrees, scale in its range, shear along x in +-shear
+    degrees, shift round(U(-translate * size, translate * size)) px on each axis.
+    """
+
+    stage: ClassVar[Literal["geometry"]] = "geometry"
+    rank: ClassVar[int] = 30
+    p: Probability = 0.5
+    degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
+    translate: Probability = 0.1
+    scale: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] = (0.9, 1.1)
+    shear: Annotated[NonNegativeFloat, Field(lt=90)] = 0.0
+    interpolation: Literal["nearest", "bilinear"] = "bilinear"
+
+    def draw(self, rng: np.random.Generator, num: int, image_size_px: int) -> dict[str, Array]:
+        reach = self.translate * image_size_px
+        apply = rng.random(num) < self.p
+        angle = rng.uniform(-self.degrees, self.degrees, num)
+        shift = np.round(rng.uniform(-reach, reach, (num, 2)))
+        scale = rng.uniform(self.scale[0], self.scale[1], num)
+        shear = rng.uniform(-self.shear, self.shear, num)
+        return {"apply": apply, "matrix": inverse_affine(angle, shift, scale, shear).astype(np.float32)}
+
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        chosen = params["apply"]
+        if images.device.type == "cpu":  # p is small as a rule: warp those images only; needs no synchronisation here
+            rows = chosen.nonzero().squeeze(1)
+            return images.index_copy(0, rows, self._warp(images[rows], params["matrix"][rows])) if len(rows) else images
+        return torch.where(per_image(chosen), self._warp(images, params["matrix"]), images)
+
+    def _warp(self, images: Tensor, matrix: Tensor) -> Tensor:
+        size = images.shape[-1]
+        line = torch.arange(size, device=images.device, dtype=torch.float32) - (size - 1) / 2
+        y, x = torch.meshgrid(line, line, indexing="ij")
+        pixels = torch.stack([x, y, torch.ones_like(x)], dim=-1).view(1, -1, 3)
+        grid = pixels.expand(len(images), -1, -1).bmm(matrix.transpose(1, 2) / (0.5 * size))
+        grid = grid.view(-1, size, size, 2)
+        return functional.grid_sample(
+            images, grid, mode=self.interpolation, padding_mode="zeros", align_corners=False
+        )
+
+
+def inverse_affine(angle: Array, shift: Array, scale: Array, shear: Array) -> Array:
+    """Matrices from output to input pixels around the centre: float64 [N, 2, 3].
+
+    Args:
+        angle: float [N], degrees.
+        shift: float [N, 2], px along x and y.
+        scale: float [N].
+        shear: float [N], degrees along x.
+
+    The forward map is shift . rotation . shear . scale, as in torchvision's ``_get_inverse_affine_matrix``.
+    """
+    rotation, tan = np.deg2rad(angle), np.tan(np.deg2rad(shear))
+    cos, sin = np.cos(rotation), np.sin(rotation)
+    # rotation . shear = [[cos, -cos tan - sin], [sin, -sin tan + cos]], determinant 1; its inverse over the scale:
+    inverse = np.stack([np.stack([-sin * tan + cos, cos * tan + sin], -1), np.stack([-sin, cos], -1)], -2)
+    inverse = inverse / scale[:, None, None]
+    return np.concatenate([inverse, -inverse @ shift[:, :, None]], axis=2)

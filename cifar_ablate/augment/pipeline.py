@@ -1,0 +1,92 @@
+"""From uint8 images of one step to the float batch that the network sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cifar_ablate.augment.base import Batch, Mixer, Params, Transform
+from cifar_ablate.keys import generator
+from cifar_ablate.registry import AUGMENTATIONS
+
+Draws = Mapping[str, Params]
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The augmentations of one recipe, in their fixed order: geometry, normalisation, erasing, mixing."""
+
+    geometry: tuple[tuple[str, Transform], ...]
+    erase: tuple[tuple[str, Transform], ...]
+    mix: tuple[tuple[str, Mixer], ...]
+    mean: Tensor
+    """float32 [1, 3, 1, 1] of images in [0, 1]."""
+    std: Tensor
+    num_classes: int
+    label_smoothing: float
+
+    def draw_epoch(self, seed: int, epoch: int, num: int, image_size_px: int, device: torch.device) -> Draws:
+        """Parameters of every augmentation for all ``num`` images of an epoch, in the epoch's order.
+
+        Each augmentation has its own generator, keyed by (seed, its name, epoch).
+        """
+        draws: dict[str, dict[str, Any]] = {}
+        for name, augmentation in (*self.geometry, *self.erase, *self.mix):
+            draws[name] = dict(augmentation.draw(generator(seed, f"augment/{name}", epoch), num, image_size_px))
+        share = generator(seed, "augment/mix", epoch).random(num) * len(self.mix)
+        for index, (name, _) in enumerate(self.mix):
+            draws[name]["chosen"] = share.astype(int) == index
+        return {
+            name: {key: torch.from_numpy(values).to(device, non_blocking=True) for key, values in params.items()}
+            for name, params in draws.items()
+        }
+
+    def __call__(self, images: Tensor, labels: Tensor, draws: Draws, start: int) -> Batch:
+        """Augment one step.
+
+        Args:
+            images: uint8 [B, 3, H, W].
+            labels: int64 [B].
+            draws: what ``draw_epoch`` gave.
+            start: position of the first of these images in the epoch's order.
+        """
+        rows = slice(start, start + len(images))
+        mine = {name: {key: values[rows] for key, values in params.items()} for name, params in draws.items()}
+        pixels = images.float().div_(255)
+        for name, transform in self.geometry:
+            pixels = transform.apply(pixels, mine[name])
+        pixels = (pixels - self.mean) / self.std
+        for name, transform in self.erase:
+            pixels = transform.apply(pixels, mine[name])
+        batch = Batch(pixels, smooth_targets(labels, self.num_classes, self.label_smoothing))
+        if self.mix:
+            # the batch's order is random, so its mirror image is a random partner (timm pairs this way, too)
+            partner = Batch(batch.images.flip(0), batch.targets.flip(0))
+            for name, mixer in self.mix:
+                batch = mixer.apply(batch, partner, mine[name])
+        return batch
+
+    def clean(self, images: Tensor) -> Tensor:
+        """Normalised images without augmentation: uint8 [B, 3, H, W] to float32."""
+        return (images.float().div_(255) - self.mean) / self.std
+
+
+def build_pipeline(
+    augment: Mapping[str, Mapping[str, Any]], *, mean: Tensor, std: Tensor, num_classes: int, label_smoothing: float
+) -> Pipeline:
+    """Pipeline of a recipe's ``augment`` mapping (name to options); mean and std are float32 [1, 3, 1, 1]."""
+    built = [(name, AUGMENTATIONS.bind(name, options)()) for name, options in sorted(augment.items())]
+    built.sort(key=lambda item: item[1].rank)  # stable: names break ties
+    stages = {stage: tuple(item for item in built if item[1].stage == stage) for stage in ("geometry", "erase", "mix")}
+    return Pipeline(**stages, mean=mean, std=std, num_classes=num_classes, label_smoothing=label_smoothing)
+
+
+def smooth_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """Targets float32 [B, C]: off = e/C, on = 1 - e + e/C (timm)."""
+    targets = functional.one_hot(labels, num_classes).float()
+    return targets if smoothing == 0 else targets * (1 - smoothing) + smoothing / num_classes

@@ -1,0 +1,84 @@
+"""Tar archives read from the stream: nothing is extracted, hostile members are refused, a cut-off end is noticed."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, cast
+
+from cifar_ablate.errors import DataError
+
+MAX_MEMBER_BYTES = 64 << 20
+CHUNK_BYTES = 1 << 20
+DAMAGES = (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, OSError)
+
+
+class _WholeTarInfo(tarfile.TarInfo):
+    """Headers of an archive that must end with its end mark.
+
+    ``tarfile`` takes a header that is missing, cut off or damaged for the end of the archive, unless it is the first:
+    an archive that lost its second half would be read as a smaller data set.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _WholeTarInfo:
+        if len(buf) == tarfile.BLOCKSIZE and not any(buf):
+            return super().frombuf(buf, encoding, errors)  # raises what tells tarfile that this is the end
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error}, no end mark") from error
+
+
+def archive_entries(path: Path) -> Iterator[tuple[str, bytes | None]]:
+    """Names and contents of an archive's files, in its order; None for the content of a folder.
+
+    Args:
+        path: A tar archive, plain or compressed with gzip, xz or bzip2, told by its first bytes.
+
+    Raises:
+        DataError: damaged or cut off; a member with an absolute name or ``..``, a link, a device, or over 64 MiB.
+    """
+    try:
+        with (
+            _decompressed(path) as stream,
+            tarfile.open(fileobj=stream, mode="r|", tarinfo=_WholeTarInfo) as archive,
+        ):
+            for member in archive:
+                _refuse_hostile(member, path)
+                file = archive.extractfile(member)
+                yield member.name, None if file is None else file.read()
+            while stream.read(CHUNK_BYTES):
+                pass  # to the end, where the checksum of the compression stands
+    except DAMAGES as error:
+        raise DataError(f"cannot read the archive {path}: {error}; fetch or make it again") from error
+
+
+def _decompressed(path: Path) -> IO[bytes]:
+    with path.open("rb") as file:
+        magic = file.read(6)
+    if magic.startswith(b"\x1f\x8b"):
+        return cast("IO[bytes]", gzip.open(path))
+    if magic == b"\xfd7zXZ\x00":
+        return lzma.open(path)
+    if magic.startswith(b"BZh"):
+        return bz2.open(path)
+    return path.open("rb")
+
+
+def _refuse_hostile(member: tarfile.TarInfo, path: Path) -> None:
+    name = PurePosixPath(member.name)
+    if name.is_absolute() or ".." in name.parts:
+        reason = "leads out of the archive"
+    elif not (member.isreg() or member.isdir()):
+        reason = "is a link or a device"
+    elif member.size > MAX_MEMBER_BYTES:
+        reason = f"is larger than {MAX_MEMBER_BYTES >> 20} MiB"
+    else:
+        return
+    raise DataError(f"refused {path}: its member {member.name!r} {reason}; use an archive of plain image files")

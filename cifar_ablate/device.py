@@ -1,0 +1,63 @@
+"""The device that runs are trained on, and what it computes in."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from cifar_ablate.errors import DeviceError
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device: ``kind`` is cpu, cuda or mps; ``name`` is the maker's name for it."""
+
+    kind: str
+    name: str
+    fast_bf16: bool
+    """Does it compute bf16 in hardware?"""
+
+    @property
+    def torch(self) -> torch.device:
+        return torch.device(self.kind)
+
+    def resolve(self, precision: str) -> Precision:
+        """The precision that ``auto`` means here: bf16 where the hardware computes in it, else fp32."""
+        if precision == "auto":
+            return "bf16" if self.fast_bf16 else "fp32"
+        return "bf16" if precision == "bf16" else "fp32"
+
+
+@cache
+def find_device(choice: str = "auto") -> Device:
+    """The device called ``choice`` (auto, cpu, cuda, mps); raises DeviceError when it is not there."""
+    if choice in ("auto", "cuda") and torch.cuda.is_available():
+        return Device("cuda", torch.cuda.get_device_name(0), torch.cuda.is_bf16_supported(including_emulation=False))
+    if choice == "cuda":
+        raise DeviceError("--device cuda: torch finds no CUDA device here; use --device cpu, or check nvidia-smi")
+    if choice == "mps":
+        if not torch.backends.mps.is_available():
+            raise DeviceError("--device mps: torch finds no Apple GPU here; use --device cpu")
+        return Device("mps", "Apple GPU", fast_bf16=False)
+    return Device("cpu", _cpu_name(), _cpu_has_bf16())
+
+
+def _cpu_has_bf16() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")  # torch's own check is private and covers AVX-512 alone
+    flags = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    for line in cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,154 @@
+"""The folder that a run writes to first, before anything reaches MLflow.
+
+One folder per fingerprint, so two studies that contain the same training share it::
+
+    mlruns/runs/<fingerprint>/
+      recipe.yaml              the resolved recipe, as trained
+      environment.json         versions, device, commit, data: what the fingerprint does not hold
+      history.jsonl            one line per finished epoch
+      checkpoint.safetensors   state to resume from; removed when the run ends
+      result.json              how it ended: written last, and whole or not at all
+      test_logits.npy          float16 [images, classes], in the data set's canonical order
+      weights.safetensors      weights of the last epoch (and weights-epoch-0010.safetensors, where asked for)
+
+Nothing here is a pickle, and nothing here is read by unpickling.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from cifar_ablate.errors import OutputError, RecordError
+
+Status = Literal["finished", "diverged", "failed"]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended."""
+
+    status: Status
+    epochs: int
+    """Epochs trained."""
+    train_seconds: float
+    """Wall time of the training epochs; evaluation and writing are not in it."""
+    eval_seconds: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Headline metrics of the last epoch (accuracies in percent); empty unless finished."""
+    reason: str = ""
+    """Why a run diverged or failed, in one sentence."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and files of one run."""
+
+    path: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "weights.safetensors"
+
+    @property
+    def logits(self) -> Path:
+        return self.path / "test_logits.npy"
+
+    @property
+    def fingerprint(self) -> str:
+        return self.path.name
+
+    def weights_of_epoch(self, epoch: int) -> Path:
+        return self.path / f"weights-epoch-{epoch:04d}.safetensors"
+
+    def create(self, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+        """Make the folder and write what is known before training; raises OutputError where that cannot be done."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(self.path, str(error.strerror), "run where you may write, or free space") from None
+        text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+        write_atomically(self.path / "recipe.yaml", text)
+        write_atomically(self.path / "environment.json", json.dumps(environment, indent=1))
+
+    def append_epoch(self, line: Mapping[str, Any]) -> None:
+        """Add one epoch's line to the history."""
+        with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def history(self) -> list[dict[str, Any]]:
+        """Lines of the finished epochs; a line cut short by a crash is left out."""
+        path = self.path / "history.jsonl"
+        lines: list[dict[str, Any]] = []
+        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+    def keep_history(self, num_epochs: int) -> None:
+        """Drop the lines after ``num_epochs``: they are trained again after a resume."""
+        kept = [line for line in self.history() if line["epoch"] <= num_epochs]
+        write_atomically(self.path / "history.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+
+    def environment(self) -> dict[str, Any]:
+        return dict(_read_json(self.path / "environment.json"))
+
+    def recipe(self) -> dict[str, Any]:
+        return dict(yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8")))
+
+    def write_result(self, result: RunResult) -> None:
+        """Write the end of the run, and drop the checkpoint unless the run may be tried again."""
+        write_atomically(self.path / "result.json", json.dumps(asdict(result), indent=1))
+        if result.status != "failed":
+            self.checkpoint.unlink(missing_ok=True)
+
+    def result(self) -> RunResult | None:
+        """How the run ended; None while it has not."""
+        path = self.path / "result.json"
+        return RunResult(**_read_json(path)) if path.exists() else None
+
+    def clear_result(self) -> None:
+        """Forget how an earlier attempt ended, before the run is tried again."""
+        (self.path / "result.json").unlink(missing_ok=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, json.JSONDecodeError) as error:
+        raise RecordError(f"{path} cannot be read ({error}); remove its folder, and run trains it again") from None
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place only if the block succeeds, after reaching the disk."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write text whole or not at all; raises OutputError where the place cannot be written."""
+    try:
+        with atomic(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(path, str(error.strerror or error), "free space, or run where you may write") from None

@@ -1,0 +1,115 @@
+"""Layers of a recipe: shared recipe, then arm on arm, then overlays; every value keeps where it was written.
+
+Rules (the whole grammar of a delta):
+- a mapping merges into the mapping below it; a scalar or list replaces;
+- a component (data, model, optimizer, schedule) written as a string is ``{name: string}``;
+- a component with another ``name`` replaces the one below whole, since options of SGD mean nothing to AdamW;
+- null removes a key, and must find it;
+- in an overlay, ``{times: x}`` scales the number below (whole numbers stay whole, at least 1), and ``key?`` sets an
+  option only where the component has it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from cifar_ablate.errors import Problem, StudyError, suggest
+from cifar_ablate.spec.text import Path_, Tree, Written
+
+COMPONENTS = ("data", "model", "optimizer", "schedule")
+Knows = Callable[[str, str, str], bool]
+"""(component, name, option) -> does this component have this option?"""
+
+
+def merge(base: Tree, delta: Tree, *, overlay: bool = False, knows: Knows | None = None) -> Tree:
+    """``delta`` laid over ``base``; raises StudyError where the delta cannot be applied."""
+    merger = _Merger(delta, dict(base.written), overlay, knows)
+    merger.written[()] = base.at(()) if base.value else delta.at(())
+    value = merger.mapping(_named(base.value), _named(delta.value), ())
+    if merger.problems:
+        raise StudyError(merger.problems)
+    return Tree(value, merger.written)
+
+
+def _named(recipe: Any) -> dict[str, Any]:
+    """A recipe in which a component given as a string is spelled ``{name: string}``."""
+    return {
+        key: {"name": value} if key in COMPONENTS and isinstance(value, str) else value for key, value in recipe.items()
+    }
+
+
+class _Merger:
+    def __init__(self, delta: Tree, written: dict[Path_, Written], overlay: bool, knows: Knows | None) -> None:
+        self.delta, self.written, self.overlay, self.knows = delta, written, overlay, knows
+        self.problems: list[Problem] = []
+
+    def mapping(self, below: dict[str, Any], above: dict[str, Any], path: Path_) -> dict[str, Any]:
+        merged = dict(below)
+        for raw, value in above.items():
+            key = raw.removesuffix("?") if self.overlay else raw
+            if key != raw and not self._has_option(path, merged, above, key):
+                continue
+            where, source = (*path, key), (*path, raw)
+            if value is None:
+                self._remove(merged, key, where, source)
+            elif self._scales(value):
+                self._scale(merged, key, where, source, value["times"])
+            elif isinstance(value, dict) and isinstance(merged.get(key), dict) and not _renamed(merged[key], value):
+                self._mark(where, source)
+                merged[key] = self.mapping(merged[key], value, where)
+            else:
+                self._forget(where)
+                self._mark(where, source, deep=True)
+                merged[key] = self.mapping({}, value, where) if isinstance(value, dict) else value
+        return merged
+
+    def _has_option(self, path: Path_, below: dict[str, Any], above: dict[str, Any], option: str) -> bool:
+        name = above.get("name", below.get("name"))
+        return self.knows is not None and len(path) == 1 and name is not None and self.knows(path[0], name, option)
+
+    def _scales(self, value: Any) -> bool:
+        return self.overlay and isinstance(value, dict) and set(value) == {"times"}
+
+    def _scale(self, merged: dict[str, Any], key: str, where: Path_, source: Path_, times: Any) -> None:
+        number = merged.get(key)
+        if not _is_number(number):
+            self._complain(source, "there is no number here to scale; set a value instead of {times: ...}")
+        elif not _is_number(times) or not math.isfinite(times) or times <= 0:
+            self._complain((*source, "times"), f"must be a number above 0 (got {times!r})")
+        else:
+            scaled = number * times
+            self._mark(where, source, deep=True)
+            merged[key] = max(1, round(scaled)) if isinstance(number, int) else scaled
+
+    def _remove(self, merged: dict[str, Any], key: str, where: Path_, source: Path_) -> None:
+        if key not in merged:
+            self._complain(source, f"null removes a key, but there is none to remove here{suggest(key, merged)}")
+            return
+        del merged[key]
+        self._forget(where)
+        self._mark(where, source)  # so that "is required" points at the null that removed it
+
+    def _forget(self, where: Path_) -> None:
+        for path in [path for path in self.written if path[: len(where)] == where]:
+            del self.written[path]
+
+    def _mark(self, where: Path_, source: Path_, *, deep: bool = False) -> None:
+        self.written[where] = self.delta.at(source)
+        if deep:
+            for path, written in self.delta.written.items():
+                if path[: len(source)] == source:
+                    self.written[where + path[len(source) :]] = written
+
+    def _complain(self, source: Path_, message: str) -> None:
+        written = self.delta.at(source)
+        self.problems.append(Problem(written.origin, written.path, message))
+
+
+def _renamed(below: dict[str, Any], above: dict[str, Any]) -> bool:
+    return "name" in above and above["name"] != below.get("name")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

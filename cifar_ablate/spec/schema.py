@@ -1,0 +1,249 @@
+"""The recipe and the study as frozen, closed models; components are validated by the registry's signatures.
+
+Validation is strict: no string becomes a number, no 1.0 becomes an int. Messages are put into words by ``messages.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, model_validator
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
+
+from cifar_ablate.errors import UnknownNameError
+from cifar_ablate.fields import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
+from cifar_ablate.registry import AUGMENTATIONS, DATA, MODELS, OPTIMIZERS, SCHEDULES, Options, Registry
+
+RECORDING_FIELDS = frozenset({"eval_every", "checkpoint_every"})
+"""Recipe fields that decide what is written down, not what is trained: they never enter the fingerprint."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """A registered name with its validated options."""
+
+    name: str
+    options: Options
+
+    def kwargs(self) -> dict[str, Any]:
+        """Options as keyword arguments for ``Registry.bind``."""
+        return self.options.model_dump()
+
+    def as_dict(self, *, defaults: bool = True) -> dict[str, Any]:
+        """``{name: ..., option: ...}`` in plain types; without ``defaults`` only what was set to something else."""
+        return {"name": self.name, **self.options.model_dump(mode="json", exclude_defaults=not defaults)}
+
+
+def _failure(message: str, value: Any, *loc: str) -> ValidationError:
+    error = PydanticCustomError("ablate", "{message}", {"message": message})
+    return ValidationError.from_exception_data("component", [InitErrorDetails(type=error, loc=loc, input=value)])
+
+
+def _options(registry: Registry, name: str, values: Mapping[str, Any], *loc: str) -> Component:
+    try:
+        model = registry.options(name)
+    except UnknownNameError as error:
+        raise _failure(str(error), name, *loc) from None
+    component = Component(name, model.model_validate(dict(values)))
+    try:
+        registry.check(name, component.kwargs())
+    except ValueError as error:
+        raise _failure(str(error), values) from None
+    return component
+
+
+@dataclass(frozen=True)
+class ComponentOf:
+    """Annotation: a component of ``registry``, written as ``name`` or ``{name: ..., option: ...}``."""
+
+    registry: Registry
+
+    def __get_pydantic_core_schema__(self, _: Any, __: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.validate)
+
+    def validate(self, value: Any) -> Component:
+        if isinstance(value, Component):
+            return value
+        if isinstance(value, str):
+            value = {"name": value}
+        kind = self.registry.kind
+        if not isinstance(value, Mapping):
+            raise _failure(f"must be the name of a {kind}, or {{name: ..., option: ...}} (got {value!r})", value)
+        if not isinstance(value.get("name"), str):
+            known = ", ".join(self.registry.names())
+            raise _failure(f"needs the `name` of a {kind}; known: {known}", value)
+        rest = {key: option for key, option in value.items() if key != "name"}
+        return _options(self.registry, value["name"], rest, "name")
+
+
+@dataclass(frozen=True)
+class ComponentsOf:
+    """Annotation: a mapping from names of ``registry`` to their options, kept sorted by name."""
+
+    registry: Registry
+
+    def __get_pydantic_core_schema__(self, _: Any, __: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.validate)
+
+    def validate(self, value: Any) -> dict[str, Component]:
+        if not isinstance(value, Mapping):
+            raise _failure(f"must be a mapping such as {{hflip: {{p: 0.5}}}} (got {value!r})", value)
+        components: dict[str, Component] = {}
+        problems: list[InitErrorDetails] = []
+        for name, options in sorted(value.items()):
+            try:
+                components[name] = self._one(name, options)
+            except ValidationError as error:
+                for detail in error.errors(include_url=False):
+                    kind = PydanticCustomError("ablate", "{message}", {"message": detail["msg"]})
+                    original = detail["type"] if detail["type"] != "ablate" else kind
+                    problems.append(
+                        InitErrorDetails(
+                            type=original, loc=(name, *detail["loc"]), input=detail["input"], ctx=detail.get("ctx", {})
+                        )
+                    )
+        if problems:
+            raise ValidationError.from_exception_data(self.registry.kind, problems)
+        return components
+
+    def _one(self, name: str, options: Any) -> Component:
+        if isinstance(options, Component):
+            return options
+        if not isinstance(options, Mapping):
+            raise _failure(f"must be a mapping of options, {{}} for the defaults (got {options!r})", options)
+        return _options(self.registry, name, options)
+
+
+class Spec(BaseModel):
+    """Base of all parts of a study: closed, strict and frozen."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
+
+
+class Loss(Spec):
+    """Cross-entropy on (possibly soft) targets."""
+
+    label_smoothing: Fraction = 0.0
+    """Weight e moved from the true class to all classes: off = e/C, on = 1 - e + e/C, before any mixing (timm)."""
+
+
+class Recipe(Spec):
+    """Everything that decides a training, but the seed."""
+
+    data: Annotated[Component, ComponentOf(DATA)]
+    """Data set: a name, or {name: ..., option: ...}."""
+    train_size: PositiveInt | None = None
+    """Number of training images, a fixed stratified subset; null: all of them."""
+    model: Annotated[Component, ComponentOf(MODELS)]
+    """Network: resnet18-compact, resnet18, or any timm model by name."""
+    epochs: PositiveInt
+    """Passes over the training images."""
+    batch_size: PositiveInt = 128
+    """Images per step; the last step of an epoch may have fewer."""
+    optimizer: Annotated[Component, ComponentOf(OPTIMIZERS)]
+    """Optimizer with its learning rate: {name: sgd, lr: 0.1, momentum: 0.9, weight_decay: 5e-4}."""
+    schedule: Annotated[Component, ComponentOf(SCHEDULES)] = Field(default={"name": "constant"}, validate_default=True)
+    """Learning rate over time, as a factor on the optimizer's lr."""
+    augment: Annotated[dict[str, Component], ComponentsOf(AUGMENTATIONS)] = Field(default={}, validate_default=True)
+    """Augmentations by name; the order in YAML does not matter, each has its place in the pipeline."""
+    loss: Loss = Loss()
+    """The training loss."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 where the device computes in it, else fp32; the resolved one enters the fingerprint."""
+    eval_every: NonNegativeInt = 1
+    """Measure the test curve every so many epochs (0: only at the end). Never changes what is trained."""
+    checkpoint_every: PositiveInt | None = None
+    """Keep the weights every so many epochs as artifacts; the last epoch's are always kept."""
+
+    @model_validator(mode="after")
+    def _batch_fits_subset(self) -> Recipe:
+        if self.train_size is not None and self.batch_size > self.train_size:
+            message = f"batch_size {self.batch_size} is more than train_size {self.train_size}; make one step smaller"
+            raise _failure(message, self.batch_size, "batch_size")
+        return self
+
+    def as_dict(self, *, defaults: bool = True) -> dict[str, Any]:
+        """Plain nested values, as YAML would hold them; without ``defaults`` only what differs from them."""
+        plain: dict[str, Any] = {}
+        for name, info in type(self).model_fields.items():
+            value = getattr(self, name)
+            if isinstance(value, Component):
+                plain[name] = value.as_dict(defaults=defaults)
+            elif isinstance(value, Spec):
+                plain[name] = value.model_dump(mode="json", exclude_defaults=not defaults)
+            elif isinstance(value, dict):
+                plain[name] = {key: _without_name(part.as_dict(defaults=defaults)) for key, part in value.items()}
+            elif defaults or value != info.default:
+                plain[name] = value
+        return plain if defaults else {key: value for key, value in plain.items() if value not in ({}, _CONSTANT)}
+
+
+_CONSTANT = {"name": "constant"}
+
+
+def _without_name(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != "name"}
+
+
+class Published(Spec):
+    """A figure that somebody published for an arm."""
+
+    accuracy: Annotated[float, Field(ge=0, le=100)]
+    """Test accuracy in percent."""
+    note: str = ""
+    """What the reader must know about it (rounded, best epoch, another set of images)."""
+
+
+class StudyFile(Spec):
+    """Top level of a study's YAML; recipe and arms are checked once they are merged."""
+
+    study: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    """Name: lower-case letters, digits, dots, dashes; also the name of the MLflow experiment."""
+    question: Annotated[str, Field(min_length=1, max_length=500)]
+    """The question this study answers, in one sentence."""
+    seeds: PositiveInt | Annotated[list[NonNegativeInt], Field(min_length=1)] = 5
+    """Number of seeds (5 means 0 to 4), or a list of them."""
+    margin: Annotated[NonNegativeFloat, Field(le=100)] = 0.2
+    """Smallest difference in test accuracy that would matter to you, in points."""
+    recipe: dict[str, Any] = {}
+    """Shared by all arms."""
+    baseline: str = "baseline"
+    """The arm that every other arm is compared with."""
+    arms: Annotated[dict[str, dict[str, Any] | None], Field(min_length=1)]
+    """Each arm states only what differs from the arm named by `from` (default: the baseline); null removes a key."""
+    published: dict[str, Annotated[float, Field(ge=0, le=100)] | Published] = {}
+    """Published test accuracy in percent by arm: a number, or {accuracy: ..., note: ...}."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A named, resolved recipe; ``parent`` is the arm it was written against (None: the baseline)."""
+
+    name: str
+    parent: str | None
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Study:
+    """A resolved study: one question, its arms, its seeds; ``variant`` names the overlay ("" for none)."""
+
+    name: str
+    question: str
+    seeds: tuple[int, ...]
+    margin: float
+    baseline: str
+    arms: tuple[Arm, ...]
+    published: Mapping[str, Published] = field(default_factory=dict)
+    variant: str = ""
+
+    @property
+    def label(self) -> str:
+        """``study`` or ``study@variant``: the name of its MLflow experiment."""
+        return f"{self.name}@{self.variant}" if self.variant else self.name
+
+    def arm(self, name: str) -> Arm:
+        """The arm called ``name`` (which must exist)."""
+        return next(arm for arm in self.arms if arm.name == name)

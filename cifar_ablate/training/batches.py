@@ -1,0 +1,65 @@
+"""The data set on the device: uint8, decoded once; a batch is an index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cifar_ablate.data import DataSet
+from cifar_ablate.keys import generator
+
+
+@dataclass(frozen=True)
+class DeviceData:
+    """A data set as tensors of one device."""
+
+    train_images: Tensor
+    """uint8 [N, 3, H, W]."""
+    train_labels: Tensor
+    """int64 [N]."""
+    test_images: Tensor
+    test_labels: Tensor
+    mean: Tensor
+    """float32 [1, 3, 1, 1]: of the training images in [0, 1], per channel."""
+    std: Tensor
+    num_classes: int
+    image_size_px: int
+
+
+def to_device(data: DataSet, device: torch.device) -> DeviceData:
+    """Move a data set to the device, with the mean and standard deviation of its training images."""
+    images = data.train_images
+    histogram = np.stack([np.bincount(images[:, c].reshape(-1), minlength=256) for c in range(images.shape[1])])
+    values = np.arange(256) / 255.0  # exact from the histogram, and 100 times faster than a float copy
+    share = histogram / histogram.sum(1, keepdims=True)
+    mean = share @ values
+    std = np.sqrt(np.maximum(share @ values**2 - mean**2, 1e-6))  # a constant channel must not divide by 0
+
+    def tensor(array: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+    return DeviceData(
+        tensor(images),
+        tensor(data.train_labels),
+        tensor(data.test_images),
+        tensor(data.test_labels),
+        mean=tensor(mean.astype(np.float32)).view(1, -1, 1, 1),
+        std=tensor(std.astype(np.float32)).view(1, -1, 1, 1),
+        num_classes=data.num_classes,
+        image_size_px=data.image_size_px,
+    )
+
+
+def epoch_order(seed: int, epoch: int, num: int, device: torch.device) -> Tensor:
+    """Order of the training images in one epoch: a permutation, int64 [N], the same for every arm of a seed."""
+    return torch.from_numpy(generator(seed, "order", epoch).permutation(num)).to(device)
+
+
+def slices(num: int, batch_size: int) -> Iterator[slice]:
+    """Slices of ``batch_size`` over ``num`` items; the last may be shorter, none is empty."""
+    for start in range(0, num, batch_size):
+        yield slice(start, min(start + batch_size, num))

@@ -1,0 +1,80 @@
+"""Optimizers by name. Library implementations; ours is which parameters decay, and that it is said.
+
+timm silently exempts biases and norms from weight decay; torch decays everything, and so do the seed recipes. Here
+``decay_norm_and_bias`` says which, and the default is torch's.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from cifar_ablate.fields import Fraction, NonNegativeFloat, PositiveFloat
+from cifar_ablate.registry import OPTIMIZERS
+
+
+def check_sgd(*, momentum: float, nesterov: bool, **_: object) -> None:
+    if nesterov and momentum == 0:
+        raise ValueError("nesterov: true needs momentum above 0; set momentum, such as 0.9")
+
+
+@OPTIMIZERS.register("sgd", check=check_sgd)
+def sgd(
+    model: nn.Module,
+    *,
+    lr: PositiveFloat,
+    momentum: Fraction = 0.0,
+    nesterov: bool = False,
+    weight_decay: NonNegativeFloat = 0.0,
+    decay_norm_and_bias: bool = True,
+) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with (Nesterov) momentum; weight decay is added to the gradient (torch.optim.SGD)."""
+    groups = parameter_groups(model, weight_decay, decay_norm_and_bias)
+    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
+
+
+@OPTIMIZERS.register("adamw")
+def adamw(
+    model: nn.Module,
+    *,
+    lr: PositiveFloat,
+    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999),
+    eps: PositiveFloat = 1e-8,
+    weight_decay: NonNegativeFloat = 0.01,
+    decay_norm_and_bias: bool = True,
+) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay (torch.optim.AdamW, arXiv 1711.05101)."""
+    groups = parameter_groups(model, weight_decay, decay_norm_and_bias)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+
+
+@OPTIMIZERS.register("muon")
+def muon(
+    model: nn.Module,
+    *,
+    lr: PositiveFloat,
+    momentum: Fraction = 0.95,
+    nesterov: bool = True,
+    weight_decay: NonNegativeFloat = 0.0,
+    decay_norm_and_bias: bool = True,
+) -> torch.optim.Optimizer:
+    """Orthogonalised momentum for weight matrices and flattened convolutions, AdamW for the rest (timm's Muon)."""
+    from timm.optim import Muon  # noqa: TID251  torch.optim.Muon takes 2-D weights only, so no convolution
+
+    groups = parameter_groups(model, weight_decay, decay_norm_and_bias)
+    optimizer: torch.optim.Optimizer = Muon(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+    return optimizer
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
+    """Parameters with their weight decay: one group, or two where one-dimensional ones (norms, biases) are exempt."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if decay_norm_and_bias:
+        return [{"params": parameters, "weight_decay": weight_decay}]
+    return [
+        {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": weight_decay},
+        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
