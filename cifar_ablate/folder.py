@@ -9,6 +9,7 @@ One folder per fingerprint, so two studies that contain the same training share 
       checkpoint.safetensors   state to resume from; removed when the run ends
       result.json              how it ended: written last, and whole or not at all
       test_logits.npy          float16 [images, classes], in the data set's canonical order
+      test_labels.npy          int64 [images], the right classes in the same order
       weights.safetensors      weights of the last epoch (and weights-epoch-0010.safetensors, where asked for)
 
 Nothing here is a pickle, and nothing here is read by unpickling.
@@ -64,6 +65,10 @@ class RunFolder:
     @property
     def logits(self) -> Path:
         return self.path / "test_logits.npy"
+
+    @property
+    def labels(self) -> Path:
+        return self.path / "test_labels.npy"
 
     @property
     def fingerprint(self) -> str:

@@ -103,9 +103,7 @@ class Affine(Transform):
         pixels = torch.stack([x, y, torch.ones_like(x)], dim=-1).view(1, -1, 3)
         grid = pixels.expand(len(images), -1, -1).bmm(matrix.transpose(1, 2) / (0.5 * size))
         grid = grid.view(-1, size, size, 2)
-        return functional.grid_sample(
-            images, grid, mode=self.interpolation, padding_mode="zeros", align_corners=False
-        )
+        return functional.grid_sample(images, grid, mode=self.interpolation, padding_mode="zeros", align_corners=False)
 
 
 def inverse_affine(angle: Array, shift: Array, scale: Array, shear: Array) -> Array:

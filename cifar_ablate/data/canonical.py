@@ -1,8 +1,9 @@
 """The one order, the one digest and the one subset of a data set, whatever container its images came in.
 
-Canonical order: each split is sorted by the SHA-256 of every image's pixels (uint8 [3, H, W] bytes), then by label. The
-official archive, a folder and a tar of the same images therefore give the same arrays, the same digest and bit-identical
-trainings, and images that came sorted by class get mixed. Hashing and sorting 60,000 images of 32x32 takes 0.3 s.
+Canonical order: each split is sorted by the SHA-256 of every image's pixels (uint8 [3, H, W] bytes), then by label. So
+the official archive, a folder and a tar of the same images give the same arrays, the same digest and bit-identical
+trainings, and images that came sorted by class get mixed. Hashing and sorting 60,000 images of 32x32 takes 0.3 s
+(1 s on memory that was never touched before).
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def stratified_order(labels: Labels, seed: int) -> NDArray[np.int64]:
 
 def _in_order(images: Images, labels: Labels) -> tuple[Images, Labels]:
     nchw = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    hashes = b"".join(hashlib.sha256(pixels).digest() for pixels in nchw.reshape(len(nchw), -1))
+    hashes = b"".join(hashlib.sha256(pixels.data).digest() for pixels in nchw.reshape(len(nchw), -1))
     words = np.frombuffer(hashes, dtype=">u8").reshape(-1, 4)
     order = np.lexsort((labels, words[:, 3], words[:, 2], words[:, 1], words[:, 0]))
     return nchw[order], labels[order]
@@ -105,7 +106,8 @@ def _check(name: str, raw: RawImages) -> None:
     ):
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise DataError(
-                f"{name}: {split} images are {images.dtype} {list(images.shape)}; the source must give uint8 [N, H, W, 3]"
+                f"{name}: {split} images are {images.dtype} {list(images.shape)}; "
+                "the source must give uint8 [N, H, W, 3]"
             )
         if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
             raise DataError(

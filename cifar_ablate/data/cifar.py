@@ -23,7 +23,7 @@ from cifar_ablate.data.types import Images, Labels, RawImages, Report, stored
 from cifar_ablate.errors import DataError
 from cifar_ablate.registry import DATA
 
-CIFAR10_DIGEST = "0"
+CIFAR10_DIGEST = "bb10764dbfb8fb2dd1cab168e709f5d0"
 """Digest of CIFAR-10 in canonical order; it does not depend on the container that the images came in."""
 
 
@@ -60,7 +60,8 @@ def cifar10(root: Path, report: Report) -> RawImages:
         return _read_copies(copies, report)
     from torchvision.datasets import CIFAR10
 
-    return _official(root, Official.of(CIFAR10, label_key="labels"), report)
+    instead = " or a folder copy of it (cifar10/train/<class>/*, cifar10/test/<class>/*)"
+    return _official(root, Official.of(CIFAR10, label_key="labels"), report, instead=instead)
 
 
 @DATA.register("cifar100")
@@ -170,12 +171,11 @@ def _stack(batches: Sequence[dict[str, Any]], label_key: str) -> tuple[Images, L
     return planes.transpose(0, 2, 3, 1), labels
 
 
-def _official(root: Path, official: Official, report: Report) -> RawImages:
+def _official(root: Path, official: Official, report: Report, *, instead: str = "") -> RawImages:
     archive = root / official.filename
     if not archive.exists():
-        copy = " or, for CIFAR-10, a folder copy of it as cifar10/train/<class>/* and cifar10/test/<class>/*"
         otherwise = (
-            f"without a network, put {official.filename} (MD5 {official.md5}){copy} into {root}, "
+            f"without a network, put {official.filename} (MD5 {official.md5}){instead} into {root}, "
             "or train on images of your own with `data: {name: image_folder, path: DIR}`"
         )
         download(official.url, archive, official.md5, report, otherwise=otherwise)
@@ -188,7 +188,7 @@ def _read_copies(copies: Sequence[Path], report: Report) -> RawImages:
     if counts != (50_000, 10_000, 10):
         raise DataError(
             f"{', '.join(str(copy) for copy in copies)}: {counts[0]:,} training and {counts[1]:,} test images in "
-            f"{counts[2]} classes are not CIFAR-10 (50,000 and 10,000 in 10); complete the copy, or use it under its own "
-            "name with `data: {name: image_folder, path: DIR}`"
+            f"{counts[2]} classes are not CIFAR-10 (50,000 and 10,000 in 10); complete the copy, or use it under its "
+            "own name with `data: {name: image_folder, path: DIR}`"
         )
     return raw

@@ -23,7 +23,7 @@ def digits(root: Path, report: Report) -> RawImages:
     Each pixel becomes a block of 4x4, 0..16 becomes 0..255, grey is repeated in three channels. The test images are a
     stratified fifth, drawn with ``SPLIT_SEED``.
 
-    Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998, as ``sklearn.datasets.load_digits``.
+    Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998; in scikit-learn.
     """
     from sklearn.datasets import load_digits
 

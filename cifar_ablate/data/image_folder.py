@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -46,14 +46,14 @@ def image_folder(root: Path, report: Report, *, path: str | list[str], image_siz
             and cropped to the centre. All become RGB; transparency is dropped.
 
     Raises:
-        DataError: a place that is missing, an archive that is damaged or hostile, a file that is no image, class folders
-            that differ between train and test.
+        DataError: a place that is missing, an archive that is damaged or hostile, a file that is no image, class
+            folders that differ between train and test.
     """
     return read_folders("image_folder", find_places(path), image_size, report)
 
 
 def find_places(path: str | list[str]) -> list[Path]:
-    """The folders (with train/ or test/ in them) and archives that ``path`` stands for; raises DataError if there are none."""
+    """The folders (with train/ or test/ in them) and archives that ``path`` stands for; DataError if there are none."""
     places: list[Path] = []
     for text in [path] if isinstance(path, str) else path:
         place = Path(text).expanduser()
@@ -88,7 +88,7 @@ def archives_in(folder: Path, pattern: str) -> list[Path]:
 
 
 def read_folders(name: str, places: Sequence[Path], image_size: int, report: Report) -> RawImages:
-    """Decode all images of some folders and archives together; 60,000 CIFAR images in WebP take 10 s on one core."""
+    """Decode all images of some folders and archives together; 60,000 CIFAR images in WebP take 15 s on one core."""
     from PIL import Image
 
     pixels = {split: bytearray() for split in SPLITS}
@@ -129,28 +129,35 @@ def _entries(place: Path) -> Iterator[tuple[str, bytes | None]]:
 
 
 def _folder_entries(folder: Path) -> Iterator[tuple[str, bytes | None]]:
+    for split in SPLITS:
+        for class_folder in _visible(folder / split):
+            if not class_folder.is_dir():
+                yield f"{split}/{class_folder.name}", b""
+                continue
+            yield f"{split}/{class_folder.name}", None
+            for file in _visible(class_folder):
+                yield f"{split}/{class_folder.name}/{file.name}", None if file.is_dir() else _bytes_of(file)
+
+
+def _images_in(folder: Path) -> Iterator[Path]:
+    for split in SPLITS:
+        for class_folder in _visible(folder / split):
+            if class_folder.is_dir():
+                yield from _visible(class_folder)
+
+
+def _visible(folder: Path) -> list[Path]:
     try:
-        for split in SPLITS:
-            for class_folder in _sorted(folder / split):
-                if not class_folder.is_dir():
-                    yield f"{split}/{class_folder.name}", b""
-                    continue
-                yield f"{split}/{class_folder.name}", None
-                for file in _sorted(class_folder):
-                    content = None if file.is_dir() else file.read_bytes()
-                    yield f"{split}/{class_folder.name}/{file.name}", content
+        return sorted(file for file in folder.iterdir() if not file.name.startswith("."))
     except OSError as error:
-        raise DataError(
-            f"cannot read {error.filename}: {error.strerror}; check the file and its permissions"
-        ) from error
+        raise DataError(f"cannot read {folder}: {error.strerror}; {LAYOUT}") from error
 
 
-def _images_in(folder: Path) -> Iterable[Path]:
-    return (file for split in SPLITS for file in _sorted(folder / split, pattern="*/*"))
-
-
-def _sorted(folder: Path, *, pattern: str = "*") -> list[Path]:
-    return sorted(file for file in folder.glob(pattern) if not file.name.startswith("."))
+def _bytes_of(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}; replace or remove it") from error
 
 
 def _place_in_layout(entry: str, place: Path, *, is_folder: bool) -> tuple[str, str]:
@@ -164,12 +171,14 @@ def _place_in_layout(entry: str, place: Path, *, is_folder: bool) -> tuple[str, 
 
 def _decode(content: bytes, where: str, image_size: int) -> bytes:
     """RGB bytes [image_size, image_size, 3] of one image file."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as opened:
             deep = opened.mode in DEEP_MODES
             image = opened.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise DataError(f"cannot decode {where}: no known image format; replace or remove the file") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
         raise DataError(f"cannot decode {where}: {error}; replace or remove the file") from error
     if deep:
@@ -193,8 +202,8 @@ def _agreed_classes(classes: set[str], owners: dict[str, list[str]], where: str)
         empty = sorted(name for name in classes if not counts[split][name])
         if empty:
             raise DataError(
-                f"{split}/ has no image of {', '.join(empty)} in {where}; train/ and test/ need the same class folders, "
-                "each with at least one image"
+                f"{split}/ has no image of {', '.join(empty)} in {where}; train/ and test/ need the same class "
+                "folders, each with at least one image"
             )
     return tuple(sorted(classes))
 

@@ -69,20 +69,16 @@ def load_data(
             )
         return data
 
-    data = decode() if storage is None else _kept(name, chosen, place, storage, decode, report)
+    if storage is None:
+        data = decode()
+    else:
+        file = place / "decoded" / f"{name}-{_key(name, chosen, place, storage)}.safetensors"
+        data = _kept(file, name, storage, decode, report)
     return data if train_size is None else subset(data, train_size)
 
 
-def _kept(
-    name: str,
-    options: Mapping[str, Any],
-    root: Path,
-    storage: Storage,
-    decode: Callable[[], DataSet],
-    report: Report,
-) -> DataSet:
-    """The decoded images kept from an earlier start; else decode them, by one process while others wait, and keep them."""
-    file = root / "decoded" / f"{name}-{_key(name, options, root, storage)}.safetensors"
+def _kept(file: Path, name: str, storage: Storage, decode: Callable[[], DataSet], report: Report) -> DataSet:
+    """Decoded images kept from an earlier start; else one process decodes and keeps them while others wait for it."""
     data = _read(file, name, storage)
     if data is None:
         with _one_at_a_time(file.with_suffix(".lock"), report):
@@ -97,7 +93,10 @@ def _key(name: str, options: Mapping[str, Any], root: Path, storage: Storage) ->
     """16 hex digits that change with the source, its options, and the name, size or time of any file it reads."""
     files = []
     for path in storage.inputs(root, **options):
-        stat = path.stat()
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}; replace or remove it") from error
         files.append([str(path.absolute()), stat.st_size, stat.st_mtime_ns])
     text = json.dumps([LAYOUT_VERSION, name, options, files], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

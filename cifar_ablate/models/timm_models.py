@@ -131,10 +131,16 @@ def _shape(family: str, image_size_px: int) -> dict[str, int]:
     """timm's arguments for this image size; those that a model does not know are left out later."""
     shape = {"img_size": image_size_px}
     if image_size_px < SMALL_PX and family in GRIDS:
-        shape["patch_size"] = max(1, image_size_px // GRIDS[family])
+        shape["patch_size"] = _patch_size(image_size_px, GRIDS[family])
         if family in WINDOWS:
             shape["window_size"] = WINDOWS[family]
     return shape
+
+
+def _patch_size(image_size_px: int, grid: int) -> int:
+    """Side of a patch for about ``grid`` cells a side, and at least half: a divisor of the size if there is one."""
+    least = max(1, image_size_px // grid)
+    return next((side for side in range(least, 2 * least + 1) if image_size_px % side == 0), least)
 
 
 def _create(architecture: str, arguments: dict[str, Any]) -> tuple[nn.Module, set[str]]:
@@ -159,12 +165,13 @@ def _create(architecture: str, arguments: dict[str, Any]) -> tuple[nn.Module, se
 
 
 def _mixer(architecture: str, arguments: dict[str, Any], native: Any) -> nn.Module:
-    """A token mixer for as many tokens as ``MIXER_GRID`` says, with patches cut to fit; ``native`` is its usual stem."""
+    """A token mixer for about ``MIXER_GRID`` cells a side, with patches cut to fit; ``native`` is its usual stem."""
     image_size_px = arguments["img_size"]
-    many_px = MIXER_GRID * native.patch_size[0]  # the size at which the usual patches make that grid
+    patch_size = _patch_size(image_size_px, MIXER_GRID)
+    many_px = image_size_px // patch_size * native.patch_size[0]  # where the usual patches make the same grid
     model, _ = _create(architecture, {**arguments, "img_size": many_px})
     stem: Any = model.get_submodule("stem")
-    stem.set_input_size(img_size=image_size_px, patch_size=image_size_px // MIXER_GRID)
+    stem.set_input_size(img_size=image_size_px, patch_size=patch_size)
     stem.proj.reset_parameters()  # timm resamples the old weights, as one would with trained ones
     return model
 

@@ -1,1 +1,1 @@
-
+"""From records to a report: numbers first (build.py), then a format."""

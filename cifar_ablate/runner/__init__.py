@@ -1,1 +1,1 @@
-
+"""Groups of runs, trained where an executor decides."""

@@ -87,7 +87,9 @@ def _name_problems(file: StudyFile, tree: Tree) -> list[Problem]:
     if isinstance(file.seeds, list) and len(set(file.seeds)) < len(file.seeds):
         complain(("seeds",), "lists a seed twice; a repeated seed gives the same run again")
     if file.baseline not in file.arms:
-        complain(("baseline",), f"there is no arm {file.baseline!r} to be the baseline{suggest(file.baseline, file.arms)}")
+        complain(
+            ("baseline",), f"there is no arm {file.baseline!r} to be the baseline{suggest(file.baseline, file.arms)}"
+        )
     for name, delta in file.arms.items():
         if not name or len(name) > MAX_ARM_NAME or name != name.strip() or not name.isprintable():
             complain(("arms", name), f"an arm's name is 1 to {MAX_ARM_NAME} printable characters, no space at its ends")
@@ -95,7 +97,9 @@ def _name_problems(file: StudyFile, tree: Tree) -> list[Problem]:
         if "from" not in (delta or {}):
             continue
         if name == file.baseline:
-            complain(("arms", name, "from"), "the baseline is what the others differ from; write its own values instead")
+            complain(
+                ("arms", name, "from"), "the baseline is what the others differ from; write its own values instead"
+            )
         elif not isinstance(parent, str) or parent not in file.arms:
             complain(("arms", name, "from"), f"there is no arm {parent!r}{suggest(str(parent), file.arms)}")
         elif loop := _loop(file, name):
@@ -170,4 +174,6 @@ def _twins(arms: list[Arm], tree: Tree, overlay: Overlay) -> list[Problem]:
 
 
 def _sorted(found: list[Problem]) -> list[Problem]:
-    return sorted(found, key=lambda problem: (problem.origin.source, problem.origin.line or 0, problem.origin.column or 0))
+    return sorted(
+        found, key=lambda problem: (problem.origin.source, problem.origin.line or 0, problem.origin.column or 0)
+    )

@@ -78,9 +78,7 @@ def _written_path(tree: Tree, loc: list[str], kind: str) -> tuple[str, ...]:
     """The part of pydantic's location that exists in the file (it also names union members), plus a missing key."""
     path: list[str] = []
     for index, part in enumerate(loc):
-        if (*path, part) in tree.written:
-            path.append(part)
-        elif kind == "missing" and index == len(loc) - 1:
+        if (*path, part) in tree.written or (kind == "missing" and index == len(loc) - 1):
             path.append(part)
         else:
             break

@@ -19,7 +19,7 @@ from cifar_ablate.fields import NonNegativeInt, PositiveInt
 from cifar_ablate.spec.merge import merge
 from cifar_ablate.spec.messages import COMPONENT_REGISTRIES, problems
 from cifar_ablate.spec.schema import Recipe, Spec
-from cifar_ablate.spec.text import Tree, Written, parse_yaml, read_yaml
+from cifar_ablate.spec.text import Tree, Written, parse_yaml, read_yaml, scalar
 
 PROFILES = resources.files("cifar_ablate.spec") / "profiles"
 
@@ -82,7 +82,9 @@ def load_overlay(profile: str | None, settings: Sequence[str]) -> Overlay:
             layers.append(_setting_tree(key, value, setting))
     variant = ",".join(names)
     if len(variant) > 200:
-        raise UsageError("the options make a variant's name of over 200 characters; put them into a profile FILE instead")
+        raise UsageError(
+            "the options make a variant's name of over 200 characters; put them into a profile FILE instead"
+        )
     return Overlay(tuple(layers), variant, seeds)
 
 
@@ -136,3 +138,15 @@ def _setting_tree(key: list[str], value: Any, setting: str) -> Tree:
     written = {tuple(key[:length]): where for length in range(len(key) + 1)}
     return Tree(tree, written)
 
+
+def model_options(name: str, settings: Sequence[str]) -> dict[str, Any]:
+    """Validated options of a model from ``--set KEY=VALUE``; raises UsageError where one is not an option of it."""
+    try:
+        registry = COMPONENT_REGISTRIES["model"]
+        given = {setting.partition("=")[0].strip(): scalar(setting.partition("=")[2].strip()) for setting in settings}
+        return registry.options(name)(**given).model_dump()
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in detail["loc"])
+        tail = suggest(key, registry.options(name).model_fields)
+        raise UsageError(f"--set {key}: {detail['msg'].lower()} for model {name!r}{tail}") from None

@@ -91,7 +91,7 @@ def read_yaml(path: Path) -> Tree:
 def parse_yaml(text: str, source: str) -> Tree:
     """Parse one YAML document; ``source`` names it in messages."""
     try:
-        node = yaml.compose(text, Loader=yaml.BaseLoader)  # noqa: S506  BaseLoader makes only str, list, dict nodes
+        node = yaml.compose(text, Loader=yaml.BaseLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         origin = Origin(source, mark.line + 1, mark.column + 1) if mark else Origin(source)
@@ -121,7 +121,9 @@ class _Builder:
         self.written.setdefault(path, Written(origin, ".".join(path)))
         self.num_nodes += 1
         if self.num_nodes > MAX_NODES or len(path) > MAX_DEPTH:
-            raise StudyError([Problem(origin, "", "aliases or nesting make this study too large; write it out plainly")])
+            raise StudyError(
+                [Problem(origin, "", "aliases or nesting make this study too large; write it out plainly")]
+            )
         if node.tag not in {f"tag:yaml.org,2002:{kind}" for kind in ("str", "map", "seq")}:
             self.problems.append(Problem(origin, ".".join(path), f"tag {node.tag!r} is not supported; remove it"))
             return None

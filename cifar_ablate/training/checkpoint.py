@@ -22,7 +22,9 @@ def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> N
         save_file(tensors, temporary, dict(metadata))
 
 
-def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Mapping[str, Any]) -> None:
+def save_checkpoint(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Mapping[str, Any]
+) -> None:
     """Model, optimizer and ``progress`` (JSON values: epochs done, seconds so far)."""
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     scalars: dict[str, Any] = {}

@@ -24,9 +24,7 @@ def constant(total_steps: int, steps_per_epoch: int) -> Curve:
 
 
 @SCHEDULES.register("cosine")
-def cosine(
-    total_steps: int, steps_per_epoch: int, *, warmup: Fraction = 0.0, final: Probability = 0.0
-) -> Curve:
+def cosine(total_steps: int, steps_per_epoch: int, *, warmup: Fraction = 0.0, final: Probability = 0.0) -> Curve:
     """Half a cosine from 1 to ``final`` (arXiv 1608.03983), after a linear warm-up over a share of all steps."""
     rise, decay = _split(total_steps, warmup)
     return np.concatenate([rise, final + (1 - final) * 0.5 * (1 + np.cos(np.pi * decay))])
@@ -40,9 +38,7 @@ def linear(total_steps: int, steps_per_epoch: int, *, warmup: Fraction = 0.0, fi
 
 
 @SCHEDULES.register("step")
-def step(
-    total_steps: int, steps_per_epoch: int, *, every_epochs: PositiveInt, gamma: Probability = 0.1
-) -> Curve:
+def step(total_steps: int, steps_per_epoch: int, *, every_epochs: PositiveInt, gamma: Probability = 0.1) -> Curve:
     """Multiply by ``gamma`` every ``every_epochs`` epochs (torch's StepLR)."""
     epochs = np.arange(total_steps) // steps_per_epoch
     return gamma ** (epochs // every_epochs).astype(np.float64)

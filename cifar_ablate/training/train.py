@@ -210,8 +210,9 @@ def _final_metrics(fit: Fit, folder: RunFolder) -> dict[str, float]:
     data = fit.data
     test = predict_logits(fit.model, data.test_images, fit.pipeline, fit.precision)
     train = predict_logits(fit.model, data.train_images, fit.pipeline, fit.precision)
-    with atomic(folder.logits) as temporary, temporary.open("wb") as file:
-        np.save(file, test.to(torch.float16).cpu().numpy(), allow_pickle=False)
+    for path, values in ((folder.logits, test.to(torch.float16)), (folder.labels, data.test_labels)):
+        with atomic(path) as temporary, temporary.open("wb") as file:
+            np.save(file, values.cpu().numpy(), allow_pickle=False)
     metrics = {
         "test_accuracy": accuracy(test, data.test_labels),
         "test_nll": negative_log_likelihood(test, data.test_labels),

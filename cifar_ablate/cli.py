@@ -1,0 +1,261 @@
+"""Commands. No logic lives here; this is the only place that turns an error into an exit code.
+
+Everything heavier than typer is imported inside the command that needs it, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import Console
+
+    from cifar_ablate.data import DataSet
+    from cifar_ablate.device import Device
+    from cifar_ablate.plan import Plan
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Does this change to the training help, by how much, and how sure are we?",
+    epilog="Start with: cifar-ablate run experiments/*.yaml --profile smoke && cifar-ablate report",
+)
+
+Files = Annotated[list[Path], typer.Argument(metavar="STUDY.yaml...", help="Study files.")]
+Profile = Annotated[str | None, typer.Option(metavar="NAME|FILE", help="Overlay: smoke, pilot, or a profile file.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overlay: optimizer.lr=0.1")]
+DeviceName = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads per run (default: all cores).")]
+
+
+@app.command()
+def run(
+    files: Files,
+    profile: Profile = None,
+    settings: Settings = None,
+    arm: Annotated[list[str] | None, typer.Option(help="Train only this arm (may be repeated).")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Train only this seed (may be repeated).")] = None,
+    retry: Annotated[str | None, typer.Option(metavar="failed", help="Try failed runs again.")] = None,
+    executor: Annotated[str, typer.Option(help="Where runs are trained.")] = "local",
+    device: DeviceName = "auto",
+    threads: Threads = None,
+) -> None:
+    """Train what the record lacks: every arm over every seed; the same command again does what is left."""
+    from cifar_ablate.errors import UsageError
+
+    if retry not in (None, "failed"):
+        raise UsageError(f"--retry {retry}: only failed runs can be tried again; write --retry failed")
+    from cifar_ablate.registry import EXECUTORS
+    from cifar_ablate.runner.estimate import images_of
+    from cifar_ablate.runner.execute import run_plans
+    from cifar_ablate.terminal import Terminal
+    from cifar_ablate.tracking import Tracking
+
+    EXECUTORS.get(executor)
+    console = _console()
+    plans, data, found = _plans(files, profile, settings, device, threads, console)
+    _check_filters(plans, arm, seed)
+    with Terminal(console, lambda run: images_of(run, data[run.data_key])) as terminal:
+        summary = run_plans(
+            plans,
+            tracking=Tracking(),
+            data=data,
+            device=found,
+            threads=_threads(),
+            executor=executor,
+            retry_failed=retry == "failed",
+            wanted=lambda run: (not arm or run.arm in arm) and (not seed or run.seed in seed),
+            events=terminal,
+        )
+    said = [f"{count} {outcome}" for outcome, count in summary.trained.items()]
+    said += [f"{summary.num_shared} trained before in another study"] if summary.num_shared else []
+    said += [f"{summary.num_done_before} skipped as done"] if summary.num_done_before else []
+    said += [f"{summary.num_failed_before} skipped as failed"] if summary.num_failed_before else []
+    console.print("Runs: " + (", ".join(said) or "none"), highlight=False)
+    for failed, reason in summary.failures:
+        said_why = f"failed: {failed.study} {failed.arm} seed {failed.seed}: {reason}"
+        console.print(said_why, highlight=False, markup=False, soft_wrap=True)
+    if summary.any_failed:
+        console.print("Try them again with --retry failed once the cause is gone.", highlight=False)
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    files: Files,
+    profile: Profile = None,
+    settings: Settings = None,
+    device: DeviceName = "auto",
+    threads: Threads = None,
+) -> None:
+    """List every run, what is done already, and a time estimate measured on this device. Trains nothing."""
+    from cifar_ablate.runner.show_plan import show_plan
+
+    console = _console()
+    plans, data, found = _plans(files, profile, settings, device, threads, console)
+    show_plan(plans, data, found, console)
+
+
+@app.command()
+def report(
+    studies: Annotated[list[str] | None, typer.Argument(metavar="[STUDY...]", help="Labels; default: all.")] = None,
+    format: Annotated[str, typer.Option(help="Report format.")] = "markdown",
+    record: Annotated[Path | None, typer.Option(metavar="DIR", help="Read an exported record, not MLflow.")] = None,
+) -> None:
+    """Print the report of recorded studies."""
+    from cifar_ablate.records import find_records
+    from cifar_ablate.registry import FORMATS
+    from cifar_ablate.report.build import build_report
+
+    render = FORMATS.get(format)
+    if record is not None:
+        records = _chosen(find_records(record), studies, record)
+    else:
+        from cifar_ablate.errors import RecordError
+        from cifar_ablate.tracking import Tracking
+
+        tracking = Tracking()
+        labels = studies or tracking.labels()
+        if not labels:
+            raise RecordError(f"nothing is recorded at {tracking.uri} yet; start with `cifar-ablate run STUDY.yaml`")
+        records = [tracking.load(label) for label in labels]
+    sys.stdout.write(render(build_report(records)))
+
+
+@app.command()
+def export(
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="Label, such as onecycle or onecycle@pilot.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the record; files in it are replaced.")],
+) -> None:
+    """Write a study's compact record (recipes, curves, per-image predictions), to be committed beside a report."""
+    from cifar_ablate.export import export_study
+    from cifar_ablate.tracking import Tracking
+
+    record = export_study(Tracking(), study, folder)
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    _console().print(f"{folder}: {len(record.runs)} runs, {size / 1e6:.2f} MB", highlight=False, markup=False)
+
+
+@app.command()
+def models(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A model of ours or of timm.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="width=16")] = None,
+) -> None:
+    """List the models, or print one's layer table at 32x32."""
+    from cifar_ablate.registry import MODELS
+
+    if name is None:
+        sys.stdout.write("".join(f"{known:20}{MODELS.summary(known)}\n" for known in MODELS.names()))
+        sys.stdout.write("and any timm model by name (timm/NAME where the name is taken)\n")
+        return
+    from cifar_ablate.models.build import layer_table
+    from cifar_ablate.spec.overlay import model_options
+
+    sys.stdout.write(layer_table(name, model_options(name, settings or [])) + "\n")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of study files, for completion in editors."""
+    import json
+
+    from cifar_ablate.spec.json_schema import study_json_schema
+
+    sys.stdout.write(json.dumps(study_json_schema(), indent=1) + "\n")
+
+
+def _plans(
+    files: Sequence[Path],
+    profile: str | None,
+    settings: Sequence[str] | None,
+    device: str,
+    threads: int | None,
+    console: Console,
+) -> tuple[list[Plan], dict[str, DataSet], Device]:
+    """Preflight: everything that can be wrong is found here, before any training."""
+    from cifar_ablate.spec.load import load_studies
+    from cifar_ablate.spec.overlay import load_overlay
+
+    studies = load_studies(files, load_overlay(profile, settings or []))
+    import torch
+
+    from cifar_ablate.device import find_device
+    from cifar_ablate.plan import load_all_data, make_plan
+    from cifar_ablate.terminal import reporting
+
+    if threads:
+        torch.set_num_threads(threads)
+    found = find_device(device)
+    with reporting(console) as report_progress:
+        data = load_all_data(studies, report_progress)
+    return [make_plan(study, data, found) for study in studies], data, found
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _check_filters(plans: Sequence[Plan], arms: Sequence[str] | None, seeds: Sequence[int] | None) -> None:
+    from cifar_ablate.errors import UsageError, suggest
+
+    names = {run.arm for plan in plans for run in plan.runs}
+    known = {run.seed for plan in plans for run in plan.runs}
+    for arm in arms or ():
+        if arm not in names:
+            raise UsageError(f"--arm {arm}: no study named has such an arm{suggest(arm, names)}")
+    for seed in seeds or ():
+        if seed not in known:
+            raise UsageError(
+                f"--seed {seed}: no study named has this seed; planned: {', '.join(map(str, sorted(known)))}"
+            )
+
+
+def _chosen(records: Sequence[object], labels: Sequence[str] | None, folder: Path) -> list:  # type: ignore[type-arg]
+    from cifar_ablate.errors import RecordError, suggest
+
+    by_label = {record.label: record for record in records}  # type: ignore[attr-defined]
+    for label in labels or ():
+        if label not in by_label:
+            raise RecordError(f"{folder} holds no record of {label!r}{suggest(label, by_label)}")
+    return [by_label[label] for label in labels or by_label]
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(soft_wrap=True)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.write(f"{message}\n")
+    raise SystemExit(code)
+
+
+def main() -> None:
+    """Entry point of the ``cifar-ablate`` command."""
+    from cifar_ablate.errors import AblateError
+
+    try:
+        app(standalone_mode=True)
+    except AblateError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command again does what is left", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(0) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Where a run was trained: versions, device, commit. Recorded beside the recipe, never part of the fingerprint."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+from cifar_ablate import __version__
+from cifar_ablate.device import Device
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "mlflow", "optuna", "pydantic")
+
+
+def describe_environment(device: Device, threads: int) -> dict[str, Any]:
+    """Versions, device, threads and the git state of the current folder, as JSON values."""
+    commit, dirty = git_state()
+    return {
+        "cifar_ablate": __version__,
+        "python": platform.python_version(),
+        "platform": sys.platform,
+        **{name: version(name) for name in PACKAGES},
+        "device": device.name,
+        "device_kind": device.kind,
+        "threads": threads,
+        "git_commit": commit,
+        "git_dirty": dirty,
+    }
+
+
+@cache
+def git_state() -> tuple[str, bool]:
+    """Commit of the current folder and whether tracked files differ from it; ("", False) outside a repository."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return commit, bool(_git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return "", False
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)  # noqa: S603, S607
+    return done.stdout.strip()

@@ -1,0 +1,58 @@
+"""From MLflow to a compact record that can be committed beside a report."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cifar_ablate.errors import RecordError
+from cifar_ablate.records import Predictions, RecordedRun, StudyRecord, save_record
+from cifar_ablate.tracking import CURVES, Tracking
+
+
+def export_study(tracking: Tracking, label: str, folder: Path) -> StudyRecord:
+    """Write the compact record of a study's current runs; raises RecordError where none has a result.
+
+    Runs that an edited study has superseded are left out.
+    """
+    record = tracking.load(label)
+    runs = record.current()
+    ended = [run for run in runs if run.outcome in ("finished", "diverged")]
+    if not ended:
+        raise RecordError(f"no run of {label!r} has ended yet, so there is nothing to export; run the study first")
+    current = StudyRecord(label, record.document, runs)
+    finished = [run for run in ended if run.outcome == "finished"]
+    save_record(folder, current, _curves(tracking, ended), _predictions(tracking, finished) if finished else None)
+    return current
+
+
+def _curves(tracking: Tracking, runs: list[RecordedRun]) -> pd.DataFrame:
+    frames = []
+    for run in runs:
+        columns = {
+            name: pd.Series({epoch: value for epoch, value in points}, dtype=float)
+            for name, points in tracking.curves(run.run_id, CURVES).items()
+        }
+        frame = pd.DataFrame(columns).rename_axis("epoch").reset_index()
+        frame.insert(0, "seed", run.seed)
+        frame.insert(0, "arm", run.arm)
+        frame.insert(0, "fingerprint", run.fingerprint)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _predictions(tracking: Tracking, runs: list[RecordedRun]) -> Predictions:
+    predicted, losses, labels = [], [], np.zeros(0, np.int64)
+    for run in runs:
+        with tempfile.TemporaryDirectory() as folder:
+            logits = np.load(tracking.artifact(run.run_id, "test_logits.npy", Path(folder)), allow_pickle=False)
+            labels = np.load(tracking.artifact(run.run_id, "test_labels.npy", Path(folder)), allow_pickle=False)
+        scores = logits.astype(np.float64)
+        scores -= scores.max(1, keepdims=True)
+        log_total = np.log(np.exp(scores).sum(1))
+        losses.append((log_total - scores[np.arange(len(labels)), labels]).astype(np.float16))
+        predicted.append(scores.argmax(1))
+    return Predictions(tuple(run.fingerprint for run in runs), labels, np.stack(predicted), np.stack(losses))

@@ -1,0 +1,143 @@
+"""Study to runs: every arm with every seed, each with the fingerprint that says whether it was trained before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cifar_ablate.data import DataSet, load_data
+from cifar_ablate.data.types import Report
+from cifar_ablate.device import Device, Precision
+from cifar_ablate.errors import DataError
+from cifar_ablate.spec.delta import differences
+from cifar_ablate.spec.schema import RECORDING_FIELDS, Recipe, Study
+
+TRAINER_VERSION = 1
+"""Raised only when the same recipe and seed train to another result; runs of an older trainer are then stale."""
+
+DataKey = str
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One training that a study wants: an arm with a seed."""
+
+    study: str
+    """Label of the study's variant."""
+    arm: str
+    seed: int
+    recipe: Recipe
+    precision: Precision
+    recipe_id: str
+    """Fingerprint without the seed: what all seeds of an arm share."""
+    fingerprint: str
+
+    @property
+    def data_key(self) -> DataKey:
+        return data_key(self.recipe)
+
+    @property
+    def shape(self) -> str:
+        """Runs of one shape can share a compiled step: same network, data, batch size and precision."""
+        return json.dumps([self.recipe.model.as_dict(), self.data_key, self.recipe.batch_size, self.precision])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs of one study's variant, and the study as it was when the plan was made."""
+
+    study: Study
+    runs: tuple[PlannedRun, ...]
+    document: Mapping[str, Any]
+    """The frozen study, as the record keeps it (JSON values)."""
+
+
+def data_key(recipe: Recipe) -> DataKey:
+    """Recipes with one key train on the same images."""
+    return json.dumps([recipe.data.as_dict(), recipe.train_size], sort_keys=True)
+
+
+def load_all_data(studies: Sequence[Study], report: Report) -> dict[DataKey, DataSet]:
+    """Every data set that the studies need, each loaded once; raises DataError where one cannot be had."""
+    loaded: dict[DataKey, DataSet] = {}
+    for recipe in (arm.recipe for study in studies for arm in study.arms):
+        if data_key(recipe) not in loaded:
+            loaded[data_key(recipe)] = load_data(
+                recipe.data.name, recipe.data.kwargs(), train_size=recipe.train_size, report=report
+            )
+    return loaded
+
+
+def make_plan(study: Study, data: Mapping[DataKey, DataSet], device: Device) -> Plan:
+    """Freeze a study into runs; raises DataError where a recipe does not fit its data."""
+    runs: list[PlannedRun] = []
+    arms: list[dict[str, Any]] = []
+    for arm in study.arms:
+        recipe, images = arm.recipe, data[data_key(arm.recipe)]
+        if recipe.batch_size > len(images.train_labels):
+            raise DataError(
+                f"{study.label}, arm {arm.name!r}: batch_size {recipe.batch_size} is more than the "
+                f"{len(images.train_labels):,} training images; make the batch smaller"
+            )
+        precision = device.resolve(recipe.precision)
+        recipe_id = fingerprint(recipe, None, precision, images.digest)
+        arms.append(_arm_document(study, arm.name, recipe_id, precision, images))
+        runs.extend(
+            PlannedRun(
+                study.label,
+                arm.name,
+                seed,
+                recipe,
+                precision,
+                recipe_id,
+                fingerprint(recipe, seed, precision, images.digest),
+            )
+            for seed in study.seeds
+        )
+    document = {
+        "study": study.name,
+        "variant": study.variant,
+        "question": study.question,
+        "seeds": list(study.seeds),
+        "margin": study.margin,
+        "baseline": study.baseline,
+        "arms": arms,
+        "published": {name: published.model_dump() for name, published in study.published.items()},
+    }
+    return Plan(study, tuple(runs), document)
+
+
+def fingerprint(recipe: Recipe, seed: int | None, precision: Precision, data_digest: str) -> str:
+    """What decides a training, as 20 hex digits: non-default recipe fields, resolved precision, seed, data, trainer.
+
+    The data enter by their digest and ``train_size`` alone, so neither a path nor the name of the source matters; new
+    recipe fields with defaults leave old fingerprints as they were.
+    """
+    fields = recipe.as_dict(defaults=False)
+    decisive = {name: value for name, value in fields.items() if name not in RECORDING_FIELDS | {"data", "precision"}}
+    content = {
+        "recipe": decisive,
+        "precision": precision,
+        "data": data_digest,
+        "trainer": TRAINER_VERSION,
+        **({} if seed is None else {"seed": seed}),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def _arm_document(study: Study, name: str, recipe_id: str, precision: Precision, images: DataSet) -> dict[str, Any]:
+    arm = study.arm(name)
+    parent = None if name == study.baseline else arm.parent or study.baseline
+    return {
+        "name": name,
+        "parent": parent,
+        "recipe_id": recipe_id,
+        "precision": precision,
+        "recipe": arm.recipe.as_dict(),
+        "differs": [] if parent is None else [str(one) for one in differences(study.arm(parent).recipe, arm.recipe)],
+        "data": images.describe(),
+        "data_digest": images.digest,
+    }

@@ -1,0 +1,161 @@
+"""What is recorded of a study, wherever it is read from, and the compact record that can be committed.
+
+A compact record is a folder of plain files, under 2 MB for 25 runs of CIFAR-10::
+
+    study.json        the study as planned: question, arms with their whole recipes, seeds, published figures
+    runs.csv          one row per run: arm, seed, outcome, headline metrics
+    curves.csv        one row per run and epoch
+    predictions.npz   labels [images], predicted [runs, images], loss [runs, images] (nats, float16), fingerprints [runs]
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cifar_ablate.errors import OutputError, RecordError
+
+RECORD_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """One run as the record shows it; ``outcome`` is finished, diverged, failed, killed or running."""
+
+    run_id: str
+    arm: str
+    seed: int
+    fingerprint: str
+    recipe_id: str
+    outcome: str
+    reason: str
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """A study's variant as last planned, and every run ever recorded under it."""
+
+    label: str
+    document: Mapping[str, Any]
+    runs: Sequence[RecordedRun]
+
+    def current(self) -> list[RecordedRun]:
+        """Runs of the study as it is planned now: the others were superseded when a recipe was edited.
+
+        Of several records of one training, one that ended in a result comes first.
+        """
+        recipes = {arm["name"]: arm["recipe_id"] for arm in self.document["arms"]}
+        seeds = set(self.document["seeds"])
+        best: dict[tuple[str, int], RecordedRun] = {}
+        for run in self.runs:
+            if recipes.get(run.arm) == run.recipe_id and run.seed in seeds:
+                kept = best.get((run.arm, run.seed))
+                if kept is None or _worth(run) > _worth(kept):
+                    best[run.arm, run.seed] = run
+        order = {name: index for index, name in enumerate(recipes)}
+        return sorted(best.values(), key=lambda run: (order[run.arm], run.seed))
+
+    def num_superseded(self) -> int:
+        """Runs that ended in a result for a recipe or seed that the study no longer has."""
+        recipes = {arm["name"]: arm["recipe_id"] for arm in self.document["arms"]}
+        seeds = set(self.document["seeds"])
+        return sum(recipes.get(run.arm) != run.recipe_id or run.seed not in seeds for run in self.runs)
+
+
+def _worth(run: RecordedRun) -> int:
+    return {"finished": 3, "diverged": 3, "failed": 2, "killed": 1}.get(run.outcome, 0)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Per-image outcomes of a study's finished runs on the test images, in the data set's canonical order."""
+
+    fingerprints: tuple[str, ...]
+    labels: npt.NDArray[np.int64]
+    """[images]."""
+    predicted: npt.NDArray[np.int64]
+    """[runs, images]."""
+    loss: npt.NDArray[np.float16]
+    """-log p(label) in nats, [runs, images]."""
+
+
+def save_record(folder: Path, record: StudyRecord, curves: pd.DataFrame, predictions: Predictions | None) -> None:
+    """Write a compact record; raises OutputError where the folder cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        header = {"format": RECORD_FORMAT, "label": record.label, **record.document}
+        (folder / "study.json").write_text(json.dumps(header, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        rows = [{**asdict(run), "metrics": None, **run.metrics} for run in record.runs]
+        pd.DataFrame(rows).drop(columns="metrics", errors="ignore").to_csv(folder / "runs.csv", index=False)
+        curves.to_csv(folder / "curves.csv", index=False, float_format="%.6g")
+        path = folder / "predictions.npz"
+        path.unlink(missing_ok=True)
+        if predictions is not None:
+            small = np.uint8 if predictions.labels.max(initial=0) < 256 else np.uint16
+            np.savez_compressed(
+                path,
+                fingerprints=np.array(predictions.fingerprints),
+                labels=predictions.labels.astype(small),
+                predicted=predictions.predicted.astype(small),
+                loss=predictions.loss,
+            )
+    except OSError as error:
+        raise OutputError(folder, str(error.strerror), "choose a folder you may write, or free space") from None
+
+
+def load_record(folder: Path) -> StudyRecord:
+    """Read a compact record; raises RecordError naming the file where it is missing or not readable."""
+    study, runs = folder / "study.json", folder / "runs.csv"
+    if not study.is_file():
+        raise RecordError(f"{folder} holds no study.json; write a record with `cifar-ablate export STUDY {folder}`")
+    try:
+        document = json.loads(study.read_text(encoding="utf-8"))
+        if document.pop("format") != RECORD_FORMAT:
+            raise RecordError(
+                f"{study} is of another format than this version reads ({RECORD_FORMAT}); export it again"
+            )
+        label = document.pop("label")
+        frame = pd.read_csv(runs, dtype={"fingerprint": str, "recipe_id": str, "arm": str, "run_id": str})
+        return StudyRecord(label, document, [_row(dict(row)) for row in frame.to_dict("records")])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"the record in {folder} cannot be read ({error}); export it again") from None
+
+
+def find_records(folder: Path) -> list[StudyRecord]:
+    """The record in a folder, or all records in the folders below it; raises RecordError where there is none."""
+    if (folder / "study.json").is_file():
+        return [load_record(folder)]
+    found = [load_record(path.parent) for path in sorted(folder.rglob("study.json"))]
+    return found or [load_record(folder)]
+
+
+def load_curves(folder: Path) -> pd.DataFrame:
+    """Curves of a compact record: columns fingerprint, arm, seed, epoch and one per metric."""
+    return pd.read_csv(folder / "curves.csv", dtype={"fingerprint": str, "arm": str})
+
+
+def load_predictions(folder: Path) -> Predictions:
+    """Per-image predictions of a compact record; no object arrays, so nothing is unpickled."""
+    try:
+        with np.load(folder / "predictions.npz", allow_pickle=False) as arrays:
+            names = tuple(str(name) for name in arrays["fingerprints"])
+            return Predictions(names, arrays["labels"].astype(int), arrays["predicted"].astype(int), arrays["loss"])
+    except (OSError, ValueError, KeyError) as error:
+        raise RecordError(f"{folder / 'predictions.npz'} cannot be read ({error}); export the record again") from None
+
+
+_TEXT = ("run_id", "arm", "fingerprint", "recipe_id", "outcome", "reason")
+
+
+def _row(row: dict[str, Any]) -> RecordedRun:
+    text = {name: "" if pd.isna(row[name]) else str(row[name]) for name in _TEXT}
+    metrics = {name: float(value) for name, value in row.items() if name not in (*_TEXT, "seed") and not pd.isna(value)}
+    return RecordedRun(**text, seed=int(row["seed"]), metrics=metrics)

@@ -1,0 +1,116 @@
+"""GitHub markdown."""
+
+from __future__ import annotations
+
+from cifar_ablate.registry import FORMATS
+from cifar_ablate.report.build import ArmRow, Published, Report, Spread, StudyReport
+
+COLUMNS = (
+    "arm",
+    "differs by",
+    "epochs",
+    "seeds ok/planned",
+    "train %",
+    "test % (sd)",
+    "vs baseline",
+    "vs parent",
+    "published %",
+    "train time",
+)
+
+
+@FORMATS.register("markdown")
+def markdown(report: Report) -> str:
+    """GitHub markdown, one section per study's variant."""
+    parts = ["# Ablation report", *(_study(study) for study in report.studies), _READING]
+    return "\n\n".join(parts) + "\n"
+
+
+_READING = """\
+## How to read this
+
+Test accuracy is that of the last epoch, never of the best one; mean over seeds, with the standard deviation between \
+seeds in brackets. Train accuracy is measured after the last epoch on the training images without augmentation. \
+Differences are in points, over the seeds that both arms share; the parent is the arm named behind "from". A difference \
+that is not large against the standard deviation is not a finding: this table gives no intervals yet. One published \
+figure is one run of somebody else's."""
+
+
+def _study(study: StudyReport) -> str:
+    lines = [f"## {escape(study.label)}", "", f"**{escape(study.question)}**", ""]
+    data = "; ".join(study.data)
+    seeds = ", ".join(str(seed) for seed in study.seeds)
+    lines += [f"Data: {escape(data)}. Seeds: {seeds}. Precision: {', '.join(study.precision)}.", ""]
+    lines.append("| " + " | ".join(COLUMNS) + " |")
+    lines.append("|" + "|".join("---" if index < 2 else "---:" for index in range(len(COLUMNS))) + "|")
+    lines += [_row(study, row) for row in study.rows]
+    notes = [
+        f"Published for {escape(row.name)}: {escape(row.published.note)}"
+        for row in study.rows
+        if row.published and row.published.note
+    ]
+    if study.num_superseded:
+        notes.append(
+            f"Left out: {_count(study.num_superseded, 'run')} of recipes or seeds that this study no longer has."
+        )
+    notes += [escape(failure) for failure in study.failures]
+    if notes:
+        lines += ["", *(f"- {note}" for note in notes)]
+    return "\n".join(lines)
+
+
+def _row(study: StudyReport, row: ArmRow) -> str:
+    differs = "baseline" if row.parent is None else "; ".join(row.differs)
+    if row.parent not in (None, study.baseline):
+        differs = f"from {row.parent}: {differs}"
+    cells = (
+        f"**{escape(row.name)}**",
+        escape(differs),
+        str(row.epochs),
+        _seeds(row),
+        "" if row.train_accuracy is None else f"{row.train_accuracy.mean:.2f}",
+        _spread(row.test_accuracy),
+        _signed(row.vs_baseline),
+        _signed(row.vs_parent),
+        _published(row.published),
+        _duration(row.train_seconds),
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def _seeds(row: ArmRow) -> str:
+    others = [f"{count} {outcome}" for outcome, count in sorted(row.outcomes.items()) if outcome != "finished"]
+    return f"{row.num_finished}/{row.num_planned}" + (f" ({', '.join(others)})" if others else "")
+
+
+def _spread(spread: Spread | None) -> str:
+    if spread is None:
+        return "not run"
+    return f"{spread.mean:.2f}" + ("" if spread.sd is None else f" ({spread.sd:.2f})")
+
+
+def _published(published: Published | None) -> str:
+    return "" if published is None else f"{published.accuracy:g}" + (" (see note)" if published.note else "")
+
+
+def _signed(points: float | None) -> str:
+    return "" if points is None else f"{points:+.2f}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def escape(text: str) -> str:
+    """Text that markdown and the HTML in it leave alone, also within a table's cell."""
+    for character in "\\`*_|[]~":
+        text = text.replace(character, "\\" + character)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")

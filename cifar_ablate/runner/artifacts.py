@@ -1,0 +1,56 @@
+"""What is drawn from a finished run's folder for people to look at in MLflow."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cifar_ablate.folder import RunFolder, atomic
+
+
+def write_artifacts(folder: RunFolder, class_names: Sequence[str]) -> list[Path]:
+    """Write history.csv and the confusion matrix beside the run's own files; gives all files to deliver."""
+    _write_history(folder)
+    if folder.logits.exists():
+        draw_confusion(folder, class_names)
+    names = ("recipe.yaml", "environment.json", "history.csv", "confusion_matrix.png", "failure.txt")
+    arrays = ("test_logits.npy", "test_labels.npy")
+    paths = [folder.path / name for name in (*names, *arrays)] + sorted(folder.path.glob("weights*.safetensors"))
+    return [path for path in paths if path.exists()]
+
+
+def _write_history(folder: RunFolder) -> None:
+    lines = folder.history()
+    columns = list(dict.fromkeys(key for line in lines for key in line))
+    with atomic(folder.path / "history.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+def draw_confusion(folder: RunFolder, class_names: Sequence[str]) -> None:
+    """Confusion matrix of the test images as a PNG: rows are true classes, cells percent of the row."""
+    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+
+    predicted = np.load(folder.logits, allow_pickle=False).astype(np.float32).argmax(1)
+    labels = np.load(folder.labels, allow_pickle=False)
+    num = len(class_names)
+    counts = np.bincount(labels * num + predicted, minlength=num * num).reshape(num, num)
+    percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
+    figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
+    if num <= 20:
+        axes.set_xticks(range(num), class_names, rotation=45, ha="right")
+        axes.set_yticks(range(num), class_names)
+        for row, column in np.ndindex(num, num):
+            shade = "white" if percent[row, column] > 50 else "black"
+            axes.text(column, row, f"{percent[row, column]:.0f}", ha="center", va="center", color=shade, fontsize=7)
+    accuracy = 100 * np.trace(counts) / counts.sum()
+    axes.set(xlabel="predicted", ylabel="true", title=f"Test accuracy {accuracy:.2f}% on {counts.sum():,} images")
+    with atomic(folder.path / "confusion_matrix.png") as temporary:
+        figure.savefig(temporary, dpi=110, format="png")

@@ -1,0 +1,100 @@
+"""A JSON schema of study files that editors use for completion; every registered name and option is in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cifar_ablate.registry import AUGMENTATIONS, Registry
+from cifar_ablate.spec.messages import COMPONENT_REGISTRIES
+from cifar_ablate.spec.schema import Loss, Published, Recipe, StudyFile
+
+
+def study_json_schema() -> dict[str, Any]:
+    """Schema (draft 2020-12) of one study file."""
+    published = Published.model_json_schema()
+    study = {name: _plain(info.annotation, info, StudyFile, name) for name, info in StudyFile.model_fields.items()}
+    recipe = _recipe()
+    arm = _partial(recipe)
+    arm["properties"]["from"] = {"type": "string", "description": "The arm that this one differs from."}
+    study |= {
+        "recipe": _partial(recipe) | {"description": "Shared by all arms."},
+        "arms": {
+            "type": "object",
+            "minProperties": 1,
+            "additionalProperties": {"anyOf": [arm, {"type": "null"}]},
+            "description": "Each arm states only what differs from the arm named by `from`; null removes a key.",
+        },
+        "published": {
+            "type": "object",
+            "additionalProperties": {"anyOf": [{"type": "number", "minimum": 0, "maximum": 100}, published]},
+            "description": "Published test accuracy in percent by arm.",
+        },
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "cifar-ablate study",
+        "type": "object",
+        "additionalProperties": False,
+        "required": [name for name, info in StudyFile.model_fields.items() if info.is_required()],
+        "properties": study,
+    }
+
+
+def _plain(_: Any, __: Any, model: Any, name: str) -> dict[str, Any]:
+    from pydantic import TypeAdapter
+
+    info = model.model_fields[name]
+    schema: dict[str, Any] = TypeAdapter(info.rebuild_annotation()).json_schema()
+    return schema
+
+
+def _recipe() -> dict[str, Any]:
+    properties: dict[str, Any] = {}
+    for name in Recipe.model_fields:
+        if name in COMPONENT_REGISTRIES:
+            properties[name] = _component(COMPONENT_REGISTRIES[name])
+        elif name == "augment":
+            properties[name] = {
+                "type": "object",
+                "additionalProperties": False,
+                "properties": {each: _options(AUGMENTATIONS, each) for each in AUGMENTATIONS.names()},
+            }
+        elif name == "loss":
+            properties[name] = Loss.model_json_schema()
+        else:
+            properties[name] = _plain(None, None, Recipe, name)
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def _component(registry: Registry) -> dict[str, Any]:
+    objects = []
+    for name in registry.names():
+        one = _options(registry, name)
+        one["properties"] = {"name": {"const": name}, **one.get("properties", {})}
+        objects.append(one)
+    names: dict[str, Any] = {"enum": registry.names()}
+    if registry.kind == "model":  # timm's names pass through
+        names = {"type": "string", "examples": registry.names()}
+        objects.append({"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}})
+    return {"anyOf": [names, *objects]}
+
+
+def _options(registry: Registry, name: str) -> dict[str, Any]:
+    schema = registry.options(name).model_json_schema()
+    schema.pop("title", None)
+    return schema | {"description": registry.summary(name)}
+
+
+def _partial(schema: Any) -> Any:
+    """The same schema for a delta: nothing is required, and null removes a key."""
+    if isinstance(schema, list):
+        return [_partial(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    partial = {key: _partial(value) for key, value in schema.items() if key != "required"}
+    if isinstance(schema.get("properties"), dict):
+        partial["properties"] = {
+            key: value if "const" in value else {"anyOf": [_partial(value), {"type": "null"}]}
+            for key, value in schema["properties"].items()
+        }
+    return partial

@@ -1,0 +1,166 @@
+"""What a person sees while a study runs: live bars on a terminal, one line per epoch elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TaskProgressColumn, TextColumn
+from rich.text import Text
+
+from cifar_ablate.folder import RunResult
+from cifar_ablate.plan import PlannedRun
+from cifar_ablate.runner.events import Events
+
+REFRESH_SECONDS = 0.5
+
+
+def duration(seconds: float) -> str:
+    """0:42, 12:07, 3:05:00."""
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Pace:
+    """Time left, from the share of the work that is done since the start."""
+
+    def __init__(self, total: float) -> None:
+        self.total, self.done, self.begun = total, 0.0, time.monotonic()
+
+    def left(self) -> str:
+        """Time left in words; "?" until enough is done to tell."""
+        share = self.done / self.total if self.total else 1.0
+        elapsed = time.monotonic() - self.begun
+        return "?" if share < 0.005 or elapsed < 2 else duration(elapsed * (1 - share) / share)
+
+
+class _Left(ProgressColumn):
+    """Remaining time by our own measure of work: rich's own forgets that runs differ in size."""
+
+    def render(self, task: Any) -> Text:
+        return Text(f"{task.fields.get('left', '?')} left", style="cyan")
+
+
+class Terminal(Events):
+    """Progress of one ``run`` command; use as a context manager around it."""
+
+    def __init__(self, console: Console, work: Callable[[PlannedRun], float]) -> None:
+        self.console, self.work = console, work
+        self.live = console.is_terminal
+        columns = [TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[note]}"), _Left()]
+        self.progress = Progress(*columns, console=console, disable=not self.live, transient=True)
+        self.study_task: TaskID | None = None
+        self.run_task: TaskID | None = None
+        self.study_pace, self.run_pace = Pace(0), Pace(0)
+        self.num_runs, self.num_ended = 0, 0
+        self.finished_work = 0.0
+        self.last_refresh = 0.0
+        self.step_since: tuple[float, int] = (0.0, 0)
+
+    def __enter__(self) -> Terminal:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def on_plan(self, todo: Sequence[PlannedRun], num_done: int, num_failed: int) -> None:
+        self.num_runs = len(todo)
+        self.study_pace = Pace(sum(self.work(run) for run in todo))
+        said = [f"{len(todo)} to train", f"{num_done} done before"]
+        if num_failed:
+            said.append(f"{num_failed} failed before (--retry failed tries them again)")
+        self.console.print("Runs: " + ", ".join(said), highlight=False)
+        if todo:
+            self.study_task = self.progress.add_task("study", total=self.study_pace.total, note="", left="?")
+
+    def on_start(self, run: PlannedRun, epochs_done: int, num_images: int) -> None:
+        self.run_pace = Pace(self.work(run))
+        self.step_since = (time.monotonic(), 0)
+        name = f"{run.study} {run.arm} seed {run.seed}"
+        where = f" (from epoch {epochs_done + 1})" if epochs_done else ""
+        if not self.live:
+            self.console.print(f"[{self.num_ended + 1}/{self.num_runs}] {name}{where}", highlight=False, markup=False)
+        if self.run_task is not None:
+            self.progress.remove_task(self.run_task)
+        escaped = f"{run.arm} seed {run.seed}{where}".replace("[", "\\[")
+        self.run_task = self.progress.add_task(escaped, total=self.run_pace.total, note="", left="?")
+
+    def on_step(self, run: PlannedRun, epoch: int, step: int, num_steps: int, loss: Callable[[], float]) -> None:
+        if not self.live or time.monotonic() - self.last_refresh < REFRESH_SECONDS:
+            return
+        self.last_refresh = now = time.monotonic()
+        total_steps = (epoch - 1) * num_steps + step
+        since, steps = self.step_since
+        rate = (total_steps - steps) / max(now - since, 1e-9)
+        self._advance(run, ((epoch - 1) + step / num_steps) / run.recipe.epochs)
+        note = f"epoch {epoch}/{run.recipe.epochs}  {rate:.1f} steps/s  loss {loss():.3f}"
+        self._show(note)
+
+    def on_epoch(self, run: PlannedRun, line: Mapping[str, Any]) -> None:
+        self._advance(run, line["epoch"] / run.recipe.epochs)
+        if self.live:
+            self._show(f"epoch {line['epoch']}/{run.recipe.epochs}  {_measured(line)}")
+            self.last_refresh = time.monotonic()
+            return
+        rate = f"{line['images_per_second']:.0f} images/s"
+        left = f"run {self.run_pace.left()} left, study {self.study_pace.left()} left"
+        said = f"  epoch {line['epoch']}/{run.recipe.epochs}  {_measured(line)}  {rate}  {left}"
+        self.console.print(said, highlight=False, markup=False)
+
+    def on_end(self, run: PlannedRun, result: RunResult) -> None:
+        self.num_ended += 1
+        self.finished_work += self.work(run)
+        self._advance(run, 0, ended=True)
+        name = f"{run.study} {run.arm} seed {run.seed}"
+        if result.status == "finished":
+            said = f"test {result.metrics['test_accuracy']:.2f}%  in {duration(result.train_seconds)}"
+        else:
+            said = f"{result.status}: {result.reason}"
+        self.console.print(f"{name}: {said}", highlight=False, markup=False)
+
+    def on_shared(self, run: PlannedRun) -> None:
+        self.num_ended += 1
+        self.finished_work += self.work(run)
+        name = f"{run.study} {run.arm} seed {run.seed}"
+        self.console.print(f"{name}: trained before, now recorded here, too", highlight=False, markup=False)
+
+    def _advance(self, run: PlannedRun, share: float, *, ended: bool = False) -> None:
+        self.run_pace.done = self.run_pace.total if ended else share * self.run_pace.total
+        self.study_pace.done = self.finished_work + (0.0 if ended else share * self.work(run))
+
+    def _show(self, note: str) -> None:
+        if self.run_task is not None:
+            self.progress.update(self.run_task, completed=self.run_pace.done, note=note, left=self.run_pace.left())
+        if self.study_task is not None:
+            said = f"run {min(self.num_ended + 1, self.num_runs)} of {self.num_runs}"
+            self.progress.update(
+                self.study_task, completed=self.study_pace.done, note=said, left=self.study_pace.left()
+            )
+
+
+def _measured(line: Mapping[str, Any]) -> str:
+    said = f"loss {line['train_loss']:.3f}  train {line['running_accuracy']:.1f}%"
+    return said + (f"  test {line['test_accuracy']:.2f}%" if "test_accuracy" in line else "")
+
+
+@contextmanager
+def reporting(console: Console) -> Iterator[Callable[[str, int, int | None], None]]:
+    """A progress callback (what, done, total) for loading data: a bar on a terminal, a line per task elsewhere."""
+    columns = [TextColumn("{task.description}"), BarColumn(24), TaskProgressColumn()]
+    progress = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+    tasks: dict[str, TaskID] = {}
+
+    def report(what: str, done: int, total: int | None) -> None:
+        if what not in tasks:
+            tasks[what] = progress.add_task(what, total=total)
+            if not console.is_terminal:
+                console.print(f"{what} ...", highlight=False, markup=False)
+        progress.update(tasks[what], completed=done, total=total)
+
+    with progress:
+        yield report
