@@ -250,8 +250,6 @@ def main() -> None:
         app(standalone_mode=True)
     except AblateError as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command again does what is left", 130)
     except BrokenPipeError:
         sys.stderr.close()
         raise SystemExit(0) from None

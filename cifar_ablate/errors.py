@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 from pathlib import Path
+
+_NEAR = 0.6
+"""Likeness (0 to 1) from which a known name is taken for a typing mistake of another."""
 
 
 class AblateError(Exception):
@@ -90,6 +93,12 @@ class TrackingError(AblateError, ConnectionError):
     """A tracking server or database that does not answer or refuses."""
 
 
+class Interrupted(AblateError):
+    """Ctrl-C while a study was running."""
+
+    exit_code = 130
+
+
 class OutputError(AblateError, OSError):
     """A place that cannot be written."""
 
@@ -101,12 +110,22 @@ class OutputError(AblateError, OSError):
 
 
 def suggest(name: str, known: Iterable[str], *, limit: int = 12) -> str:
-    """A tail for a message about an unknown name: the nearest known one, else the known ones (at most ``limit``)."""
-    names = sorted(known)
-    near = get_close_matches(name, names, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {near[0]!r}?"
+    """A tail for a message about an unknown name: the nearest known one, else the known ones (at most ``limit``).
+
+    Names are listed in the given order, and of two equally near ones the first is meant; a set has no order, so it is
+    sorted. Upper and lower case count as equal.
+    """
+    names = sorted(known) if isinstance(known, set | frozenset) else list(dict.fromkeys(known))
+    matcher = SequenceMatcher(None, b=name.casefold(), autojunk=False)
+
+    def likeness(other: str) -> float:
+        matcher.set_seq1(other.casefold())
+        return matcher.ratio() if matcher.real_quick_ratio() >= _NEAR else 0.0
+
+    nearest = max(names, key=likeness, default="")
+    if nearest and likeness(nearest) >= _NEAR:
+        return f"; did you mean {nearest!r}?"
     if not names:
         return ""
-    listed = ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
-    return f"; known: {listed}"
+    listed = (other if other.isprintable() else repr(other) for other in names[:limit])
+    return f"; known: {', '.join(listed)}" + (", ..." if len(names) > limit else "")

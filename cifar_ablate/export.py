@@ -33,8 +33,7 @@ def _curves(tracking: Tracking, runs: list[RecordedRun]) -> pd.DataFrame:
     frames = []
     for run in runs:
         columns = {
-            name: pd.Series({epoch: value for epoch, value in points}, dtype=float)
-            for name, points in tracking.curves(run.run_id, CURVES).items()
+            name: pd.Series(dict(points), dtype=float) for name, points in tracking.curves(run.run_id, CURVES).items()
         }
         frame = pd.DataFrame(columns).rename_axis("epoch").reset_index()
         frame.insert(0, "seed", run.seed)

@@ -82,15 +82,19 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(self.path, str(error.strerror), "run where you may write, or free space") from None
+            raise _not_written(self.path, error) from None
         text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
         write_atomically(self.path / "recipe.yaml", text)
         write_atomically(self.path / "environment.json", json.dumps(environment, indent=1))
 
     def append_epoch(self, line: Mapping[str, Any]) -> None:
         """Add one epoch's line to the history."""
-        with (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        path = self.path / "history.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise _not_written(path, error) from None
 
     def history(self) -> list[dict[str, Any]]:
         """Lines of the finished epochs; a line cut short by a crash is left out."""
@@ -139,21 +143,27 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place only if the block succeeds, after reaching the disk."""
+    """A temporary path beside ``path`` that takes its place only if the block succeeds, after reaching the disk.
+
+    Raises OutputError where the place cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise _not_written(path, error) from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Write text whole or not at all; raises OutputError where the place cannot be written."""
-    try:
-        with atomic(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(path, str(error.strerror or error), "free space, or run where you may write") from None
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _not_written(path: Path, error: OSError) -> OutputError:
+    return OutputError(path, str(error.strerror or error), "free space, or run where you may write")

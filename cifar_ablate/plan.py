@@ -11,7 +11,7 @@ from typing import Any
 from cifar_ablate.data import DataSet, load_data
 from cifar_ablate.data.types import Report
 from cifar_ablate.device import Device, Precision
-from cifar_ablate.errors import DataError
+from cifar_ablate.errors import DataError, UsageError
 from cifar_ablate.spec.delta import differences
 from cifar_ablate.spec.schema import RECORDING_FIELDS, Recipe, Study
 
@@ -72,7 +72,7 @@ def load_all_data(studies: Sequence[Study], report: Report) -> dict[DataKey, Dat
 
 
 def make_plan(study: Study, data: Mapping[DataKey, DataSet], device: Device) -> Plan:
-    """Freeze a study into runs; raises DataError where a recipe does not fit its data."""
+    """Freeze a study into runs; raises DataError or UsageError where one cannot be trained."""
     runs: list[PlannedRun] = []
     arms: list[dict[str, Any]] = []
     for arm in study.arms:
@@ -84,6 +84,12 @@ def make_plan(study: Study, data: Mapping[DataKey, DataSet], device: Device) -> 
             )
         precision = device.resolve(recipe.precision)
         recipe_id = fingerprint(recipe, None, precision, images.digest)
+        if recipe_id in (other["recipe_id"] for other in arms):
+            twin = next(other["name"] for other in arms if other["recipe_id"] == recipe_id)
+            raise UsageError(
+                f"{study.label}: arms {twin!r} and {arm.name!r} are the same training on {device.name} "
+                f"(precision {precision}); remove one, or let them differ"
+            )
         arms.append(_arm_document(study, arm.name, recipe_id, precision, images))
         runs.extend(
             PlannedRun(

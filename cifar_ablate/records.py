@@ -5,7 +5,7 @@ A compact record is a folder of plain files, under 2 MB for 25 runs of CIFAR-10:
     study.json        the study as planned: question, arms with their whole recipes, seeds, published figures
     runs.csv          one row per run: arm, seed, outcome, headline metrics
     curves.csv        one row per run and epoch
-    predictions.npz   labels [images], predicted [runs, images], loss [runs, images] (nats, float16), fingerprints [runs]
+    predictions.npz   fingerprints [runs], labels [images], predicted and loss (nats, float16) [runs, images]
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def load_record(folder: Path) -> StudyRecord:
             )
         label = document.pop("label")
         frame = pd.read_csv(runs, dtype={"fingerprint": str, "recipe_id": str, "arm": str, "run_id": str})
-        return StudyRecord(label, document, [_row(dict(row)) for row in frame.to_dict("records")])
+        return StudyRecord(label, document, [_row(row) for row in frame.to_dict("records")])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"the record in {folder} cannot be read ({error}); export it again") from None
 
@@ -155,7 +155,7 @@ def load_predictions(folder: Path) -> Predictions:
 _TEXT = ("run_id", "arm", "fingerprint", "recipe_id", "outcome", "reason")
 
 
-def _row(row: dict[str, Any]) -> RecordedRun:
+def _row(row: Mapping[Any, Any]) -> RecordedRun:
     text = {name: "" if pd.isna(row[name]) else str(row[name]) for name in _TEXT}
     metrics = {name: float(value) for name, value in row.items() if name not in (*_TEXT, "seed") and not pd.isna(value)}
     return RecordedRun(**text, seed=int(row["seed"]), metrics=metrics)

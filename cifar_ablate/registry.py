@@ -2,7 +2,7 @@
 
 The signature is the schema: a registered callable's keyword-only parameters are what YAML may set, with their types,
 limits and defaults; positional parameters are runtime objects that the caller provides. A new entry is one function in
-any file of the registry's package: the package is imported whole at the first look-up, so nothing else has to be edited.
+any file of the registry's package: the package is imported whole at the first look-up, so nothing else is edited.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import inspect
 import pkgutil
 import typing
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, create_model
@@ -78,7 +79,8 @@ class Registry:
             return self._entries[name]
         found = self._fallback(name) if self._fallback else None
         if found is None:
-            raise UnknownNameError(self.kind, name, [*self._entries, *self._fallback_names()])
+            near = get_close_matches(name, list(self._fallback_names()))  # thousands: only near ones are worth a line
+            raise UnknownNameError(self.kind, name, [*sorted(self._entries), *near])
         return found
 
     def options(self, name: str) -> type[Options]:

@@ -35,7 +35,7 @@ class Tracking:
     """A tracking store: MLFLOW_TRACKING_URI where it is set, else what plain ``mlflow ui`` shows here."""
 
     def __init__(self) -> None:
-        import mlflow  # noqa: TID251
+        import mlflow
 
         for name in ("mlflow", "alembic"):  # after the import, which sets levels of its own
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -47,7 +47,7 @@ class Tracking:
 
     def open_study(self, label: str, document: Mapping[str, Any]) -> str:
         """Id of the experiment of a study's variant, created where needed, with the study as planned now."""
-        from mlflow.exceptions import MlflowException  # noqa: TID251
+        from mlflow.exceptions import MlflowException
 
         with _answering():
             experiment = self.client.get_experiment_by_name(label)
@@ -104,6 +104,7 @@ class Tracking:
             "ablate.precision": planned.precision,
             "ablate.data": environment["data"],
             "ablate.data_digest": environment["data_digest"],
+            "ablate.device": environment["device"],
             "ablate.git_dirty": str(environment["git_dirty"]).lower(),
             "mlflow.source.git.commit": environment["git_commit"],
             "mlflow.source.name": "cifar-ablate",
@@ -120,7 +121,7 @@ class Tracking:
 
     def push(self, run_id: str, lines: Sequence[Mapping[str, Any]]) -> None:
         """Deliver lines of a run's history."""
-        from mlflow.entities import Metric  # noqa: TID251
+        from mlflow.entities import Metric
 
         metrics = [
             Metric(key, float(value), int(line["time_ms"]), int(line["epoch"]))
@@ -134,7 +135,7 @@ class Tracking:
 
     def finish(self, run_id: str, folder: RunFolder, result: RunResult, artifacts: Sequence[Path]) -> None:
         """Deliver the end of a run: all lines, headline metrics, artifacts, and how it ended."""
-        from mlflow.entities import Metric  # noqa: TID251
+        from mlflow.entities import Metric
 
         history = folder.history()
         self.push(run_id, history)
@@ -165,7 +166,7 @@ class Tracking:
 
     def artifact(self, run_id: str, name: str, into: Path) -> Path:
         """Download one artifact into a folder; raises RecordError where the run has none of that name."""
-        from mlflow.exceptions import MlflowException  # noqa: TID251
+        from mlflow.exceptions import MlflowException
 
         try:
             return Path(self.client.download_artifacts(run_id, name, str(into)))
@@ -186,7 +187,7 @@ class Tracking:
         return min(mine, key=lambda run: run.info.start_time).info.run_id if mine else None
 
     def _log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
-        from mlflow.entities import Param  # noqa: TID251
+        from mlflow.entities import Param
 
         self.client.log_batch(run_id, params=[Param(name, str(value)) for name, value in params.items()])
 
@@ -204,14 +205,14 @@ class Tracking:
 @contextmanager
 def _answering() -> Iterator[None]:
     """Turn MLflow's own errors into one sentence."""
-    from mlflow.exceptions import MlflowException  # noqa: TID251
+    from mlflow.exceptions import MlflowException
 
     try:
         yield
     except (MlflowException, OSError) as error:
         if isinstance(error, RecordError | TrackingError):
             raise
-        import mlflow  # noqa: TID251
+        import mlflow
 
         first = str(error).strip().split("\n", 1)[0][:300]
         message = f"the tracking store at {mlflow.get_tracking_uri()} does not answer as it should ({first})"

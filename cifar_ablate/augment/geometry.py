@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cifar_ablate.augment.base import Array, Params, Transform, per_image
-from cifar_ablate.fields import NonNegativeFloat, PositiveFloat, PositiveInt, Probability
+from cifar_ablate.fields import NonNegativeFloat, PositiveFloat, Probability
 from cifar_ablate.registry import AUGMENTATIONS
 
 
@@ -23,7 +23,7 @@ class Crop(Transform):
 
     stage: ClassVar[Literal["geometry"]] = "geometry"
     rank: ClassVar[int] = 10
-    padding: PositiveInt = 4
+    padding: Annotated[int, Field(ge=1, le=16)] = 4
     fill: Literal["zero", "reflect"] = "zero"
 
     def draw(self, rng: np.random.Generator, num: int, image_size_px: int) -> dict[str, Array]:

@@ -37,7 +37,8 @@ class CutMix(Mixer):
     """Paste a box of a partner, its target weighted by the box's area, with probability p (arXiv 1905.04899).
 
     lambda ~ Beta(alpha, alpha); the box has half sides floor(size sqrt(1 - lambda) / 2) around a uniform pixel and is
-    clipped at the borders; the weight follows from the clipped area (torchvision, timm).
+    clipped at the borders; the weight follows from the clipped area. Boxes are torchvision's; where the whole side
+    floor(size sqrt(1 - lambda)) is odd, timm's reach one pixel further down and right.
     """
 
     alpha: PositiveFloat = 1.0

@@ -36,7 +36,8 @@ class Pipeline:
         Each augmentation has its own generator, keyed by (seed, its name, epoch).
         """
         draws: dict[str, dict[str, Any]] = {}
-        for name, augmentation in (*self.geometry, *self.erase, *self.mix):
+        augmentations: tuple[tuple[str, Transform | Mixer], ...] = (*self.geometry, *self.erase, *self.mix)
+        for name, augmentation in augmentations:
             draws[name] = dict(augmentation.draw(generator(seed, f"augment/{name}", epoch), num, image_size_px))
         share = generator(seed, "augment/mix", epoch).random(num) * len(self.mix)
         for index, (name, _) in enumerate(self.mix):

@@ -60,8 +60,8 @@ OPTIONS = {"drop_rate": "dropout", "drop_path_rate": "drop_path"}
 
 def find(name: str) -> Callable[..., nn.Module] | None:
     """The builder of the timm model ``name`` (one object per architecture), or None where timm has no such model."""
-    from timm import is_model  # noqa: TID251 (this is the door)
-    from timm.models import get_pretrained_cfg  # noqa: TID251
+    from timm import is_model
+    from timm.models import get_pretrained_cfg
 
     bare = name.removeprefix(PREFIX)
     architecture, _, tag = bare.partition(".")
@@ -77,7 +77,7 @@ def find(name: str) -> Callable[..., nn.Module] | None:
 
 def names() -> Iterator[str]:
     """Names for suggestions, with and without the prefix."""
-    from timm import list_models  # noqa: TID251
+    from timm import list_models
 
     for name in list_models():
         yield name
@@ -122,7 +122,7 @@ def _entry(architecture: str) -> Callable[..., nn.Module]:
 
 def _family(architecture: str) -> str:
     """Last part of the name of the timm module that defines ``architecture``."""
-    from timm import model_entrypoint  # noqa: TID251
+    from timm import model_entrypoint
 
     return str(model_entrypoint(architecture).__module__).rpartition(".")[2]
 
@@ -145,7 +145,7 @@ def _patch_size(image_size_px: int, grid: int) -> int:
 
 def _create(architecture: str, arguments: dict[str, Any]) -> tuple[nn.Module, set[str]]:
     """The model, and which arguments it does not know; a refused option that is not 0 raises UsageError."""
-    from timm import create_model  # noqa: TID251
+    from timm import create_model
 
     refused: set[str] = set()
     while True:

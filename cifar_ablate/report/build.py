@@ -61,6 +61,8 @@ class StudyReport:
     """One study's variant."""
 
     label: str
+    is_variant: bool
+    """Recorded under an overlay, so published figures are not about these recipes."""
     question: str
     data: tuple[str, ...]
     """What the arms were trained and tested on, each described once."""
@@ -95,6 +97,7 @@ def _study(record: StudyRecord) -> StudyReport:
     rows = tuple(_row(arm, document, by_arm[arm["name"]], accuracy) for arm in document["arms"])
     return StudyReport(
         label=record.label,
+        is_variant=bool(document["variant"]),
         question=document["question"],
         data=tuple(dict.fromkeys(arm["data"] for arm in document["arms"])),
         baseline=document["baseline"],
@@ -129,7 +132,7 @@ def _row(
         test_accuracy=spread(accuracy[name].values()),
         train_accuracy=spread(_by_seed(runs, "train_accuracy").values()),
         vs_baseline=None if parent is None else paired(accuracy[name], accuracy[document["baseline"]]),
-        vs_parent=None if parent in (None, document["baseline"]) else paired(accuracy[name], accuracy[parent]),
+        vs_parent=None if parent is None else paired(accuracy[name], accuracy[parent]),
         published=None if published is None else Published(**published),
         train_seconds=fmean(seconds) if seconds else None,
     )

@@ -13,7 +13,7 @@ from typing import Any
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import Device
 from cifar_ablate.environment import describe_environment
-from cifar_ablate.errors import AblateError
+from cifar_ablate.errors import AblateError, Interrupted
 from cifar_ablate.folder import RunFolder, RunResult, write_atomically
 from cifar_ablate.plan import DataKey, Plan, PlannedRun
 from cifar_ablate.registry import EXECUTORS
@@ -133,13 +133,15 @@ def _train_one(session: Session, run: PlannedRun) -> RunResult:
         folder.clear_result()
         earlier = None
     run_id = session.tracking.start(session.experiments[run.study], run, folder)
-    if earlier is not None:
-        session.num_shared += 1
-        session.events.on_shared(run)
-        result = earlier
-    else:
-        result = _train(session, run, folder, run_id)
-    session.tracking.finish(run_id, folder, result, write_artifacts(folder, data.classes))
+    try:
+        if earlier is not None:
+            session.num_shared += 1
+            session.events.on_shared(run)
+        result = earlier or _train(session, run, folder, run_id)
+        session.tracking.finish(run_id, folder, result, write_artifacts(folder, data.classes))
+    except KeyboardInterrupt:
+        session.tracking.end(run_id, "killed", "interrupted from the keyboard")
+        raise Interrupted("interrupted; the same command again does what is left") from None
     if earlier is None:
         session.events.on_end(run, result)
     return result
@@ -153,9 +155,6 @@ def _train(session: Session, run: PlannedRun, folder: RunFolder, run_id: str) ->
         session.events.on_start(run, len(history), len(data.train_labels))
         watcher = _RunWatcher(session, run, run_id)
         return train_run(run.recipe, run.seed, data, precision=run.precision, folder=folder, watcher=watcher)
-    except KeyboardInterrupt:
-        session.tracking.end(run_id, "killed", "interrupted from the keyboard")
-        raise
     except AblateError as error:
         reason = str(error)
     except Exception as error:

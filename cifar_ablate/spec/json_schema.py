@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import BaseModel, TypeAdapter
+from pydantic.fields import FieldInfo
+
 from cifar_ablate.registry import AUGMENTATIONS, Registry
-from cifar_ablate.spec.messages import COMPONENT_REGISTRIES
-from cifar_ablate.spec.schema import Loss, Published, Recipe, StudyFile
+from cifar_ablate.spec.component import COMPONENT_REGISTRIES
+from cifar_ablate.spec.schema import Published, Recipe, StudyFile
 
 
 def study_json_schema() -> dict[str, Any]:
     """Schema (draft 2020-12) of one study file."""
     published = Published.model_json_schema()
-    study = {name: _plain(info.annotation, info, StudyFile, name) for name, info in StudyFile.model_fields.items()}
+    study = {name: _field(StudyFile, name) for name in StudyFile.model_fields}
     recipe = _recipe()
     arm = _partial(recipe)
     arm["properties"]["from"] = {"type": "string", "description": "The arm that this one differs from."}
@@ -40,29 +43,31 @@ def study_json_schema() -> dict[str, Any]:
     }
 
 
-def _plain(_: Any, __: Any, model: Any, name: str) -> dict[str, Any]:
-    from pydantic import TypeAdapter
-
+def _field(model: type[BaseModel], name: str) -> dict[str, Any]:
+    """Schema of one field, with its docstring as description."""
     info = model.model_fields[name]
     schema: dict[str, Any] = TypeAdapter(info.rebuild_annotation()).json_schema()
-    return schema
+    return schema | _described(info)
+
+
+def _described(info: FieldInfo) -> dict[str, str]:
+    return {"description": info.description} if info.description else {}
 
 
 def _recipe() -> dict[str, Any]:
     properties: dict[str, Any] = {}
-    for name in Recipe.model_fields:
+    for name, info in Recipe.model_fields.items():
         if name in COMPONENT_REGISTRIES:
-            properties[name] = _component(COMPONENT_REGISTRIES[name])
+            properties[name] = _component(COMPONENT_REGISTRIES[name]) | _described(info)
         elif name == "augment":
             properties[name] = {
                 "type": "object",
                 "additionalProperties": False,
                 "properties": {each: _options(AUGMENTATIONS, each) for each in AUGMENTATIONS.names()},
+                **_described(info),
             }
-        elif name == "loss":
-            properties[name] = Loss.model_json_schema()
         else:
-            properties[name] = _plain(None, None, Recipe, name)
+            properties[name] = _field(Recipe, name)
     return {"type": "object", "additionalProperties": False, "properties": properties}
 
 

@@ -1,70 +1,70 @@
-"""YAML file to resolved study: merge the layers of every arm, apply the overlay, validate, and say where it is wrong."""
+"""YAML file to resolved study: merge each arm's layers, apply the overlay, validate, and say where it is wrong."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
-from cifar_ablate.errors import Problem, StudyError, suggest
+from cifar_ablate.errors import Origin, Problem, StudyError
+from cifar_ablate.spec.arms import lineage, name_problems
+from cifar_ablate.spec.component import shown
+from cifar_ablate.spec.known import recipe_keys, study_keys
 from cifar_ablate.spec.merge import merge
-from cifar_ablate.spec.messages import problems, recipe_keys, study_keys
+from cifar_ablate.spec.messages import in_file_order, problems
 from cifar_ablate.spec.overlay import Overlay
-from cifar_ablate.spec.schema import Arm, Published, Recipe, Study, StudyFile
-from cifar_ablate.spec.text import Path_, Tree, read_yaml
+from cifar_ablate.spec.schema import RECORDING_FIELDS, Arm, Published, Recipe, Study, StudyFile
+from cifar_ablate.spec.text import Tree, dotted, read_yaml
 
-MAX_ARM_NAME = 80
+EXAMPLE = "study: NAME, question: ..., recipe: {...}, arms: {...}"
 
 
 def load_studies(paths: Sequence[Path], overlay: Overlay | None = None) -> list[Study]:
     """All studies of a command line; raises StudyError with the problems of every file at once."""
     found: list[Problem] = []
-    studies: list[Study] = []
-    sources: dict[str, Path] = {}
+    studies: dict[str, tuple[Study, Path]] = {}
     for path in dict.fromkeys(paths):
         try:
             study = load_study(path, overlay)
         except StudyError as error:
             found.extend(error.problems)
             continue
-        if study.name in sources:
-            message = f"{study.name!r} is already the name of {sources[study.name]}; each study needs its own"
+        if study.name in studies:
+            message = f"{shown(study.name)} is already the name of {studies[study.name][1]}; each study needs its own"
             found.append(Problem(read_yaml(path).at(("study",)).origin, "study", message))
-        sources[study.name] = path
-        studies.append(study)
+        studies[study.name] = (study, path)
     if found:
         raise StudyError(found)
-    return studies
+    return [study for study, _ in studies.values()]
 
 
 def load_study(path: Path, overlay: Overlay | None = None) -> Study:
     """One study, resolved and validated; raises StudyError with every problem found, in file order."""
     overlay = overlay or Overlay()
     tree = read_yaml(path)
-    if not isinstance(tree.value, dict):
-        example = "study: NAME, question: ..., recipe: {...}, arms: {...}"
-        raise StudyError([Problem(tree.at(()).origin, "", f"a study is a mapping ({example}); this file has none")])
-    try:
-        file = StudyFile.model_validate(tree.value)
-    except ValidationError as error:
-        raise StudyError(_sorted(problems(error, tree, study_keys()))) from None
-    found = [*_name_problems(file, tree)]
-    if found:
-        raise StudyError(_sorted(found))
-    arms, found = _resolve_arms(file, tree, overlay)
-    if not found:
-        found = _twins(arms, tree, overlay)
-    if found:
-        raise StudyError(_sorted(found))
+    file, found = _top_level(tree)
+    if file is None:
+        raise StudyError(in_file_order(found))
+    found += name_problems(file, tree)
+    merged, recipes, more = _resolve(file, tree)
+    found += more or _twins(file, tree, recipes)
+    if found:  # a study is valid by itself, so that an overlay never hides what is wrong with it
+        raise StudyError(in_file_order(found))
+    if overlay.layers:
+        recipes, found = _overlaid(merged, overlay)
+        found = found or _twins(file, tree, recipes, overlay.variant)
+        if found:
+            raise StudyError(found)
+    seeds = file.seeds if overlay.seeds is None else overlay.seeds
     return Study(
         name=file.study,
         question=file.question,
-        seeds=_seed_list(overlay.seeds if overlay.seeds is not None else file.seeds),
+        seeds=tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds),
         margin=float(file.margin),
         baseline=file.baseline,
-        arms=tuple(arms),
+        arms=tuple(Arm(name, (file.arms[name] or {}).get("from"), recipe) for name, recipe in recipes.items()),
         published={
             name: value if isinstance(value, Published) else Published(accuracy=float(value))
             for name, value in file.published.items()
@@ -73,107 +73,99 @@ def load_study(path: Path, overlay: Overlay | None = None) -> Study:
     )
 
 
-def _seed_list(seeds: int | list[int]) -> tuple[int, ...]:
-    return tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
-
-
-def _name_problems(file: StudyFile, tree: Tree) -> list[Problem]:
-    """What is wrong with names and their references, before any recipe is looked at."""
-    found: list[Problem] = []
-
-    def complain(path: Path_, message: str) -> None:
-        found.append(Problem(tree.at(path).origin, ".".join(path), message))
-
-    if isinstance(file.seeds, list) and len(set(file.seeds)) < len(file.seeds):
-        complain(("seeds",), "lists a seed twice; a repeated seed gives the same run again")
-    if file.baseline not in file.arms:
-        complain(
-            ("baseline",), f"there is no arm {file.baseline!r} to be the baseline{suggest(file.baseline, file.arms)}"
-        )
-    for name, delta in file.arms.items():
-        if not name or len(name) > MAX_ARM_NAME or name != name.strip() or not name.isprintable():
-            complain(("arms", name), f"an arm's name is 1 to {MAX_ARM_NAME} printable characters, no space at its ends")
-        parent = (delta or {}).get("from")
-        if "from" not in (delta or {}):
-            continue
-        if name == file.baseline:
-            complain(
-                ("arms", name, "from"), "the baseline is what the others differ from; write its own values instead"
-            )
-        elif not isinstance(parent, str) or parent not in file.arms:
-            complain(("arms", name, "from"), f"there is no arm {parent!r}{suggest(str(parent), file.arms)}")
-        elif loop := _loop(file, name):
-            complain(("arms", name, "from"), f"goes round in a circle: {' -> '.join(loop)}")
-    for name in file.published:
-        if name not in file.arms:
-            complain(("published", name), f"there is no arm {name!r}{suggest(name, file.arms)}")
-    return found
-
-
-def _parent(file: StudyFile, name: str) -> str | None:
-    parent = (file.arms[name] or {}).get("from")
-    if parent is None and name != file.baseline:
-        return file.baseline
-    return parent
-
-
-def _loop(file: StudyFile, name: str) -> list[str]:
-    chain, parent = [name], _parent(file, name)
-    while isinstance(parent, str) and parent in file.arms:
-        if parent in chain:
-            return [*chain, parent] if parent == name else []
-        chain.append(parent)
-        parent = _parent(file, parent)
-    return []
-
-
-def _resolve_arms(file: StudyFile, tree: Tree, overlay: Overlay) -> tuple[list[Arm], list[Problem]]:
-    shared, deltas = tree.sub("recipe"), tree.sub("arms")
-    resolved: dict[str, Tree] = {}
-    found: dict[Problem, None] = {}
-
-    def resolve(name: str) -> Tree:
-        if name not in resolved:
-            delta = deltas.sub(name)
-            plain = {key: value for key, value in delta.value.items() if key != "from"}
-            parent = _parent(file, name)
-            below = merge(Tree({}), shared) if parent is None else resolve(parent)
-            resolved[name] = merge(below, Tree(plain, delta.written))
-        return resolved[name]
-
-    arms: list[Arm] = []
-    for name in file.arms:
-        try:
-            recipe = overlay.apply(resolve(name))
-            arms.append(Arm(name, (file.arms[name] or {}).get("from"), validate_recipe(recipe)))
-        except StudyError as error:
-            found.update(dict.fromkeys(error.problems))
-    return arms, list(found)
-
-
-def validate_recipe(tree: Tree) -> Recipe:
-    """The merged values of one arm as a Recipe; raises StudyError located where each value was written."""
+def _top_level(tree: Tree) -> tuple[StudyFile | None, list[Problem]]:
+    """The file's top level; where parts of it are wrong, without them if the arms can still be checked, else None."""
+    if not isinstance(tree.value, dict):
+        message = f"{'is empty' if tree.value is None else 'is not a study'}; a study is a mapping: {EXAMPLE}"
+        return None, [Problem(tree.at(()).origin, "", message)]
+    if "profile" in tree.value and "arms" not in tree.value:
+        where = tree.at(("profile",))
+        return None, [Problem(where.origin, where.path, "is for profiles; give this file as --profile FILE")]
     try:
-        return Recipe.model_validate(tree.value)
+        return StudyFile.model_validate(tree.value), []
     except ValidationError as error:
-        raise StudyError(problems(error, tree, recipe_keys(tree.value))) from None
+        found = problems(error, tree, study_keys(tree.value), top=True)
+        wrong = {str(detail["loc"][0]) for detail in error.errors(include_url=False)}
+    if wrong & {"recipe", "baseline", "arms"}:
+        return None, found
+    sound = {key: value for key, value in tree.value.items() if key not in wrong}
+    return StudyFile.model_validate({"study": "unnamed", "question": "none", **sound}), found
 
 
-def _twins(arms: list[Arm], tree: Tree, overlay: Overlay) -> list[Problem]:
+def _resolve(file: StudyFile, tree: Tree) -> tuple[dict[str, Tree], dict[str, Recipe], list[Problem]]:
+    """Each arm's merged values and its recipe, without those that cannot be had, and why they cannot."""
+    deltas = tree.sub("arms")
+    shared_problems: list[Problem] = []
+    shared = merge(Tree({}), tree.sub("recipe"), shared_problems)
+    layers: dict[str, tuple[Tree, list[Problem]]] = {}
+
+    def layered(chain: Sequence[str]) -> tuple[Tree, list[Problem]]:
+        if not chain:
+            return shared, shared_problems
+        name = chain[-1]
+        if name not in layers:
+            below, inherited = layered(chain[:-1])
+            delta, found = deltas.sub(name), list(inherited)
+            plain = {key: value for key, value in delta.value.items() if key != "from"}
+            layers[name] = merge(below, Tree(plain, delta.written), found), found
+        return layers[name]
+
+    merged: dict[str, Tree] = {}
+    found: dict[str, list[Problem]] = {}
+    for name in file.arms:
+        chain = lineage(file, name)
+        if chain:
+            merged[name], found[name] = layered(chain)
+    return (merged, *_validated(merged, found))
+
+
+def _overlaid(merged: dict[str, Tree], overlay: Overlay) -> tuple[dict[str, Recipe], list[Problem]]:
+    found: dict[str, list[Problem]] = {name: [] for name in merged}
+    return _validated({name: overlay.apply(tree, found[name]) for name, tree in merged.items()}, found)
+
+
+def _validated(merged: dict[str, Tree], found: dict[str, list[Problem]]) -> tuple[dict[str, Recipe], list[Problem]]:
+    """Recipes of the merged arms, and every problem once: those ``found`` while merging, and those of validation."""
+    recipes: dict[str, Recipe] = {}
+    arms_with: dict[Problem, list[str]] = {}
+    for name, tree in merged.items():
+        mine = list(found[name])
+        try:
+            recipes[name] = Recipe.model_validate(tree.value)
+        except ValidationError as error:
+            said = {problem.path for problem in mine}  # what is wrong there already is also missing now
+            mine += [each for each in problems(error, tree, recipe_keys(tree.value)) if each.path not in said]
+        for problem in dict.fromkeys(mine):
+            arms_with.setdefault(problem, []).append(name)
+    values = {name: {(where.origin, where.path) for where in tree.written.values()} for name, tree in merged.items()}
+    return recipes, [_with_arms(problem, arms, values) for problem, arms in arms_with.items()]
+
+
+def _with_arms(problem: Problem, arms: list[str], values: dict[str, set[tuple[Origin, str]]]) -> Problem:
+    """Name the arms of a problem whose value is all right in another arm."""
+    others = [arm for arm in values if arm not in arms and (problem.origin, problem.path) in values[arm]]
+    if not others:
+        return problem
+    listed = ", ".join(map(shown, arms[:3])) + (", ..." if len(arms) > 3 else "")
+    return replace(problem, message=f"{problem.message} (in {'arm' if len(arms) == 1 else 'arms'} {listed})")
+
+
+def _twins(file: StudyFile, tree: Tree, recipes: dict[str, Recipe], variant: str = "") -> list[Problem]:
     """Two arms with one recipe would be the same runs twice, and their difference exactly 0."""
     seen: dict[str, str] = {}
     found: list[Problem] = []
-    for arm in arms:
-        recipe: Any = repr(arm.recipe.as_dict())
-        if recipe in seen:
-            under = f" under {overlay.variant!r}" if overlay.variant else ""
-            message = f"is the same recipe as {seen[recipe]!r}{under}; remove one, or let them differ"
-            found.append(Problem(tree.at(("arms", arm.name)).origin, f"arms.{arm.name}", message))
-        seen.setdefault(recipe, arm.name)
+    for name, recipe in recipes.items():
+        trained = repr({key: value for key, value in recipe.as_dict().items() if key not in RECORDING_FIELDS})
+        twin = seen.setdefault(trained, name)
+        if twin == name:
+            continue
+        if variant:
+            message = (
+                f"is the same recipe as {shown(twin)} under {shown(variant)}; overlay less, or scale: {{times: 2}}"
+            )
+        elif not file.arms[name]:
+            message = f"states no difference from {shown(twin)}; state one, or remove the arm"
+        else:
+            message = f"is the same recipe as {shown(twin)}; remove one, or let them differ"
+        found.append(Problem(tree.at(("arms", name)).origin, dotted(("arms", name)), message))
     return found
-
-
-def _sorted(found: list[Problem]) -> list[Problem]:
-    return sorted(
-        found, key=lambda problem: (problem.origin.source, problem.origin.line or 0, problem.origin.column or 0)
-    )

@@ -4,46 +4,45 @@ Rules (the whole grammar of a delta):
 - a mapping merges into the mapping below it; a scalar or list replaces;
 - a component (data, model, optimizer, schedule) written as a string is ``{name: string}``;
 - a component with another ``name`` replaces the one below whole, since options of SGD mean nothing to AdamW;
-- null removes a key, and must find it;
+- null removes a key, and must find it (in the shared recipe there is nothing below it to find);
 - in an overlay, ``{times: x}`` scales the number below (whole numbers stay whole, at least 1), and ``key?`` sets an
   option only where the component has it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
-from cifar_ablate.errors import Problem, StudyError, suggest
-from cifar_ablate.spec.text import Path_, Tree, Written
+from cifar_ablate.errors import Problem, suggest
+from cifar_ablate.spec.component import COMPONENT_REGISTRIES, shown
+from cifar_ablate.spec.text import MAX_INT, Path_, Tree, Written
 
-COMPONENTS = ("data", "model", "optimizer", "schedule")
 Knows = Callable[[str, str, str], bool]
 """(component, name, option) -> does this component have this option?"""
 
 
-def merge(base: Tree, delta: Tree, *, overlay: bool = False, knows: Knows | None = None) -> Tree:
-    """``delta`` laid over ``base``; raises StudyError where the delta cannot be applied."""
-    merger = _Merger(delta, dict(base.written), overlay, knows)
+def merge(
+    base: Tree, delta: Tree, found: list[Problem], *, overlay: bool = False, knows: Knows = lambda *_: False
+) -> Tree:
+    """``delta`` laid over ``base``; where it cannot be applied, a problem is added to ``found``."""
+    merger = _Merger(base, delta, found, overlay, knows)
     merger.written[()] = base.at(()) if base.value else delta.at(())
-    value = merger.mapping(_named(base.value), _named(delta.value), ())
-    if merger.problems:
-        raise StudyError(merger.problems)
-    return Tree(value, merger.written)
+    return Tree(merger.mapping(_named(base.value), _named(delta.value), ()), merger.written)
 
 
 def _named(recipe: Any) -> dict[str, Any]:
     """A recipe in which a component given as a string is spelled ``{name: string}``."""
     return {
-        key: {"name": value} if key in COMPONENTS and isinstance(value, str) else value for key, value in recipe.items()
+        key: {"name": value} if key in COMPONENT_REGISTRIES and isinstance(value, str) else value
+        for key, value in recipe.items()
     }
 
 
 class _Merger:
-    def __init__(self, delta: Tree, written: dict[Path_, Written], overlay: bool, knows: Knows | None) -> None:
-        self.delta, self.written, self.overlay, self.knows = delta, written, overlay, knows
-        self.problems: list[Problem] = []
+    def __init__(self, base: Tree, delta: Tree, found: list[Problem], overlay: bool, knows: Knows) -> None:
+        self.base, self.delta, self.found, self.overlay, self.knows = base, delta, found, overlay, knows
+        self.written: dict[Path_, Written] = dict(base.written)
 
     def mapping(self, below: dict[str, Any], above: dict[str, Any], path: Path_) -> dict[str, Any]:
         merged = dict(below)
@@ -67,29 +66,36 @@ class _Merger:
 
     def _has_option(self, path: Path_, below: dict[str, Any], above: dict[str, Any], option: str) -> bool:
         name = above.get("name", below.get("name"))
-        return self.knows is not None and len(path) == 1 and name is not None and self.knows(path[0], name, option)
+        return len(path) == 1 and isinstance(name, str) and self.knows(path[0], name, option)
 
     def _scales(self, value: Any) -> bool:
         return self.overlay and isinstance(value, dict) and set(value) == {"times"}
 
     def _scale(self, merged: dict[str, Any], key: str, where: Path_, source: Path_, times: Any) -> None:
-        number = merged.get(key)
+        number: object = merged.get(key)
         if not _is_number(number):
             self._complain(source, "there is no number here to scale; set a value instead of {times: ...}")
-        elif not _is_number(times) or not math.isfinite(times) or times <= 0:
-            self._complain((*source, "times"), f"must be a number above 0 (got {times!r})")
+        elif not _is_number(times) or not 0 < times < MAX_INT:
+            self._complain((*source, "times"), f"times must be a number above 0 (got {shown(times)})")
         else:
-            scaled = number * times
             self._mark(where, source, deep=True)
-            merged[key] = max(1, round(scaled)) if isinstance(number, int) else scaled
+            merged[key] = number * times
+            if isinstance(number, int) and number > 0:  # 0 means "never", which has no multiple
+                merged[key] = max(1, round(number * times))
 
     def _remove(self, merged: dict[str, Any], key: str, where: Path_, source: Path_) -> None:
         if key not in merged:
-            self._complain(source, f"null removes a key, but there is none to remove here{suggest(key, merged)}")
+            self._complain(source, self._nothing_to_remove(key, merged, of_augment=where[:-1] == ("augment",)))
             return
         del merged[key]
         self._forget(where)
         self._mark(where, source)  # so that "is required" points at the null that removed it
+
+    def _nothing_to_remove(self, key: str, merged: dict[str, Any], *, of_augment: bool) -> str:
+        if not self.base.value:  # the shared recipe: null is a value that was forgotten
+            return f"has no value; write {'{} for the defaults' if of_augment else 'one'}, or remove the line"
+        cure = "; remove the line, or write {} for the defaults" if of_augment else suggest(key, merged)
+        return f"null removes a key, but there is none to remove here{cure}"
 
     def _forget(self, where: Path_) -> None:
         for path in [path for path in self.written if path[: len(where)] == where]:
@@ -104,12 +110,12 @@ class _Merger:
 
     def _complain(self, source: Path_, message: str) -> None:
         written = self.delta.at(source)
-        self.problems.append(Problem(written.origin, written.path, message))
+        self.found.append(Problem(written.origin, written.path, message))
 
 
 def _renamed(below: dict[str, Any], above: dict[str, Any]) -> bool:
     return "name" in above and above["name"] != below.get("name")
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)

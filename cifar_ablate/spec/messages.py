@@ -2,140 +2,165 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from cifar_ablate.errors import Problem, UnknownNameError, suggest
-from cifar_ablate.registry import AUGMENTATIONS, DATA, MODELS, OPTIMIZERS, SCHEDULES
-from cifar_ablate.spec.schema import Recipe, StudyFile
-from cifar_ablate.spec.text import Tree
+from cifar_ablate.errors import Problem, suggest
+from cifar_ablate.spec.component import COMPONENT_REGISTRIES, shown
+from cifar_ablate.spec.known import Known, component_name, unknown_key
+from cifar_ablate.spec.text import Path_, Tree, dotted, scalar
 
-COMPONENT_REGISTRIES = {"data": DATA, "model": MODELS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
-
-_KINDS = {
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "float_type": "must be a number",
-    "bool_type": "must be true or false",
-    "string_type": "must be text",
-    "list_type": "must be a list",
-    "tuple_type": "must be a list",
-    "dict_type": "must be a mapping",
-    "model_type": "must be a mapping",
-    "model_attributes_type": "must be a mapping",
-    "finite_number": "must be a finite number",
-}
-_LIMITS = {
-    "greater_than_equal": ("ge", "must be at least {}"),
-    "greater_than": ("gt", "must be more than {}"),
-    "less_than_equal": ("le", "must be at most {}"),
-    "less_than": ("lt", "must be less than {}"),
+_EXAMPLES = {
+    "study": "study: my-study",
+    "question": "question: Does it help?",
+    "arms": "arms: {baseline: , longer: {epochs: 60}}",
+    "profile": "profile: quick",
+    "data": "data: cifar10",
+    "model": "model: resnet18-compact",
+    "epochs": "epochs: 30",
+    "optimizer": "optimizer: {name: sgd, lr: 0.1}",
 }
 
 
-def problems(error: ValidationError, tree: Tree, known: dict[tuple[str, ...], Iterable[str]]) -> list[Problem]:
-    """Problems of one failed validation of ``tree``; ``known`` holds the keys of each closed mapping."""
-    found: list[Problem] = []
-    alternatives: dict[tuple[str, ...], list[str]] = {}
+@dataclass(frozen=True)
+class Finding:
+    """One finding of pydantic about the value at ``path`` of ``tree``."""
+
+    kind: str
+    context: Mapping[str, Any]
+    value: Any
+    path: Path_
+    tree: Tree
+    known: Known
+    top: bool
+
+    @property
+    def got(self) -> str:
+        """``(got ...)``, and what to do about a value that is nearly right."""
+        if isinstance(self.value, Mapping) and set(self.value) == {"times"}:
+            return f" (got {shown(self.value)}); {{times: ...}} is for profiles and --set only"
+        cure = ""
+        if isinstance(self.value, str) and isinstance(scalar(self.value), int | float):
+            cure = "; remove the quotes"
+        elif self.kind == "string_type" and isinstance(self.value, int | float):
+            cure = "; put it in quotes"
+        elif self.kind.startswith("int_") and isinstance(self.value, float) and self.value.is_integer():
+            cure = f"; write {self.value:.0f}"
+        return f" (got {shown(self.value)}){cure}"
+
+
+def problems(error: ValidationError, tree: Tree, known: Known, *, top: bool = False) -> list[Problem]:
+    """Problems of one failed validation of ``tree``: the ``top`` level of a study or profile, else a recipe."""
+    found: dict[Path_, dict[str, Finding]] = {}
     for detail in error.errors(include_url=False):
-        path = _written_path(tree, [str(part) for part in detail["loc"]], detail["type"])
-        alternatives.setdefault(path, []).append(_sentence(dict(detail), path, known))
-    for path, messages in alternatives.items():
-        written = tree.at(path)
-        dotted = written.path if path in tree.written else ".".join(filter(None, [written.path, *_rest(tree, path)]))
-        found.append(Problem(written.origin, dotted, _join(messages)))
-    return found
+        kind, loc = detail["type"], detail["loc"]
+        context = dict(detail.get("ctx", {}))
+        if kind == "missing" and isinstance(loc[-1], int):  # of a tuple
+            kind, context, loc = "too_few", {"num": loc[-1] + 1}, loc[:-1]
+        path = _written_path(tree, [str(part) for part in loc], kind)
+        found.setdefault(path, {})[kind] = Finding(kind, context, detail["input"], path, tree, known, top)
+    listed: list[Problem] = []
+    for path, findings in found.items():
+        message = _join(list(findings.values()), [other for other in found if other != path])
+        if message:
+            written, rest = tree.at(path), path[len(tree.nearest(path)) :]
+            named = ".".join(filter(None, [written.path, dotted(rest)]))
+            listed.append(Problem(written.origin, named, message))
+    return listed
 
 
-def study_keys() -> dict[tuple[str, ...], Iterable[str]]:
-    """Keys that the top level of a study knows."""
-    return {(): StudyFile.model_fields}
+def in_file_order(found: Iterable[Problem]) -> list[Problem]:
+    """Each problem once, from the top of the file to its end."""
+    return sorted(dict.fromkeys(found), key=lambda problem: (problem.origin.line or 0, problem.origin.column or 0))
 
 
-def recipe_keys(recipe: dict[str, Any]) -> dict[tuple[str, ...], Iterable[str]]:
-    """Keys that each mapping of this recipe knows, by path."""
-    keys: dict[tuple[str, ...], Iterable[str]] = {(): Recipe.model_fields}
-    for name, info in Recipe.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            keys[(name,)] = info.annotation.model_fields
-    for part, registry in COMPONENT_REGISTRIES.items():
-        value = recipe.get(part)
-        if isinstance(value, dict) and isinstance(value.get("name"), str):
-            try:
-                keys[(part,)] = ["name", *registry.options(value["name"]).model_fields]
-            except UnknownNameError:
-                continue
-    augment = recipe.get("augment")
-    for name in augment if isinstance(augment, dict) else ():
-        if name in AUGMENTATIONS.names():
-            keys["augment", name] = AUGMENTATIONS.options(name).model_fields
-    return keys
-
-
-def _written_path(tree: Tree, loc: list[str], kind: str) -> tuple[str, ...]:
-    """The part of pydantic's location that exists in the file (it also names union members), plus a missing key."""
-    path: list[str] = []
+def _written_path(tree: Tree, loc: list[str], kind: str) -> Path_:
+    """Pydantic's location without what is not in the file (it also names the members of unions)."""
+    path: Path_ = ()
     for index, part in enumerate(loc):
         if (*path, part) in tree.written or (kind == "missing" and index == len(loc) - 1):
-            path.append(part)
-        else:
-            break
-    return tuple(path)
-
-
-def _rest(tree: Tree, path: tuple[str, ...]) -> tuple[str, ...]:
-    for length in range(len(path), -1, -1):
-        if path[:length] in tree.written:
-            return path[length:]
+            path = (*path, part)
     return path
 
 
-def _sentence(detail: dict[str, Any], path: tuple[str, ...], known: dict[tuple[str, ...], Iterable[str]]) -> str:
-    kind, context, value = detail["type"], detail.get("ctx", {}), detail["input"]
-    got = f" (got {_short(value)})"
-    if kind == "extra_forbidden":
-        return f"unknown key {path[-1]!r}{suggest(path[-1], known.get(path[:-1], ()))}"
-    if kind == "missing":
-        return "is required"
-    if kind == "ablate":
-        return str(context["message"])
-    if kind in _KINDS:
-        return _KINDS[kind] + got
-    if kind in _LIMITS:
-        key, words = _LIMITS[kind]
-        return words.format(_number(context[key])) + got
-    if kind == "literal_error":
-        return f"must be one of {context['expected']}" + got + _near(value, context["expected"])
-    if kind == "string_pattern_mismatch":
-        return "must be a name of lower-case letters, digits, dots and dashes" + got
-    if kind in ("string_too_short", "too_short"):
-        return "must not be empty"
-    if kind == "string_too_long":
-        return f"must be at most {context['max_length']} characters"
-    return str(detail["msg"])[0].lower() + str(detail["msg"])[1:] + got
+def _join(findings: list[Finding], others: list[Path_]) -> str:
+    """One message about one value; several findings are what the members of a union have to say.
+
+    The member that has the value's type knows best. Where none has, the types are listed: "must be a number or text".
+    """
+    better = [finding for finding in findings if finding.kind not in _TYPES]
+    if better:
+        return "; ".join(dict.fromkeys(_SENTENCES.get(finding.kind, _plain)(finding) for finding in better))
+    path = findings[0].path
+    if any(other[: len(path)] == path for other in others):
+        return ""
+    types = dict.fromkeys(_TYPES[finding.kind] for finding in findings)
+    return f"must be {' or '.join(types)}{findings[0].got}"
 
 
-def _near(value: Any, expected: str) -> str:
-    tail = suggest(str(value), [name.strip("' ") for name in expected.replace(" or ", ",").split(",")])
-    return tail if "did you mean" in tail else ""
+def _required(finding: Finding) -> str:
+    part, key = finding.path[0], finding.path[-1]
+    name = component_name(finding.tree.value, part)
+    if len(finding.path) == 2 and part in COMPONENT_REGISTRIES and name:
+        return f"is required by {name}; write {part}: {{name: {name}, {key}: ...}}"
+    example = _EXAMPLES.get(key) if len(finding.path) == 1 else None
+    return f"is required, such as `{example}`" if example else f"is required; add `{key}: ...`"
 
 
-def _join(messages: list[str]) -> str:
-    """Several findings about one value are the members of a union: "must be a number or a mapping (got 'x')"."""
-    unique = list(dict.fromkeys(messages))
-    kinds = [message.partition(" (got ") for message in unique]
-    if len(unique) > 1 and all(head.startswith("must be ") and got for head, got, _ in kinds):
-        heads = [head.removeprefix("must be ") for head, _, _ in kinds]
-        return "must be " + " or ".join(dict.fromkeys(heads)) + kinds[0][1] + kinds[0][2]
-    return "; ".join(unique)
+def _unknown(finding: Finding) -> str:
+    arm = finding.tree.at(finding.path).path.startswith("arms.")
+    return unknown_key(finding.path, finding.known, top=finding.top, arm=arm)
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _not_one_of(finding: Finding) -> str:
+    expected = str(finding.context["expected"])
+    near = suggest(str(finding.value), [name.strip("' ") for name in expected.replace(" or ", ",").split(",")])
+    return f"must be one of {expected}{finding.got}" + (near if "did you mean" in near else "")
 
 
-def _number(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _plain(finding: Finding) -> str:
+    message = finding.kind.replace("_", " ")
+    return f"is not usable: {message}{finding.got}"
+
+
+def _limit(key: str, words: str) -> Callable[[Finding], str]:
+    def sentence(finding: Finding) -> str:
+        limit = finding.context[key]
+        return f"must be {words} {format(limit, 'g') if isinstance(limit, float) else limit}{finding.got}"
+
+    return sentence
+
+
+_NAME = "must be lower-case letters, digits, dots, dashes and underscores, at most 64, the first a letter or digit"
+_TYPES = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+}
+_SENTENCES: dict[str, Callable[[Finding], str]] = {
+    "extra_forbidden": _unknown,
+    "missing": _required,
+    "ablate": lambda finding: str(finding.context["message"]),
+    "literal_error": _not_one_of,
+    "string_pattern_mismatch": lambda finding: _NAME + finding.got,
+    "string_too_short": lambda _: "must not be empty",
+    "too_short": lambda _: "must not be empty",
+    "string_too_long": _limit("max_length", "of so many characters at most:"),
+    "too_long": lambda finding: f"must have at most {finding.context['max_length']} items",
+    "too_few": lambda finding: f"must have {finding.context['num']} items{finding.got}",
+    "finite_number": lambda finding: "must be a finite number" + finding.got,
+    "greater_than_equal": _limit("ge", "at least"),
+    "greater_than": _limit("gt", "more than"),
+    "less_than_equal": _limit("le", "at most"),
+    "less_than": _limit("lt", "less than"),
+}

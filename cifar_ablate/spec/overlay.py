@@ -10,30 +10,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import Field, ValidationError
 
-from cifar_ablate.errors import Origin, Problem, StudyError, UnknownNameError, UsageError, suggest
-from cifar_ablate.fields import NonNegativeInt, PositiveInt
+from cifar_ablate.errors import Origin, Problem, StudyError, UsageError, suggest
+from cifar_ablate.registry import MODELS, Registry
+from cifar_ablate.spec.component import COMPONENT_REGISTRIES, shown
+from cifar_ablate.spec.known import Known, has_option, unknown_key
 from cifar_ablate.spec.merge import merge
-from cifar_ablate.spec.messages import COMPONENT_REGISTRIES, problems
-from cifar_ablate.spec.schema import Recipe, Spec
-from cifar_ablate.spec.text import Tree, Written, parse_yaml, read_yaml, scalar
+from cifar_ablate.spec.messages import in_file_order, problems
+from cifar_ablate.spec.schema import Label, Recipe, Seeds, Spec
+from cifar_ablate.spec.text import Path_, Tree, Written, dotted, parse_yaml, read_yaml, scalar
 
+MAX_VARIANT = 200
 PROFILES = resources.files("cifar_ablate.spec") / "profiles"
 
 
 class ProfileFile(Spec):
     """Top level of a profile's YAML."""
 
-    profile: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    profile: Label
     """Name: what stands behind the @ of the variant."""
     purpose: str = ""
     """What the profile is for, in one sentence."""
-    seeds: PositiveInt | Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None
+    seeds: Seeds | None = None
     """Replaces the study's seeds."""
-    recipe: dict[str, Any] = {}
+    recipe: dict[str, Any] = Field(default={})
     """Laid over every arm's recipe."""
 
 
@@ -45,19 +48,11 @@ class Overlay:
     variant: str = ""
     seeds: int | list[int] | None = None
 
-    def apply(self, recipe: Tree) -> Tree:
-        """The recipe with every layer laid over it; raises StudyError where a layer does not fit."""
+    def apply(self, recipe: Tree, found: list[Problem]) -> Tree:
+        """The recipe with every layer laid over it; where a layer does not fit, a problem is added to ``found``."""
         for layer in self.layers:
-            recipe = merge(recipe, layer, overlay=True, knows=_knows)
+            recipe = merge(recipe, layer, found, overlay=True, knows=has_option)
         return recipe
-
-
-def _knows(component: str, name: str, option: str) -> bool:
-    registry = COMPONENT_REGISTRIES.get(component)
-    try:
-        return registry is not None and option in registry.options(name).model_fields
-    except UnknownNameError:
-        return False  # the validation of the recipe says it better
 
 
 def load_overlay(profile: str | None, settings: Sequence[str]) -> Overlay:
@@ -68,7 +63,7 @@ def load_overlay(profile: str | None, settings: Sequence[str]) -> Overlay:
     layers: list[Tree] = []
     names: list[str] = []
     seeds: int | list[int] | None = None
-    if profile:
+    if profile is not None:
         tree, file = _load_profile(profile)
         layers.append(tree.sub("recipe"))
         names.append(file.profile)
@@ -76,15 +71,18 @@ def load_overlay(profile: str | None, settings: Sequence[str]) -> Overlay:
     for setting in settings:
         key, value = _parse_setting(setting)
         names.append(f"{'.'.join(key)}={setting.partition('=')[2].strip()}")
-        if key == ["seeds"]:
-            seeds = _check_seeds(value, setting)
+        if key[0] == "seeds":
+            seeds = _check_seeds(value if len(key) == 1 else None, setting)
         else:
             layers.append(_setting_tree(key, value, setting))
     variant = ",".join(names)
-    if len(variant) > 200:
+    if len(variant) > MAX_VARIANT:
         raise UsageError(
-            "the options make a variant's name of over 200 characters; put them into a profile FILE instead"
+            f"--set: the options make a variant's name of over {MAX_VARIANT} characters; put them into a profile FILE"
         )
+    found = [problem for layer in layers for problem in _optional_problems(layer)]
+    if found:
+        raise StudyError(found)
     return Overlay(tuple(layers), variant, seeds)
 
 
@@ -94,30 +92,69 @@ def profile_names() -> list[str]:
 
 
 def _load_profile(profile: str) -> tuple[Tree, ProfileFile]:
-    if profile in profile_names():
+    built_in = profile in profile_names()
+    if built_in:
         tree = parse_yaml((PROFILES / f"{profile}.yaml").read_text(encoding="utf-8"), f"profile {profile}")
     elif profile.endswith((".yaml", ".yml")) or Path(profile).is_file():
         tree = read_yaml(Path(profile))
     else:
         tail = suggest(profile, profile_names())
-        raise UsageError(f"--profile {profile}: there is no such profile{tail} (or name a YAML file)")
+        raise UsageError(f"--profile {dotted((profile,))}: there is no such profile{tail} (or name a YAML file)")
     if not isinstance(tree.value, dict):
-        raise StudyError([Problem(tree.at(()).origin, "", "a profile is a mapping: profile: NAME, recipe: {...}")])
+        what = "is empty" if tree.value is None else "is not a profile"
+        message = f"{what}; a profile is a mapping: profile: NAME, recipe: {{...}}"
+        raise StudyError([Problem(tree.at(()).origin, "", message)])
+    if "study" in tree.value and "profile" not in tree.value:
+        message = "is for studies; give this file without --profile, or a profile FILE with `profile: NAME`"
+        raise StudyError([Problem(tree.at(("study",)).origin, "study", message)])
     try:
-        return tree, ProfileFile.model_validate(tree.value)
+        file = ProfileFile.model_validate(tree.value)
     except ValidationError as error:
-        raise StudyError(problems(error, tree, {(): ProfileFile.model_fields})) from None
+        known: Known = {(): ProfileFile.model_fields}
+        raise StudyError(in_file_order(problems(error, tree, known, top=True))) from None
+    where, message = tree.at(("profile",)), ""
+    if not built_in and file.profile in profile_names():
+        message = f"{shown(file.profile)} is the name of a built-in profile; choose another"
+    elif file.seeds is None and not file.recipe:
+        message = "changes nothing; give it `recipe`, `seeds` or both"
+    if message:
+        raise StudyError([Problem(where.origin, where.path, message)])
+    return tree, file
 
 
 def _parse_setting(setting: str) -> tuple[list[str], Any]:
+    option = f"--set {dotted((setting,))}"
     key, equals, text = setting.partition("=")
     parts = [part.strip() for part in key.strip().split(".")]
-    if not equals or not all(parts) or not text.strip():
-        raise UsageError(f"--set {setting}: write it as KEY=VALUE, such as --set optimizer.lr=0.1")
+    if not equals or not all(parts) or not text.strip() or not setting.isprintable():
+        raise UsageError(f"{option}: write it as KEY=VALUE, such as --set optimizer.lr=0.1")
     if parts[0] != "seeds" and parts[0] not in Recipe.model_fields:
-        tail = suggest(parts[0], ["seeds", *Recipe.model_fields])
-        raise UsageError(f"--set {setting}: unknown key {parts[0]!r}{tail}")
-    return parts, parse_yaml(text, f"--set {setting}").value
+        first = tuple(parts[:1])
+        raise UsageError(f"{option}: {unknown_key(first, {(): ['seeds', *Recipe.model_fields]})}")
+    return parts, parse_yaml(text, option).value
+
+
+def _optional_problems(layer: Tree) -> list[Problem]:
+    """A ``key?`` that no component has at all would change nothing, silently."""
+    found: list[Problem] = []
+    for path, written in layer.written.items():
+        if not path or not path[-1].endswith("?"):
+            continue
+        registry = COMPONENT_REGISTRIES.get(path[0]) if len(path) == 2 else None
+        if registry is None:
+            message = f"only options of {', '.join(COMPONENT_REGISTRIES)} may end with ?; remove it"
+        else:
+            message = _unknown_option(registry, path[-1].removesuffix("?"))
+        if message:
+            found.append(Problem(written.origin, written.path, message))
+    return found
+
+
+def _unknown_option(registry: Registry, option: str) -> str:
+    known = {key for name in registry.names() for key in registry.options(name).model_fields}
+    if registry is MODELS and option not in known:  # importing timm takes seconds
+        known |= registry.options("timm/resnet18").model_fields.keys()
+    return "" if option in known else f"no {registry.kind} has an option {shown(option)}{suggest(option, known)}"
 
 
 def _check_seeds(value: Any, setting: str) -> int | list[int]:
@@ -131,22 +168,34 @@ def _check_seeds(value: Any, setting: str) -> int | list[int]:
 
 
 def _setting_tree(key: list[str], value: Any, setting: str) -> Tree:
-    where = Written(Origin(f"--set {setting}"), "")
+    origin = Origin(f"--set {setting}")
     tree: Any = value
     for part in reversed(key):
         tree = {part: tree}
-    written = {tuple(key[:length]): where for length in range(len(key) + 1)}
+    written: dict[Path_, Written] = {}
+
+    def mark(path: Path_, inner: Any) -> None:
+        written[path] = Written(origin, dotted(path))
+        for name, below in inner.items() if isinstance(inner, dict) else ():
+            mark((*path, name), below)
+
+    mark((), tree)
     return Tree(tree, written)
 
 
 def model_options(name: str, settings: Sequence[str]) -> dict[str, Any]:
     """Validated options of a model from ``--set KEY=VALUE``; raises UsageError where one is not an option of it."""
+    given: dict[str, Any] = {}
+    written: dict[Path_, Written] = {(): Written(Origin(f"model {name}"), "")}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not setting.isprintable():
+            raise UsageError(f"--set {dotted((setting,))}: write it as KEY=VALUE, such as --set width=16")
+        given[key.strip()] = scalar(text.strip())
+        written[(key.strip(),)] = Written(Origin(f"--set {setting}"), "")
+    options = MODELS.options(name)
     try:
-        registry = COMPONENT_REGISTRIES["model"]
-        given = {setting.partition("=")[0].strip(): scalar(setting.partition("=")[2].strip()) for setting in settings}
-        return registry.options(name)(**given).model_dump()
+        return options(**given).model_dump()
     except ValidationError as error:
-        detail = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in detail["loc"])
-        tail = suggest(key, registry.options(name).model_fields)
-        raise UsageError(f"--set {key}: {detail['msg'].lower()} for model {name!r}{tail}") from None
+        known: Known = {(): options.model_fields}
+        raise UsageError("\n".join(map(str, problems(error, Tree(given, written), known)))) from None

@@ -9,117 +9,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, model_validator
-from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from cifar_ablate.errors import UnknownNameError
 from cifar_ablate.fields import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
-from cifar_ablate.registry import AUGMENTATIONS, DATA, MODELS, OPTIMIZERS, SCHEDULES, Options, Registry
+from cifar_ablate.registry import AUGMENTATIONS, DATA, MODELS, OPTIMIZERS, SCHEDULES
+from cifar_ablate.spec.component import Component, ComponentOf, ComponentsOf, failure, said
 
 RECORDING_FIELDS = frozenset({"eval_every", "checkpoint_every"})
 """Recipe fields that decide what is written down, not what is trained: they never enter the fingerprint."""
 
 
-@dataclass(frozen=True)
-class Component:
-    """A registered name with its validated options."""
-
-    name: str
-    options: Options
-
-    def kwargs(self) -> dict[str, Any]:
-        """Options as keyword arguments for ``Registry.bind``."""
-        return self.options.model_dump()
-
-    def as_dict(self, *, defaults: bool = True) -> dict[str, Any]:
-        """``{name: ..., option: ...}`` in plain types; without ``defaults`` only what was set to something else."""
-        return {"name": self.name, **self.options.model_dump(mode="json", exclude_defaults=not defaults)}
+def _no_seed_twice(seeds: list[int]) -> list[int]:
+    if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+        raise said(f"lists seed {twice[0]} twice, which would be the same run; keep one")
+    return seeds
 
 
-def _failure(message: str, value: Any, *loc: str) -> ValidationError:
-    error = PydanticCustomError("ablate", "{message}", {"message": message})
-    return ValidationError.from_exception_data("component", [InitErrorDetails(type=error, loc=loc, input=value)])
-
-
-def _options(registry: Registry, name: str, values: Mapping[str, Any], *loc: str) -> Component:
-    try:
-        model = registry.options(name)
-    except UnknownNameError as error:
-        raise _failure(str(error), name, *loc) from None
-    component = Component(name, model.model_validate(dict(values)))
-    try:
-        registry.check(name, component.kwargs())
-    except ValueError as error:
-        raise _failure(str(error), values) from None
-    return component
-
-
-@dataclass(frozen=True)
-class ComponentOf:
-    """Annotation: a component of ``registry``, written as ``name`` or ``{name: ..., option: ...}``."""
-
-    registry: Registry
-
-    def __get_pydantic_core_schema__(self, _: Any, __: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(self.validate)
-
-    def validate(self, value: Any) -> Component:
-        if isinstance(value, Component):
-            return value
-        if isinstance(value, str):
-            value = {"name": value}
-        kind = self.registry.kind
-        if not isinstance(value, Mapping):
-            raise _failure(f"must be the name of a {kind}, or {{name: ..., option: ...}} (got {value!r})", value)
-        if not isinstance(value.get("name"), str):
-            known = ", ".join(self.registry.names())
-            raise _failure(f"needs the `name` of a {kind}; known: {known}", value)
-        rest = {key: option for key, option in value.items() if key != "name"}
-        return _options(self.registry, value["name"], rest, "name")
-
-
-@dataclass(frozen=True)
-class ComponentsOf:
-    """Annotation: a mapping from names of ``registry`` to their options, kept sorted by name."""
-
-    registry: Registry
-
-    def __get_pydantic_core_schema__(self, _: Any, __: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(self.validate)
-
-    def validate(self, value: Any) -> dict[str, Component]:
-        if not isinstance(value, Mapping):
-            raise _failure(f"must be a mapping such as {{hflip: {{p: 0.5}}}} (got {value!r})", value)
-        components: dict[str, Component] = {}
-        problems: list[InitErrorDetails] = []
-        for name, options in sorted(value.items()):
-            try:
-                components[name] = self._one(name, options)
-            except ValidationError as error:
-                for detail in error.errors(include_url=False):
-                    kind = PydanticCustomError("ablate", "{message}", {"message": detail["msg"]})
-                    original = detail["type"] if detail["type"] != "ablate" else kind
-                    problems.append(
-                        InitErrorDetails(
-                            type=original, loc=(name, *detail["loc"]), input=detail["input"], ctx=detail.get("ctx", {})
-                        )
-                    )
-        if problems:
-            raise ValidationError.from_exception_data(self.registry.kind, problems)
-        return components
-
-    def _one(self, name: str, options: Any) -> Component:
-        if isinstance(options, Component):
-            return options
-        if not isinstance(options, Mapping):
-            raise _failure(f"must be a mapping of options, {{}} for the defaults (got {options!r})", options)
-        return _options(self.registry, name, options)
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+SeedList = Annotated[list[Seed], Field(min_length=1, max_length=1000), AfterValidator(_no_seed_twice)]
+Seeds = Annotated[int, Field(ge=1, le=1000)] | SeedList
+"""A number of seeds (5 means 0 to 4), or a list of them."""
+Label = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
 
 class Spec(BaseModel):
-    """Base of all parts of a study: closed, strict and frozen."""
+    """Base of all parts of a study: closed, strict and frozen; the docstring under a field is its description."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True, use_attribute_docstrings=True
+    )
 
 
 class Loss(Spec):
@@ -135,10 +53,10 @@ class Recipe(Spec):
     data: Annotated[Component, ComponentOf(DATA)]
     """Data set: a name, or {name: ..., option: ...}."""
     train_size: PositiveInt | None = None
-    """Number of training images, a fixed stratified subset; null: all of them."""
+    """Number of training images, a fixed stratified subset; left out: all of them."""
     model: Annotated[Component, ComponentOf(MODELS)]
     """Network: resnet18-compact, resnet18, or any timm model by name."""
-    epochs: PositiveInt
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)]
     """Passes over the training images."""
     batch_size: PositiveInt = 128
     """Images per step; the last step of an epoch may have fewer."""
@@ -161,7 +79,7 @@ class Recipe(Spec):
     def _batch_fits_subset(self) -> Recipe:
         if self.train_size is not None and self.batch_size > self.train_size:
             message = f"batch_size {self.batch_size} is more than train_size {self.train_size}; make one step smaller"
-            raise _failure(message, self.batch_size, "batch_size")
+            raise failure(message, self.batch_size, "batch_size")
         return self
 
     def as_dict(self, *, defaults: bool = True) -> dict[str, Any]:
@@ -199,11 +117,11 @@ class Published(Spec):
 class StudyFile(Spec):
     """Top level of a study's YAML; recipe and arms are checked once they are merged."""
 
-    study: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    study: Label
     """Name: lower-case letters, digits, dots, dashes; also the name of the MLflow experiment."""
     question: Annotated[str, Field(min_length=1, max_length=500)]
     """The question this study answers, in one sentence."""
-    seeds: PositiveInt | Annotated[list[NonNegativeInt], Field(min_length=1)] = 5
+    seeds: Seeds = 5
     """Number of seeds (5 means 0 to 4), or a list of them."""
     margin: Annotated[NonNegativeFloat, Field(le=100)] = 0.2
     """Smallest difference in test accuracy that would matter to you, in points."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,33 @@ Path_ = tuple[str, ...]
 MAX_BYTES = 1_000_000
 MAX_NODES = 50_000  # aliases can make a small file huge ("billion laughs")
 MAX_DEPTH = 40
+MAX_INT = 2**63 - 1
 
-_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_PLAIN_TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "map", "seq"))
+_NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")  # what YAML refuses unescaped
+_INT = re.compile(r"[-+]?[0-9]{1,99}|0o[0-7]{1,99}|0x[0-9a-fA-F]{1,99}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _SPECIAL = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
-    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf"), float("inf")),
+    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF"), float("inf")),
     **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
     **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
+}
+_CURES = {  # what PyYAML says -> what to do; {line} is where the bracket, quote or block begins that it was reading
+    r"found character '\t'": "indent with spaces, not tabs",
+    "that cannot start any token": "put the value in quotes",
+    "mapping values are not allowed here": "put text that holds ': ' in quotes, or check the indentation",
+    "found unexpected end of stream": "close the quote that opens in line {line}",
+    "but got '?'": "put the key in quotes",
+    "expected ',' or": "close the bracket that opens in line {line}",
+    "could not find expected ':'": "write `key: value`, with a space after the colon",
+    "but found another document": "keep one document to a file, without ---",
+    "expected <block end>": "check the brackets and the indentation of the block that begins in line {line}",
+    "expected the node content": "a value is missing",
+    "undefined alias": "write the value out, or put it in quotes",
+    "duplicate anchor": "write the value out",
 }
 
 
@@ -49,16 +67,23 @@ class Tree:
 
     def at(self, path: Path_) -> Written:
         """Where ``path`` was written; for a path that is not in the file, its nearest parent."""
-        for length in range(len(path), -1, -1):
-            if path[:length] in self.written:
-                return self.written[path[:length]]
-        return Written(Origin("?"), ".".join(path))
+        return self.written.get(self.nearest(path)) or Written(Origin("?"), dotted(path))
+
+    def nearest(self, path: Path_) -> Path_:
+        """The longest beginning of ``path`` that was written."""
+        return next((path[:length] for length in range(len(path), 0, -1) if path[:length] in self.written), ())
 
     def sub(self, key: str) -> Tree:
         """The subtree under ``key``, with paths relative to it; an absent or null one is an empty mapping."""
         inner = {path[1:]: where for path, where in self.written.items() if path and path[0] == key}
         value = self.value.get(key)
         return Tree({} if value is None else value, inner or {(): self.at((key,))})
+
+
+def dotted(path: Path_) -> str:
+    """``arms.all.augment``; a part that would not show, or would reach into the terminal, is quoted and escaped."""
+    short = (part if len(part) <= 90 else part[:87] + "..." for part in path)
+    return ".".join(part if part.isprintable() and part and part == part.strip() else repr(part) for part in short)
 
 
 def scalar(text: str) -> Any:
@@ -72,39 +97,58 @@ def scalar(text: str) -> Any:
 
 def read_yaml(path: Path) -> Tree:
     """Read a file; raises StudyError with file, line and column for anything that is not clean YAML."""
-    source = str(path)
+    source = dotted((str(path),))
+    return parse_yaml(_read_text(path, source), source)
+
+
+def _read_text(path: Path, source: str) -> str:
+    data = b""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise StudyError([Problem(Origin(source), "", f"is over {MAX_BYTES:,} bytes; is this a study?")])
-        text = path.read_text(encoding="utf-8-sig")
+            raise StudyError([Problem(Origin(source), "", f"is over {MAX_BYTES:,} bytes; name a study file")])
+        data = path.read_bytes()
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        origin = _place(source, data[: error.start].decode("utf-8-sig", "replace"))
+        message = "is not UTF-8 text; save the file with this encoding"
     except FileNotFoundError:
-        raise StudyError([Problem(Origin(source), "", _missing(path))]) from None
+        origin, message = Origin(source), "does not exist" + _near_file(path)
     except IsADirectoryError:
-        raise StudyError([Problem(Origin(source), "", f"is a folder; name its files: {path}/*.yaml")]) from None
-    except UnicodeDecodeError:
-        raise StudyError([Problem(Origin(source), "", "is not UTF-8 text; save it as UTF-8")]) from None
+        origin, message = Origin(source), f"is a folder; name the files in it: {source}/*.yaml"
     except OSError as error:
-        raise StudyError([Problem(Origin(source), "", f"cannot be read: {error.strerror}")]) from None
-    return parse_yaml(text, source)
+        origin, message = Origin(source), f"cannot be read: {error.strerror}; name a YAML file that you may read"
+    raise StudyError([Problem(origin, "", message)])
 
 
 def parse_yaml(text: str, source: str) -> Tree:
     """Parse one YAML document; ``source`` names it in messages."""
     try:
         node = yaml.compose(text, Loader=yaml.BaseLoader)
+        if node is None:
+            return Tree(None, {(): Written(Origin(source), "")})
+        builder = _Builder(source)
+        value = builder.build(node, ())
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        origin = Origin(source, mark.line + 1, mark.column + 1) if mark else Origin(source)
-        raise StudyError([Problem(origin, "", f"is not valid YAML: {error.problem or error.context}")]) from None
-    except yaml.YAMLError as error:
-        raise StudyError([Problem(Origin(source), "", f"is not valid YAML: {error}".replace("\n", " "))]) from None
+        raise StudyError([_invalid(error, source)]) from None
+    except yaml.reader.ReaderError as error:
+        message = f"holds the control character U+{_code(error.character):04X}; remove it"
+        raise StudyError([Problem(_place(source, text[: error.position]), "", message)]) from None
     except RecursionError:
-        raise StudyError([Problem(Origin(source), "", "is nested too deeply for a study")]) from None
-    builder = _Builder(source)
-    value = builder.build(node, ()) if node is not None else None
+        raise StudyError([Problem(Origin(source), "", "is nested too deeply; close the brackets")]) from None
     if builder.problems:
         raise StudyError(builder.problems)
-    return Tree(value, builder.written or {(): Written(Origin(source), "")})
+    return Tree(value, builder.written)
+
+
+def _invalid(error: yaml.MarkedYAMLError, source: str) -> Problem:
+    problem, mark, begin = str(error.problem or error.context), error.problem_mark, error.context_mark
+    if "unexpected end of stream" in problem and begin:  # the quote is what has to be mended, not the end of the file
+        mark = begin
+    line = begin.line + 1 if begin else mark.line + 1 if mark else 1
+    cure = next((cure for key, cure in _CURES.items() if key in problem), "")
+    said = problem.removeprefix("but ") + (f"; {cure.format(line=line)}" if cure else "")
+    origin = Origin(source, mark.line + 1, mark.column + 1) if mark else Origin(source)
+    return Problem(origin, "", f"is not valid YAML: {said}")
 
 
 class _Builder:
@@ -115,49 +159,81 @@ class _Builder:
         self.written: dict[Path_, Written] = {}
         self.problems: list[Problem] = []
         self.num_nodes = 0
+        self.open_nodes: list[yaml.Node] = []
 
     def build(self, node: yaml.Node, path: Path_) -> Any:
-        origin = Origin(self.source, node.start_mark.line + 1, node.start_mark.column + 1)
-        self.written.setdefault(path, Written(origin, ".".join(path)))
+        origin = self._origin(node)
+        self.written.setdefault(path, Written(origin, dotted(path)))
         self.num_nodes += 1
-        if self.num_nodes > MAX_NODES or len(path) > MAX_DEPTH:
-            raise StudyError(
-                [Problem(origin, "", "aliases or nesting make this study too large; write it out plainly")]
-            )
-        if node.tag not in {f"tag:yaml.org,2002:{kind}" for kind in ("str", "map", "seq")}:
-            self.problems.append(Problem(origin, ".".join(path), f"tag {node.tag!r} is not supported; remove it"))
+        if any(node is outer for outer in self.open_nodes):
+            self._complain(node, path, "holds an alias of itself; write the value out")
             return None
+        if self.num_nodes > MAX_NODES or len(path) > MAX_DEPTH:
+            message = "aliases or nesting make this study too large; write it out plainly"
+            raise StudyError([*self.problems, Problem(origin, "", message)])
+        if node.tag not in _PLAIN_TAGS:
+            self._complain(node, path, f"the tag {node.tag!r} is not supported; remove it")
+            return None
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node, path)
+        self.open_nodes.append(node)
         if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, path)
-        if isinstance(node, yaml.SequenceNode):
-            return [self.build(item, (*path, str(index))) for index, item in enumerate(node.value)]
-        return scalar(node.value) if node.style is None else node.value
+            value: Any = self._mapping(node, path)
+        else:
+            value = [self.build(item, (*path, str(index))) for index, item in enumerate(node.value)]
+        self.open_nodes.pop()
+        return value
+
+    def _scalar(self, node: yaml.ScalarNode, path: Path_) -> Any:
+        self._check_text(node, path)
+        value = scalar(node.value) if node.style is None else node.value
+        if isinstance(value, int) and abs(value) > MAX_INT:
+            self._complain(node, path, f"whole numbers go up to {MAX_INT}; write a smaller one, or put it in quotes")
+        return value
 
     def _mapping(self, node: yaml.MappingNode, path: Path_) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            origin = Origin(self.source, key_node.start_mark.line + 1, key_node.start_mark.column + 1)
             if not isinstance(key_node, yaml.ScalarNode):
-                self.problems.append(Problem(origin, ".".join(path), "a key must be a name, not a list or mapping"))
+                self._complain(key_node, path, "a key must be a name, not a list or mapping; put it in quotes")
                 continue
-            key = key_node.value
-            where = (*path, key)
-            if key in values:
-                first = self.written[where].origin
-                self.problems.append(Problem(origin, ".".join(where), f"is given twice (first in line {first.line})"))
-                continue
-            if key == "<<":
+            where = (*path, key_node.value)
+            if key_node.value in values:
+                line = self.written[where].origin.line
+                self._complain(key_node, where, f"is given twice (first in line {line}); keep one of them")
+            elif key_node.value == "<<":
                 message = "merge keys are not supported; use `from:` to build one arm on another"
-                self.problems.append(Problem(origin, ".".join(where), message))
-                continue
-            self.written[where] = Written(origin, ".".join(where))
-            values[key] = self.build(value_node, where)
+                self._complain(key_node, where, message)
+            else:
+                self._check_text(key_node, where)
+                self.written[where] = Written(self._origin(key_node), dotted(where))
+                values[key_node.value] = self.build(value_node, where)
         return values
 
+    def _check_text(self, node: yaml.ScalarNode, path: Path_) -> None:
+        found = _NOT_TEXT.search(node.value)
+        if found:
+            self._complain(node, path, f"holds the control character U+{ord(found[0]):04X}; remove it")
 
-def _missing(path: Path) -> str:
-    """A sentence about a file that is not there, with the nearest one that is."""
-    from difflib import get_close_matches
+    def _complain(self, node: yaml.Node, path: Path_, message: str) -> None:
+        self.problems.append(Problem(self._origin(node), dotted(path), message))
 
-    near = get_close_matches(path.name, [item.name for item in path.parent.glob("*.y*ml")], n=1)
-    return "does not exist" + (f"; did you mean {path.parent / near[0]}?" if near else "")
+    def _origin(self, node: yaml.Node) -> Origin:
+        return Origin(self.source, node.start_mark.line + 1, node.start_mark.column + 1)
+
+
+def _code(character: int | str) -> int:
+    return character if isinstance(character, int) else ord(character)  # PyYAML gives a number, its stubs promise text
+
+
+def _place(source: str, before: str) -> Origin:
+    """Line and column of the character that follows ``before``."""
+    return Origin(source, before.count("\n") + 1, len(before) - before.rfind("\n"))
+
+
+def _near_file(path: Path) -> str:
+    folder = path.parent
+    near = get_close_matches(path.name, [item.name for item in folder.glob("*.y*ml")], n=1)
+    if near:
+        return f"; did you mean {dotted((str(folder / near[0]),))}?"
+    return "; name a study file" if folder.is_dir() else f"; there is no folder {dotted((str(folder),))} either"

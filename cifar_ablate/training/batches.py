@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -39,7 +41,7 @@ def to_device(data: DataSet, device: torch.device) -> DeviceData:
     mean = share @ values
     std = np.sqrt(np.maximum(share @ values**2 - mean**2, 1e-6))  # a constant channel must not divide by 0
 
-    def tensor(array: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+    def tensor(array: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
     return DeviceData(

@@ -46,11 +46,12 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
         progress, scalars = json.loads(metadata["progress"]), json.loads(metadata["scalars"])
-        model.load_state_dict(
-            {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
-        )
-    except (OSError, SafetensorError, KeyError, RuntimeError, json.JSONDecodeError):
+    except (OSError, SafetensorError, KeyError, json.JSONDecodeError):
         return None
+    weights = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
+    if _shapes(weights) != _shapes(model.state_dict()):  # before load_state_dict, which copies whatever does fit
+        return None
+    model.load_state_dict(weights)
     state: dict[int, dict[str, Any]] = {}
     for name, value in [*tensors.items(), *((f"optimizer/{name}", value) for name, value in scalars.items())]:
         kind, _, rest = name.partition("/")
@@ -58,4 +59,13 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             index, _, key = rest.partition("/")
             state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    # files are contiguous, weights channels_last, and fused optimizers walk through both in the order of memory
+    for parameter, restored in optimizer.state.items():
+        for name, value in restored.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                restored[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     return dict(progress)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in tensors.items()}

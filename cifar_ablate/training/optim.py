@@ -62,7 +62,7 @@ def muon(
     decay_norm_and_bias: bool = True,
 ) -> torch.optim.Optimizer:
     """Orthogonalised momentum for weight matrices and flattened convolutions, AdamW for the rest (timm's Muon)."""
-    from timm.optim import Muon  # noqa: TID251  torch.optim.Muon takes 2-D weights only, so no convolution
+    from timm.optim.muon import Muon  # noqa: TID251  torch.optim.Muon takes 2-D weights only, so no convolution
 
     groups = parameter_groups(model, weight_decay, decay_norm_and_bias)
     optimizer: torch.optim.Optimizer = Muon(groups, lr=lr, momentum=momentum, nesterov=nesterov)

@@ -1,7 +1,7 @@
 """Learning-rate schedules: each gives the factor on the optimizer's lr for every step of a run.
 
-A schedule is a function ``(total_steps, steps_per_epoch, *, options) -> float64 [total_steps]``: the whole curve at once,
-so that it can be drawn, tested against torch's schedulers, and read by a captured step.
+A schedule is a function ``(total_steps, steps_per_epoch, *, options) -> float64 [total_steps]``: the whole curve at
+once, so that it can be drawn, tested against torch's schedulers, and read by a captured step.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def one_cycle(
     final: NonNegativeFloat = 4e-6,
     shape: Literal["cos", "linear"] = "cos",
 ) -> Curve:
-    """Up from ``start`` to 1 in the first share ``warmup``, then down to ``final`` (torch's OneCycleLR, arXiv 1708.07120).
+    """Up from ``start`` to 1 in the first share ``warmup``, then down to ``final`` (arXiv 1708.07120).
 
-    The defaults are torch's: pct_start 0.3, start 1/25, final 1/25/1e4. Momentum is not cycled.
+    The curve and the defaults of torch's OneCycleLR: pct_start 0.3, start 1/25, final 1/25/1e4. Momentum is not cycled.
     """
     peak = warmup * total_steps - 1
     steps = np.arange(total_steps, dtype=np.float64)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cifar_ablate.augment.pipeline import Pipeline, build_pipeline
-from cifar_ablate.folder import RunFolder, RunResult, atomic
+from cifar_ablate.folder import RunFolder, RunResult, Status, atomic
 from cifar_ablate.keys import key
 from cifar_ablate.models.build import build_model
 from cifar_ablate.registry import OPTIMIZERS, SCHEDULES
@@ -32,6 +32,7 @@ from cifar_ablate.training.evaluate import (
     precision_context,
     predict_logits,
 )
+from cifar_ablate.training.schedules import Curve
 
 CHECKPOINT_SECONDS = 60.0
 """A checkpoint is written at the end of an epoch, when the last one is at least this old."""
@@ -58,7 +59,7 @@ class Fit:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     pipeline: Pipeline
-    lr_factors: np.ndarray  # type: ignore[type-arg]
+    lr_factors: Curve
     epochs_done: int = 0
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
@@ -78,10 +79,12 @@ def train_run(
     while fit.epochs_done < recipe.epochs:
         line = _epoch(fit, watcher)
         if not math.isfinite(line["train_loss"]):
-            reason = f"the training loss was {line['train_loss']} in epoch {fit.epochs_done}"
-            return _end(fit, folder, RunResult("diverged", fit.epochs_done, 0, 0, {}, reason))
+            return _end(fit, folder, reason=f"the training loss was {line['train_loss']} in epoch {fit.epochs_done}")
         if fit.epochs_done == recipe.epochs:
             metrics = _final_metrics(fit, folder)
+            if not math.isfinite(metrics["test_nll"]):  # the loss is taken before a step, so the last step escapes it
+                folder.logits.unlink()
+                return _end(fit, folder, reason="the network's outputs were not finite after the last step")
             line |= {name: metrics[name] for name in ("test_accuracy", "test_nll")}
         folder.append_epoch(line)
         if recipe.checkpoint_every and fit.epochs_done % recipe.checkpoint_every == 0:
@@ -91,7 +94,7 @@ def train_run(
             checkpointed = time.monotonic()
         watcher.on_epoch(line)
     save_weights(folder.weights, fit.model, _identity(fit, folder))
-    return _end(fit, folder, RunResult("finished", fit.epochs_done, 0, 0, metrics))
+    return _end(fit, folder, metrics=metrics)
 
 
 def set_up(recipe: Recipe, seed: int, data: DeviceData, precision: str) -> Fit:
@@ -102,7 +105,8 @@ def set_up(recipe: Recipe, seed: int, data: DeviceData, precision: str) -> Fit:
         num_classes=data.num_classes,
         image_size_px=data.image_size_px,
         init_seed=key(seed, "init"),
-    ).to(data.mean.device, memory_format=torch.channels_last)
+    )
+    model = model.to(data.mean.device).to(memory_format=torch.channels_last)
     pipeline = build_pipeline(
         {name: part.kwargs() for name, part in recipe.augment.items()},
         mean=data.mean,
@@ -223,12 +227,12 @@ def _final_metrics(fit: Fit, folder: RunFolder) -> dict[str, float]:
     return metrics
 
 
-def _end(fit: Fit, folder: RunFolder, result: RunResult) -> RunResult:
-    ended = RunResult(
-        result.status, result.epochs, fit.train_seconds, fit.eval_seconds, dict(result.metrics), result.reason
-    )
-    folder.write_result(ended)
-    return ended
+def _end(fit: Fit, folder: RunFolder, *, metrics: Mapping[str, float] | None = None, reason: str = "") -> RunResult:
+    """Write how the run ended: finished with its metrics, or diverged for a reason."""
+    status: Status = "diverged" if metrics is None else "finished"
+    result = RunResult(status, fit.epochs_done, fit.train_seconds, fit.eval_seconds, dict(metrics or {}), reason)
+    folder.write_result(result)
+    return result
 
 
 def _base_lr(fit: Fit) -> float:

@@ -29,11 +29,11 @@ def markdown(report: Report) -> str:
 _READING = """\
 ## How to read this
 
-Test accuracy is that of the last epoch, never of the best one; mean over seeds, with the standard deviation between \
-seeds in brackets. Train accuracy is measured after the last epoch on the training images without augmentation. \
-Differences are in points, over the seeds that both arms share; the parent is the arm named behind "from". A difference \
-that is not large against the standard deviation is not a finding: this table gives no intervals yet. One published \
-figure is one run of somebody else's."""
+Test accuracy is that of the last epoch, never of the best one: the mean over seeds, with the standard deviation between
+seeds in brackets. Train accuracy is measured after the last epoch, on the training images without augmentation.
+Differences are in points, over the seeds that both arms share; the parent is the arm that a row differs from. These
+differences carry no intervals yet: one that is not large against the standard deviation is not a finding. Where an arm
+differs in more than one thing, the difference cannot be put down to any one of them."""
 
 
 def _study(study: StudyReport) -> str:
@@ -49,6 +49,8 @@ def _study(study: StudyReport) -> str:
         for row in study.rows
         if row.published and row.published.note
     ]
+    if study.is_variant and any(row.published for row in study.rows):
+        notes.insert(0, "Published figures are for the study as published; this is a variant of it, not a repetition.")
     if study.num_superseded:
         notes.append(
             f"Left out: {_count(study.num_superseded, 'run')} of recipes or seeds that this study no longer has."

@@ -1,0 +1,30 @@
+# Set-up happens by itself: every target makes .venv and installs the tested set when they are missing or out of date.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test check format clean
+
+demo: $(READY)  ## Run every shipped study in miniature (digits, narrow networks) and print the report.
+	$(BIN)/cifar-ablate run experiments/*.yaml --profile smoke
+	$(BIN)/cifar-ablate report
+
+test: $(READY)  ## All tests; those on real images need CIFAR_ABLATE_TEST_DATA, a folder with the image archives.
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+check: $(READY)  ## Lint, format and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(READY)

@@ -1,0 +1,130 @@
+"""A registered name with its options, as one part of a recipe; the registry's signatures are the schema."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, SchemaValidator, core_schema
+
+from cifar_ablate.errors import UnknownNameError
+from cifar_ablate.registry import DATA, MODELS, OPTIMIZERS, SCHEDULES, Options, Registry
+
+COMPONENT_REGISTRIES = {"data": DATA, "model": MODELS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+"""Recipe fields that hold one component, written as ``name`` or ``{name: ..., option: ...}``."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """A registered name with its validated options."""
+
+    name: str
+    options: Options
+
+    def kwargs(self) -> dict[str, Any]:
+        """Options as keyword arguments for ``Registry.bind``."""
+        return self.options.model_dump()
+
+    def as_dict(self, *, defaults: bool = True) -> dict[str, Any]:
+        """``{name: ..., option: ...}`` in plain types; without ``defaults`` only what was set to something else."""
+        return {"name": self.name, **self.options.model_dump(mode="json", exclude_defaults=not defaults)}
+
+
+def said(message: str) -> PydanticCustomError:
+    """A finding that is a whole sentence already."""
+    return PydanticCustomError("ablate", "{message}", {"message": message})
+
+
+def failure(message: str, value: Any, *loc: str) -> ValidationError:
+    """A validation error with one finding, at ``loc`` in what is validated."""
+    error = said(message)
+    return ValidationError.from_exception_data("component", [InitErrorDetails(type=error, loc=loc, input=value)])
+
+
+def _component(registry: Registry, name: str, values: Mapping[str, Any], *loc: str) -> Component:
+    try:
+        model = registry.options(name)
+    except UnknownNameError as error:
+        others = ", and every timm model" if registry is MODELS and "known: " in str(error) else ""
+        raise failure(f"{error}{others}", name, *loc) from None
+    component = Component(name, model.model_validate(dict(values)))
+    try:
+        registry.check(name, component.kwargs())
+    except ValueError as error:
+        raise failure(str(error), values) from None
+    return component
+
+
+@dataclass(frozen=True)
+class ComponentOf:
+    """Annotation: a component of ``registry``, written as ``name`` or ``{name: ..., option: ...}``."""
+
+    registry: Registry
+
+    def __get_pydantic_core_schema__(self, _: Any, __: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.validate)
+
+    def validate(self, value: Any) -> Component:
+        if isinstance(value, Component):
+            return value
+        if isinstance(value, str):
+            value = {"name": value}
+        kind, known = self.registry.kind, ", ".join(self.registry.names())
+        if not isinstance(value, Mapping):
+            raise failure(f"must be one of {known}, or {{name: ..., option: ...}} (got {shown(value)})", value)
+        if "name" not in value:
+            raise failure(f"the `name` of the {kind} is missing; known: {known}", value)
+        if not isinstance(value["name"], str):
+            raise failure(f"must be the name of a {kind} (got {shown(value['name'])}); known: {known}", value, "name")
+        rest = {key: option for key, option in value.items() if key != "name"}
+        return _component(self.registry, value["name"], rest, "name")
+
+
+@dataclass(frozen=True)
+class ComponentsOf:
+    """Annotation: a mapping from names of ``registry`` to their options, kept sorted by name."""
+
+    registry: Registry
+
+    def __get_pydantic_core_schema__(self, _: Any, __: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.validate)
+
+    def validate(self, value: Any) -> dict[str, Component]:
+        if not isinstance(value, Mapping):
+            raise failure(f"must be a mapping such as {{hflip: {{p: 0.5}}}} (got {shown(value)})", value)
+        fields = {  # one validator to a name, so that pydantic collects the errors of all with their locations
+            name: core_schema.typed_dict_field(
+                core_schema.no_info_plain_validator_function(functools.partial(self._one, name))
+            )
+            for name in sorted(value)
+        }
+        components: dict[str, Component] = SchemaValidator(core_schema.typed_dict_schema(fields)).validate_python(
+            dict(value)
+        )
+        return components
+
+    def _one(self, name: str, options: Any) -> Component:
+        if isinstance(options, Component):
+            return options
+        if not isinstance(options, Mapping):
+            raise failure(f"must be a mapping of options, {{}} for the defaults (got {shown(options)})", options)
+        return _component(self.registry, name, options)
+
+
+def shown(value: Any) -> str:
+    """A value as YAML would show it, on one short line."""
+    text = _flow(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _flow(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower().replace("none", "null")
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    return repr(value)

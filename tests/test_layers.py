@@ -1,0 +1,100 @@
+"""The floors of the house: nothing further down imports what is further up, and heavy libraries keep to their rooms."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "cifar_ablate"
+
+FLOORS = (
+    ("errors", "fields", "registry", "keys", "__init__"),
+    ("spec",),
+    ("data", "models", "device", "folder", "records", "environment", "plan"),
+    ("augment",),
+    ("training", "tracking", "export"),
+    ("report", "runner", "terminal"),
+    ("cli",),
+)
+FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path: Path, *, typing_only: bool = False) -> set[str]:
+    """Modules that a file imports anywhere; imports under TYPE_CHECKING only where asked for."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    skipped: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            skipped |= {id(inner) for inner in ast.walk(node)}
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if not typing_only and id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def test_every_file_has_a_floor() -> None:
+    assert {room_of(path) for path in FILES} == set(FLOOR_OF)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_file_imports_nothing_from_a_floor_above(path: Path) -> None:
+    mine = room_of(path)
+    for module in imports(path):
+        if module.startswith("cifar_ablate."):
+            room = module.split(".")[1]
+            assert FLOOR_OF[room] <= FLOOR_OF[mine], f"{path.name} (floor of {mine}) imports {module} from above"
+
+
+@pytest.mark.parametrize("room", ["report", "records", "tracking", "export"])
+def test_a_report_needs_no_torch(room: str) -> None:
+    heavy = {"torch", "torchvision", "timm"}
+    for path in FILES:
+        if room_of(path) == room:
+            assert not {module.split(".")[0] for module in imports(path)} & heavy, path
+
+
+@pytest.mark.parametrize(("service", "door"), [("mlflow", "tracking"), ("optuna", "tuning"), ("sklearn", "data")])
+def test_an_outside_service_has_one_door(service: str, door: str) -> None:
+    for path in FILES:
+        if room_of(path) != door:
+            assert service not in {module.split(".")[0] for module in imports(path)}, path
+
+
+def test_training_knows_nothing_of_mlflow_or_yaml() -> None:
+    for path in FILES:
+        if room_of(path) in ("training", "augment"):
+            assert not {module.split(".")[0] for module in imports(path)} & {"mlflow", "yaml"}, path
+
+
+def test_only_the_command_line_ends_the_process() -> None:
+    for path in FILES:
+        if room_of(path) != "cli":
+            assert "SystemExit" not in path.read_text(encoding="utf-8"), path
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_stay_short(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 300, path
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, f"{path.name}: {node.name}"
+
+
+def test_nothing_is_unpickled() -> None:
+    unsafe = ("torch.load(", "pickle.load(", "pickle.loads(", "joblib.load(", "allow_pickle=True", "yaml.load(")
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        assert not [call for call in unsafe if call in text], path
