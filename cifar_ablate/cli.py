@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from cifar_ablate.registry import EXECUTORS, FORMATS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -44,7 +46,7 @@ def run(
     arm: Annotated[list[str] | None, typer.Option(help="Train only this arm (may be repeated).")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Train only this seed (may be repeated).")] = None,
     retry: Annotated[str | None, typer.Option(metavar="failed", help="Try failed runs again.")] = None,
-    executor: Annotated[str, typer.Option(help="Where runs are trained.")] = "local",
+    executor: Annotated[str, typer.Option(help=f"Where runs are trained: {', '.join(EXECUTORS.names())}.")] = "local",
     device: DeviceName = "auto",
     threads: Threads = None,
 ) -> None:
@@ -53,7 +55,6 @@ def run(
 
     if retry not in (None, "failed"):
         raise UsageError(f"--retry {retry}: only failed runs can be tried again; write --retry failed")
-    from cifar_ablate.registry import EXECUTORS
     from cifar_ablate.runner.estimate import images_of
     from cifar_ablate.runner.execute import run_plans
     from cifar_ablate.terminal import Terminal
@@ -107,12 +108,11 @@ def plan(
 @app.command()
 def report(
     studies: Annotated[list[str] | None, typer.Argument(metavar="[STUDY...]", help="Labels; default: all.")] = None,
-    format: Annotated[str, typer.Option(help="Report format.")] = "markdown",
+    format: Annotated[str, typer.Option(help=f"Report format: {', '.join(FORMATS.names())}.")] = "markdown",
     record: Annotated[Path | None, typer.Option(metavar="DIR", help="Read an exported record, not MLflow.")] = None,
 ) -> None:
     """Print the report of recorded studies."""
     from cifar_ablate.records import find_records
-    from cifar_ablate.registry import FORMATS
     from cifar_ablate.report.build import build_report
 
     render = FORMATS.get(format)

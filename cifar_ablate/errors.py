@@ -93,7 +93,7 @@ class TrackingError(AblateError, ConnectionError):
     """A tracking server or database that does not answer or refuses."""
 
 
-class Interrupted(AblateError):
+class InterruptedRunError(AblateError):
     """Ctrl-C while a study was running."""
 
     exit_code = 130

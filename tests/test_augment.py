@@ -131,7 +131,9 @@ def test_equal_images_of_one_batch_come_out_different(name: str) -> None:
         images[128:] = random_images(1, seed=1)  # mixing an image with its like would change nothing
     out = applied(augmentation, images, drawn(augmentation, 256)).images
     num_distinct = len(torch.unique(out.reshape(256, -1), dim=0))
-    assert num_distinct == 2 if name == "hflip" else num_distinct > 20
+    assert num_distinct >= 2
+    if name in ("crop", "affine", "mixup", "cutmix", "cutout", "erasing"):
+        assert num_distinct > 20
 
 
 @pytest.mark.parametrize("name", NAMES)

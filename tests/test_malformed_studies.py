@@ -568,7 +568,7 @@ epochs: 8 -> epochs: !!int 8
 """
 )
 UNUSUAL = [  # edits of more than one line, or with characters that do not show
-    Case("a long question", "Does", "Does " * 200, "2:1", "question", "of so many characters at most: 500"),
+    Case("a long question", "Does", "Does " * 200, "2:1", "question", "must be at most 500 characters long"),
     Case("no data", "  data: digits\n", "", "5:1", "recipe.data", "is required, such as `data: cifar10`"),
     Case(
         "a model left empty",
@@ -627,7 +627,7 @@ UNUSUAL = [  # edits of more than one line, or with characters that do not show
         "",
         "indent with spaces, not tabs",
     ),
-    Case("a bad indentation", "  data: digits", " data: digits", "7:3", "", "is not valid YAML"),
+    Case("a bad indentation", "  data: digits", " data: digits", "7:13", "", "or check the indentation"),
     Case(
         "a list among the arms",
         "  longer: {epochs: 8}",
@@ -906,7 +906,7 @@ def test_the_command_tells_every_problem_on_a_line_and_touches_nothing(tmp_path:
     for name, text in files.items():
         write(tmp_path, text, name)
     done = run(tmp_path, *files, "e.yaml")
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
     lines = done.stderr.splitlines()
     assert [line.partition(" ")[0] for line in lines] == [
         "a.yaml:",
@@ -923,7 +923,7 @@ def test_the_command_tells_every_problem_on_a_line_and_touches_nothing(tmp_path:
 @pytest.mark.parametrize("arguments", [("--set", "lr=0.1"), ("--profile", "pilit")])
 def test_the_command_refuses_options_in_one_line(arguments: tuple[str, ...], tmp_path: Path) -> None:
     done = run(tmp_path, str(write(tmp_path, SOUND)), *arguments)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert done.stderr.startswith(" ".join(arguments))
     assert "did you mean" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]

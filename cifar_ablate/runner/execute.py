@@ -13,7 +13,7 @@ from typing import Any
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import Device
 from cifar_ablate.environment import describe_environment
-from cifar_ablate.errors import AblateError, Interrupted
+from cifar_ablate.errors import AblateError, InterruptedRunError
 from cifar_ablate.folder import RunFolder, RunResult, write_atomically
 from cifar_ablate.plan import DataKey, Plan, PlannedRun
 from cifar_ablate.registry import EXECUTORS
@@ -141,7 +141,7 @@ def _train_one(session: Session, run: PlannedRun) -> RunResult:
         session.tracking.finish(run_id, folder, result, write_artifacts(folder, data.classes))
     except KeyboardInterrupt:
         session.tracking.end(run_id, "killed", "interrupted from the keyboard")
-        raise Interrupted("interrupted; the same command again does what is left") from None
+        raise InterruptedRunError("interrupted; the same command again does what is left") from None
     if earlier is None:
         session.events.on_end(run, result)
     return result

@@ -155,7 +155,7 @@ _SENTENCES: dict[str, Callable[[Finding], str]] = {
     "string_pattern_mismatch": lambda finding: _NAME + finding.got,
     "string_too_short": lambda _: "must not be empty",
     "too_short": lambda _: "must not be empty",
-    "string_too_long": _limit("max_length", "of so many characters at most:"),
+    "string_too_long": lambda finding: f"must be at most {finding.context['max_length']} characters long",
     "too_long": lambda finding: f"must have at most {finding.context['max_length']} items",
     "too_few": lambda finding: f"must have {finding.context['num']} items{finding.got}",
     "finite_number": lambda finding: "must be a finite number" + finding.got,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from cifar_ablate.registry import FORMATS
-from cifar_ablate.report.build import ArmRow, Published, Report, Spread, StudyReport
+
+if TYPE_CHECKING:  # `report --help` lists the formats, and must not wait for pandas
+    from cifar_ablate.report.build import ArmRow, Published, Report, Spread, StudyReport
 
 COLUMNS = (
     "arm",

@@ -1,0 +1,75 @@
+"""Every shipped study, run in the smoke profile, and the terminal's promises."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Workshop
+
+EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_a_shipped_study_runs_in_the_smoke_profile(workshop: Workshop, path: Path) -> None:
+    answer = workshop("run", str(path), "--profile", "smoke", "--seed", "0")
+    assert answer.code == 0, answer.err
+    assert "failed" not in answer.out
+    report = workshop("report").out
+    assert f"## {path.stem}@smoke" in report
+    assert "not run" not in report
+    assert "500 of 1,437 training images" in report
+
+
+def test_all_shipped_studies_are_the_four_that_are_documented() -> None:
+    assert [path.stem for path in EXPERIMENTS] == ["augmentation", "dropout", "onecycle", "readme-augmentation"]
+
+
+def test_help_answers_in_under_four_tenths_of_a_second() -> None:
+    command = [sys.executable, "-m", "cifar_ablate.cli", "--help"]
+    seconds = []
+    for _ in range(5):
+        begun = time.perf_counter()
+        subprocess.run(command, capture_output=True, check=True)
+        seconds.append(time.perf_counter() - begun)
+    assert min(seconds) < 0.4
+
+
+@pytest.mark.real
+def test_real_cifar10_goes_the_whole_way(workshop: Workshop, cifar_root: Path) -> None:
+    """``data: cifar10`` from the archives, 500 training images, all 10,000 test images, to a table and a record."""
+    workshop.monkeypatch.setenv("CIFAR_ABLATE_DATA", str(cifar_root))
+    path = EXPERIMENTS[-1]
+    overlay = ("--set", "train_size=500", "--set", "model.width=8", "--set", "epochs={times: 0.1}")
+    answer = workshop("run", str(path), *overlay, "--seed", "0", "--arm", "baseline", "--arm", "+cutmix")
+    assert answer.code == 0, answer.err
+    report = workshop("report").out
+    assert "cifar10: 500 of 50,000 training images, all 10,000 test images" in report
+    label = next(line[3:] for line in report.splitlines() if line.startswith("## readme")).replace("\\", "")
+    assert workshop("export", label, "record").code == 0
+    assert workshop("report", "--record", "record").out == report
+
+
+@pytest.mark.real
+def test_the_same_images_in_a_folder_give_the_same_fingerprints(
+    workshop: Workshop, real_archives: list[Path], cifar_root: Path
+) -> None:
+    """Neither the name of the source nor a path is part of a fingerprint: the digest of the pixels is."""
+    workshop.monkeypatch.setenv("CIFAR_ABLATE_DATA", str(cifar_root))
+    study = """
+        study: where
+        question: Does it matter where the images come from?
+        seeds: 1
+        recipe: {model: {name: resnet18-compact, width: 4}, epochs: 1, train_size: 100, batch_size: 50,
+                  optimizer: {name: sgd, lr: 0.1}, data: DATA}
+        arms: {baseline: null}
+    """
+    folder = f"{{name: image_folder, path: {[str(path) for path in real_archives]}}}"
+    workshop.write("archive.yaml", study.replace("DATA", "cifar10"))
+    workshop.write("folder.yaml", study.replace("study: where", "study: elsewhere").replace("DATA", folder))
+    assert "1 finished" in workshop("run", "archive.yaml").out
+    assert "1 trained before in another study" in workshop("run", "folder.yaml").out

@@ -1,0 +1,176 @@
+"""The one-file test: each kind of addition is one new file, and every part of the program knows it at once.
+
+The package is copied to a folder of the test, five files are added to the copy, and nothing in it is edited.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import cifar_ablate
+from tests.conftest import Answer
+
+ADDITIONS = {
+    "augment/invert.py": """
+        from dataclasses import dataclass
+
+        import torch
+
+        from cifar_ablate.augment.base import Transform, per_image
+        from cifar_ablate.fields import Probability
+        from cifar_ablate.registry import AUGMENTATIONS
+
+
+        @AUGMENTATIONS.register("invert")
+        @dataclass(frozen=True, kw_only=True)
+        class Invert(Transform):
+            '''Invert the colours with probability p.'''
+
+            stage = "geometry"
+            p: Probability = 0.5
+
+            def draw(self, rng, num, image_size_px):
+                return {"apply": rng.random(num) < self.p}
+
+            def apply(self, images, params):
+                return torch.where(per_image(params["apply"]), 1 - images, images)
+        """,
+    "models/pixels.py": """
+        from torch import nn
+
+        from cifar_ablate.fields import PositiveInt
+        from cifar_ablate.registry import MODELS
+
+
+        @MODELS.register("pixels")
+        def pixels(num_classes: int, image_size_px: int, *, hidden: PositiveInt = 16) -> nn.Module:
+            '''Two linear layers on the pixels.'''
+            return nn.Sequential(
+                nn.Flatten(), nn.Linear(3 * image_size_px**2, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
+            )
+        """,
+    "data/stripes.py": """
+        import numpy as np
+
+        from cifar_ablate.data.types import RawImages
+        from cifar_ablate.fields import PositiveInt
+        from cifar_ablate.registry import DATA
+
+
+        @DATA.register("stripes")
+        def stripes(root, report, *, num: PositiveInt = 64) -> RawImages:
+            '''Upright against level stripes.'''
+            labels = np.arange(num) % 2
+            line = np.random.default_rng(0).integers(0, 256, (num, 1, 32, 1), np.uint8)
+            level = np.broadcast_to(line, (num, 32, 32, 3))
+            images = np.where(labels[:, None, None, None] == 0, level, level.transpose(0, 2, 1, 3))
+            return RawImages(images, labels, images[: num // 2], labels[: num // 2], ("level", "upright"))
+        """,
+    "runner/executors/backwards.py": """
+        from cifar_ablate.registry import EXECUTORS
+
+
+        @EXECUTORS.register("backwards")
+        def backwards(groups, train_group):
+            '''The last group first.'''
+            for group in reversed(groups):
+                yield from train_group(group)
+        """,
+    "report/formats/outline.py": """
+        from cifar_ablate.registry import FORMATS
+
+
+        @FORMATS.register("outline")
+        def outline(report):
+            '''One line per arm.'''
+            return "".join(
+                f"{study.label}/{row.name}: {row.num_finished}\\n" for study in report.studies for row in study.rows
+            )
+        """,
+}
+
+STUDY = """
+    study: additions
+    question: Do five new files work together?
+    seeds: 2
+    recipe:
+      data: {name: stripes, num: 80}
+      model: {name: pixels, hidden: 8}
+      epochs: 1
+      batch_size: 40
+      optimizer: {name: sgd, lr: 0.1}
+    arms:
+      baseline:
+      inverted: {augment: {invert: {p: 0.25}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds a copy of the package with the five files."""
+    folder = tmp_path_factory.mktemp("site")
+    source = Path(cifar_ablate.__file__).parent
+    shutil.copytree(source, folder / "cifar_ablate", ignore=shutil.ignore_patterns("__pycache__"))
+    for name, text in ADDITIONS.items():
+        path = folder / "cifar_ablate" / name
+        assert not path.exists()
+        path.write_text(textwrap.dedent(text), encoding="utf-8")
+    (folder / "study.yaml").write_text(textwrap.dedent(STUDY), encoding="utf-8")
+    return folder
+
+
+def call(site: Path, *command: str) -> Answer:
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=site,
+        env=environment | {"PYTHONPATH": str(site), "CIFAR_ABLATE_DATA": str(site / "data")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def test_a_study_uses_all_five(site: Path) -> None:
+    ran = call(site, "cifar_ablate.cli", "run", "study.yaml", "--executor", "backwards")
+    assert ran.code == 0, ran.err
+    ends = [line for line in ran.out.splitlines() if ": test " in line]
+    assert [line.split(" seed ")[1][0] for line in ends] == ["1", "1", "0", "0"]
+    report = call(site, "cifar_ablate.cli", "report", "--format", "outline")
+    assert report.out == "additions/baseline: 2\nadditions/inverted: 2\n", report.err
+
+
+def test_the_schema_the_help_and_the_list_of_models_know_them(site: Path) -> None:
+    schema = json.dumps(json.loads(call(site, "cifar_ablate.cli", "schema").out))
+    for name in ("invert", "Invert the colours", "pixels", "hidden", "stripes"):
+        assert name in schema
+    assert "backwards" in call(site, "cifar_ablate.cli", "run", "--help").out
+    assert "outline" in call(site, "cifar_ablate.cli", "report", "--help").out
+    assert "Two linear layers on the pixels." in call(site, "cifar_ablate.cli", "models").out
+
+
+def test_their_options_are_checked_like_any_other(site: Path) -> None:
+    bad = STUDY.replace("p: 0.25", "p: 2").replace("hidden: 8", "hiden: 8")
+    (site / "bad.yaml").write_text(textwrap.dedent(bad), encoding="utf-8")
+    answer = call(site, "cifar_ablate.cli", "plan", "bad.yaml")
+    assert answer.code == 2
+    assert "must be at most 1 (got 2)" in answer.err
+    assert "unknown key 'hiden'; did you mean 'hidden'?" in answer.err
+
+
+@pytest.mark.parametrize(("contracts", "name"), [("test_augment.py", "invert"), ("test_models.py", "pixels")])
+def test_the_contract_tests_know_them(site: Path, contracts: str, name: str) -> None:
+    here = Path(__file__).parent
+    answer = call(site, "pytest", str(here / contracts), "-k", name, "-p", "no:cacheprovider", "-c", os.devnull)
+    assert answer.code == 0, answer.out
+    assert " passed" in answer.out
