@@ -80,7 +80,7 @@ def run(
     said += [f"{summary.num_shared} trained before in another study"] if summary.num_shared else []
     said += [f"{summary.num_done_before} skipped as done"] if summary.num_done_before else []
     said += [f"{summary.num_failed_before} skipped as failed"] if summary.num_failed_before else []
-    console.print("Runs: " + (", ".join(said) or "none"), highlight=False)
+    console.print("Runs: " + (", ".join(said) or "none") + ". Next: cifar-ablate report", highlight=False)
     for failed, reason in summary.failures:
         said_why = f"failed: {failed.study} {failed.arm} seed {failed.seed}: {reason}"
         console.print(said_why, highlight=False, markup=False, soft_wrap=True)

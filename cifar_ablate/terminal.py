@@ -26,16 +26,17 @@ def duration(seconds: float) -> str:
 
 
 class Pace:
-    """Time left, from the share of the work that is done since the start."""
+    """Time left, from how fast the work has gone since the start; ``done`` was done before."""
 
-    def __init__(self, total: float) -> None:
-        self.total, self.done, self.begun = total, 0.0, time.monotonic()
+    def __init__(self, total: float, done: float = 0.0) -> None:
+        self.total, self.done, self.done_before, self.begun = total, done, done, time.monotonic()
 
     def left(self) -> str:
         """Time left in words; "?" until enough is done to tell."""
-        share = self.done / self.total if self.total else 1.0
-        elapsed = time.monotonic() - self.begun
-        return "?" if share < 0.005 or elapsed < 2 else duration(elapsed * (1 - share) / share)
+        here, elapsed = self.done - self.done_before, time.monotonic() - self.begun
+        if elapsed < 1 or here < 0.002 * self.total:
+            return "?"
+        return duration(elapsed * max(self.total - self.done, 0.0) / here)
 
 
 class _Left(ProgressColumn):
@@ -60,6 +61,7 @@ class Terminal(Events):
         self.finished_work = 0.0
         self.last_refresh = 0.0
         self.step_since: tuple[float, int] = (0.0, 0)
+        self.accuracy = ""
 
     def __enter__(self) -> Terminal:
         self.progress.start()
@@ -79,8 +81,8 @@ class Terminal(Events):
             self.study_task = self.progress.add_task("study", total=self.study_pace.total, note="", left="?")
 
     def on_start(self, run: PlannedRun, epochs_done: int, num_images: int) -> None:
-        self.run_pace = Pace(self.work(run))
-        self.step_since = (time.monotonic(), 0)
+        self.run_pace = Pace(self.work(run), done=self.work(run) * epochs_done / run.recipe.epochs)
+        self.step_since, self.accuracy = (time.monotonic(), epochs_done), ""
         name = f"{run.study} {run.arm} seed {run.seed}"
         where = f" (from epoch {epochs_done + 1})" if epochs_done else ""
         if not self.live:
@@ -94,22 +96,23 @@ class Terminal(Events):
         if not self.live or time.monotonic() - self.last_refresh < REFRESH_SECONDS:
             return
         self.last_refresh = now = time.monotonic()
-        total_steps = (epoch - 1) * num_steps + step
-        since, steps = self.step_since
-        rate = (total_steps - steps) / max(now - since, 1e-9)
-        self._advance(run, ((epoch - 1) + step / num_steps) / run.recipe.epochs)
-        note = f"epoch {epoch}/{run.recipe.epochs}  {rate:.1f} steps/s  loss {loss():.3f}"
-        self._show(note)
+        epochs = epoch - 1 + step / num_steps
+        since, epochs_then = self.step_since
+        rate = (epochs - epochs_then) * num_steps / max(now - since, 1e-9)
+        self._advance(run, epochs / run.recipe.epochs)
+        self._show(f"epoch {epoch}/{run.recipe.epochs}  {rate:.1f} steps/s  loss {loss():.3f}{self.accuracy}")
 
     def on_epoch(self, run: PlannedRun, line: Mapping[str, Any]) -> None:
         self._advance(run, line["epoch"] / run.recipe.epochs)
         if self.live:
-            self._show(f"epoch {line['epoch']}/{run.recipe.epochs}  {_measured(line)}")
-            self.last_refresh = time.monotonic()
+            tested = f"{line['test_accuracy']:.1f}%" if "test_accuracy" in line else "-"
+            self.accuracy = f"  train {line['running_accuracy']:.1f}%  test {tested}"
             return
         rate = f"{line['images_per_second']:.0f} images/s"
         left = f"run {self.run_pace.left()} left, study {self.study_pace.left()} left"
-        said = f"  epoch {line['epoch']}/{run.recipe.epochs}  {_measured(line)}  {rate}  {left}"
+        measured = f"loss {line['train_loss']:.3f}  train {line['running_accuracy']:.1f}%"
+        measured += f"  test {line['test_accuracy']:.2f}%" if "test_accuracy" in line else ""
+        said = f"  epoch {line['epoch']}/{run.recipe.epochs}  {measured}  {rate}  {left}"
         self.console.print(said, highlight=False, markup=False)
 
     def on_end(self, run: PlannedRun, result: RunResult) -> None:
@@ -125,7 +128,7 @@ class Terminal(Events):
 
     def on_shared(self, run: PlannedRun) -> None:
         self.num_ended += 1
-        self.finished_work += self.work(run)
+        self.study_pace.total -= self.work(run)
         name = f"{run.study} {run.arm} seed {run.seed}"
         self.console.print(f"{name}: trained before, now recorded here, too", highlight=False, markup=False)
 
@@ -141,11 +144,6 @@ class Terminal(Events):
             self.progress.update(
                 self.study_task, completed=self.study_pace.done, note=said, left=self.study_pace.left()
             )
-
-
-def _measured(line: Mapping[str, Any]) -> str:
-    said = f"loss {line['train_loss']:.3f}  train {line['running_accuracy']:.1f}%"
-    return said + (f"  test {line['test_accuracy']:.2f}%" if "test_accuracy" in line else "")
 
 
 @contextmanager
