@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from cifar_ablate.registry import EXECUTORS, FORMATS
 
@@ -22,7 +23,19 @@ if TYPE_CHECKING:
     from cifar_ablate.device import Device
     from cifar_ablate.plan import Plan
 
+
+class _Commands(TyperGroup):
+    """Ends an interrupted command with 130 and a sentence, where typer would say "Aborted" and exit with 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _fail("interrupted; the same command again does what is left", 130)
+
+
 app = typer.Typer(
+    cls=_Commands,
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -76,15 +89,15 @@ def run(
             wanted=lambda run: (not arm or run.arm in arm) and (not seed or run.seed in seed),
             events=terminal,
         )
-    said = [f"{count} {outcome}" for outcome, count in summary.trained.items()]
-    said += [f"{summary.num_shared} trained before in another study"] if summary.num_shared else []
+    words = {"shared": "trained before in another study", "elsewhere": "left to another run command"}
+    said = [f"{count} {words.get(kind, kind)}" for kind, count in summary.kinds.items()]
     said += [f"{summary.num_done_before} skipped as done"] if summary.num_done_before else []
     said += [f"{summary.num_failed_before} skipped as failed"] if summary.num_failed_before else []
     console.print("Runs: " + (", ".join(said) or "none") + ". Next: cifar-ablate report", highlight=False)
     for failed, reason in summary.failures:
         said_why = f"failed: {failed.study} {failed.arm} seed {failed.seed}: {reason}"
         console.print(said_why, highlight=False, markup=False, soft_wrap=True)
-    if summary.any_failed:
+    if summary.failures:
         console.print("Try them again with --retry failed once the cause is gone.", highlight=False)
         raise typer.Exit(1)
 

@@ -33,10 +33,10 @@ def describe_environment(device: Device, threads: int) -> dict[str, Any]:
 
 @cache
 def git_state() -> tuple[str, bool]:
-    """Commit of the current folder and whether tracked files differ from it; ("", False) outside a repository."""
+    """Commit of the current folder and whether files differ from it or are new; ("", False) outside a repository."""
     try:
         commit = _git("rev-parse", "HEAD")
-        return commit, bool(_git("status", "--porcelain", "--untracked-files=no"))
+        return commit, bool(_git("status", "--porcelain"))
     except (OSError, subprocess.SubprocessError):
         return "", False
 

@@ -93,12 +93,6 @@ class TrackingError(AblateError, ConnectionError):
     """A tracking server or database that does not answer or refuses."""
 
 
-class InterruptedRunError(AblateError):
-    """Ctrl-C while a study was running."""
-
-    exit_code = 130
-
-
 class OutputError(AblateError, OSError):
     """A place that cannot be written."""
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from cifar_ablate.errors import RecordError
@@ -25,7 +28,13 @@ def export_study(tracking: Tracking, label: str, folder: Path) -> StudyRecord:
         raise RecordError(f"no run of {label!r} has ended yet, so there is nothing to export; run the study first")
     current = StudyRecord(label, record.document, runs)
     finished = [run for run in ended if run.outcome == "finished"]
-    save_record(folder, current, _curves(tracking, ended), _predictions(tracking, finished) if finished else None)
+    save_record(
+        folder,
+        current,
+        curves=_curves(tracking, ended),
+        environments={run.fingerprint: _environment(tracking, run) for run in ended},
+        predictions=_predictions(tracking, finished) if finished else None,
+    )
     return current
 
 
@@ -43,15 +52,30 @@ def _curves(tracking: Tracking, runs: list[RecordedRun]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
+def _environment(tracking: Tracking, run: RecordedRun) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = tracking.artifact(run.run_id, "environment.json", Path(folder))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
 def _predictions(tracking: Tracking, runs: list[RecordedRun]) -> Predictions:
-    predicted, losses, labels = [], [], np.zeros(0, np.int64)
+    labels = _array(tracking, runs[0], "test_labels.npy")
+    predicted, losses = [], []
     for run in runs:
-        with tempfile.TemporaryDirectory() as folder:
-            logits = np.load(tracking.artifact(run.run_id, "test_logits.npy", Path(folder)), allow_pickle=False)
-            labels = np.load(tracking.artifact(run.run_id, "test_labels.npy", Path(folder)), allow_pickle=False)
-        scores = logits.astype(np.float64)
+        if not np.array_equal(labels, _array(tracking, run, "test_labels.npy")):
+            raise RecordError(
+                f"{run.arm!r} was tested on other images than {runs[0].arm!r}, and a compact record holds the "
+                "predictions for one test set; split the study by data set"
+            )
+        scores = _array(tracking, run, "test_logits.npy").astype(np.float64)
         scores -= scores.max(1, keepdims=True)
         log_total = np.log(np.exp(scores).sum(1))
         losses.append((log_total - scores[np.arange(len(labels)), labels]).astype(np.float16))
         predicted.append(scores.argmax(1))
     return Predictions(tuple(run.fingerprint for run in runs), labels, np.stack(predicted), np.stack(losses))
+
+
+def _array(tracking: Tracking, run: RecordedRun, name: str) -> npt.NDArray[Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        array: npt.NDArray[Any] = np.load(tracking.artifact(run.run_id, name, Path(folder)), allow_pickle=False)
+        return array

@@ -127,17 +127,23 @@ class RunFolder:
     def result(self) -> RunResult | None:
         """How the run ended; None while it has not."""
         path = self.path / "result.json"
-        return RunResult(**_read_json(path)) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return RunResult(**_read_json(path))
+        except TypeError:
+            raise RecordError(f"{path} is not the end of a run; remove its folder, and run trains it again") from None
 
     def clear_result(self) -> None:
-        """Forget how an earlier attempt ended, before the run is tried again."""
-        (self.path / "result.json").unlink(missing_ok=True)
+        """Forget how an earlier attempt ended, before the run is tried again; its checkpoint stays."""
+        for path in (self.path / "result.json", self.path / "failure.txt", *self.path.glob("weights*.safetensors")):
+            path.unlink(missing_ok=True)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise RecordError(f"{path} cannot be read ({error}); remove its folder, and run trains it again") from None
 
 

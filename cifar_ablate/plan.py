@@ -12,6 +12,7 @@ from cifar_ablate.data import DataSet, load_data
 from cifar_ablate.data.types import Report
 from cifar_ablate.device import Device, Precision
 from cifar_ablate.errors import DataError, UsageError
+from cifar_ablate.models.build import build_model
 from cifar_ablate.spec.delta import differences
 from cifar_ablate.spec.schema import RECORDING_FIELDS, Recipe, Study
 
@@ -75,8 +76,19 @@ def make_plan(study: Study, data: Mapping[DataKey, DataSet], device: Device) -> 
     """Freeze a study into runs; raises DataError or UsageError where one cannot be trained."""
     runs: list[PlannedRun] = []
     arms: list[dict[str, Any]] = []
+    built: set[str] = set()
     for arm in study.arms:
         recipe, images = arm.recipe, data[data_key(arm.recipe)]
+        network = json.dumps([recipe.model.as_dict(), images.num_classes, images.image_size_px])
+        if network not in built:  # a network that does not fit these images is told now, not once per seed
+            build_model(
+                recipe.model.name,
+                recipe.model.kwargs(),
+                num_classes=images.num_classes,
+                image_size_px=images.image_size_px,
+                init_seed=0,
+            )
+            built.add(network)
         if recipe.batch_size > len(images.train_labels):
             raise DataError(
                 f"{study.label}, arm {arm.name!r}: batch_size {recipe.batch_size} is more than the "
@@ -141,6 +153,7 @@ def _arm_document(study: Study, name: str, recipe_id: str, precision: Precision,
         "name": name,
         "parent": parent,
         "recipe_id": recipe_id,
+        "seeds": list(study.seeds),
         "precision": precision,
         "recipe": arm.recipe.as_dict(),
         "differs": [] if parent is None else [str(one) for one in differences(study.arm(parent).recipe, arm.recipe)],

@@ -4,6 +4,7 @@ A compact record is a folder of plain files, under 2 MB for 25 runs of CIFAR-10:
 
     study.json        the study as planned: question, arms with their whole recipes, seeds, published figures
     runs.csv          one row per run: arm, seed, outcome, headline metrics
+    environments.json versions, device, commit and data of each run, by fingerprint
     curves.csv        one row per run and epoch
     predictions.npz   fingerprints [runs], labels [images], predicted and loss (nats, float16) [runs, images]
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,25 +53,27 @@ class StudyRecord:
 
         Of several records of one training, one that ended in a result comes first.
         """
-        recipes = {arm["name"]: arm["recipe_id"] for arm in self.document["arms"]}
-        seeds = set(self.document["seeds"])
         best: dict[tuple[str, int], RecordedRun] = {}
         for run in self.runs:
-            if recipes.get(run.arm) == run.recipe_id and run.seed in seeds:
+            if self._wants(run):
                 kept = best.get((run.arm, run.seed))
-                if kept is None or _worth(run) > _worth(kept):
+                if kept is None or worth(run) > worth(kept):
                     best[run.arm, run.seed] = run
-        order = {name: index for index, name in enumerate(recipes)}
+        order = {arm["name"]: index for index, arm in enumerate(self.document["arms"])}
         return sorted(best.values(), key=lambda run: (order[run.arm], run.seed))
 
     def num_superseded(self) -> int:
-        """Runs that ended in a result for a recipe or seed that the study no longer has."""
-        recipes = {arm["name"]: arm["recipe_id"] for arm in self.document["arms"]}
-        seeds = set(self.document["seeds"])
-        return sum(recipes.get(run.arm) != run.recipe_id or run.seed not in seeds for run in self.runs)
+        """Recorded runs, however they ended, of a recipe or seed that the study no longer has."""
+        return sum(not self._wants(run) for run in self.runs)
+
+    def _wants(self, run: RecordedRun) -> bool:
+        arms = {arm["name"]: arm for arm in self.document["arms"]}
+        arm = arms.get(run.arm)
+        return arm is not None and arm["recipe_id"] == run.recipe_id and run.seed in arm["seeds"]
 
 
-def _worth(run: RecordedRun) -> int:
+def worth(run: RecordedRun) -> int:
+    """Which of several records of one training says most: a result, else a failure, else what never ended."""
     return {"finished": 3, "diverged": 3, "failed": 2, "killed": 1}.get(run.outcome, 0)
 
 
@@ -87,14 +90,29 @@ class Predictions:
     """-log p(label) in nats, [runs, images]."""
 
 
-def save_record(folder: Path, record: StudyRecord, curves: pd.DataFrame, predictions: Predictions | None) -> None:
+def save_record(
+    folder: Path,
+    record: StudyRecord,
+    *,
+    curves: pd.DataFrame,
+    environments: Mapping[str, Mapping[str, Any]],
+    predictions: Predictions | None,
+) -> None:
     """Write a compact record; raises OutputError where the folder cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         header = {"format": RECORD_FORMAT, "label": record.label, **record.document}
         (folder / "study.json").write_text(json.dumps(header, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        rows = [{**asdict(run), "metrics": None, **run.metrics} for run in record.runs]
-        pd.DataFrame(rows).drop(columns="metrics", errors="ignore").to_csv(folder / "runs.csv", index=False)
+        text = json.dumps(environments, indent=1, ensure_ascii=False)
+        (folder / "environments.json").write_text(text + "\n", encoding="utf-8")
+        rows = [
+            {
+                **{name: getattr(run, name) for name in _COLUMNS},
+                **{METRIC + key: run.metrics[key] for key in run.metrics},
+            }
+            for run in record.runs
+        ]
+        pd.DataFrame(rows).to_csv(folder / "runs.csv", index=False)
         curves.to_csv(folder / "curves.csv", index=False, float_format="%.6g")
         path = folder / "predictions.npz"
         path.unlink(missing_ok=True)
@@ -152,10 +170,17 @@ def load_predictions(folder: Path) -> Predictions:
         raise RecordError(f"{folder / 'predictions.npz'} cannot be read ({error}); export the record again") from None
 
 
+METRIC = "metric."
+"""Prefix of the metrics' columns in runs.csv, so that columns can be added."""
 _TEXT = ("run_id", "arm", "fingerprint", "recipe_id", "outcome", "reason")
+_COLUMNS = ("arm", "seed", "outcome", "reason", "fingerprint", "recipe_id", "run_id")
 
 
 def _row(row: Mapping[Any, Any]) -> RecordedRun:
     text = {name: "" if pd.isna(row[name]) else str(row[name]) for name in _TEXT}
-    metrics = {name: float(value) for name, value in row.items() if name not in (*_TEXT, "seed") and not pd.isna(value)}
+    metrics = {
+        str(name).removeprefix(METRIC): float(value)
+        for name, value in row.items()
+        if str(name).startswith(METRIC) and not pd.isna(value)
+    }
     return RecordedRun(**text, seed=int(row["seed"]), metrics=metrics)

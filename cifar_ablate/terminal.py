@@ -80,7 +80,7 @@ class Terminal(Events):
         if todo:
             self.study_task = self.progress.add_task("study", total=self.study_pace.total, note="", left="?")
 
-    def on_start(self, run: PlannedRun, epochs_done: int, num_images: int) -> None:
+    def on_start(self, run: PlannedRun, epochs_done: int) -> None:
         self.run_pace = Pace(self.work(run), done=self.work(run) * epochs_done / run.recipe.epochs)
         self.step_since, self.accuracy = (time.monotonic(), epochs_done), ""
         name = f"{run.study} {run.arm} seed {run.seed}"
@@ -106,11 +106,11 @@ class Terminal(Events):
         self._advance(run, line["epoch"] / run.recipe.epochs)
         if self.live:
             tested = f"{line['test_accuracy']:.1f}%" if "test_accuracy" in line else "-"
-            self.accuracy = f"  train {line['running_accuracy']:.1f}%  test {tested}"
+            self.accuracy = f"  running {line['running_accuracy']:.1f}%  test {tested}"
             return
         rate = f"{line['images_per_second']:.0f} images/s"
         left = f"run {self.run_pace.left()} left, study {self.study_pace.left()} left"
-        measured = f"loss {line['train_loss']:.3f}  train {line['running_accuracy']:.1f}%"
+        measured = f"loss {line['train_loss']:.3f}  running {line['running_accuracy']:.1f}%"
         measured += f"  test {line['test_accuracy']:.2f}%" if "test_accuracy" in line else ""
         said = f"  epoch {line['epoch']}/{run.recipe.epochs}  {measured}  {rate}  {left}"
         self.console.print(said, highlight=False, markup=False)
@@ -126,11 +126,11 @@ class Terminal(Events):
             said = f"{result.status}: {result.reason}"
         self.console.print(f"{name}: {said}", highlight=False, markup=False)
 
-    def on_shared(self, run: PlannedRun) -> None:
+    def on_not_trained(self, run: PlannedRun, why: str) -> None:
         self.num_ended += 1
         self.study_pace.total -= self.work(run)
         name = f"{run.study} {run.arm} seed {run.seed}"
-        self.console.print(f"{name}: trained before, now recorded here, too", highlight=False, markup=False)
+        self.console.print(f"{name}: {why}", highlight=False, markup=False)
 
     def _advance(self, run: PlannedRun, share: float, *, ended: bool = False) -> None:
         self.run_pace.done = self.run_pace.total if ended else share * self.run_pace.total

@@ -18,7 +18,7 @@ from torchvision.transforms import RandomErasing as TorchvisionErasing
 from torchvision.transforms.v2 import CutMix as TorchvisionCutMix
 from torchvision.transforms.v2.functional import affine as torchvision_affine
 
-from cifar_ablate.augment.base import Batch, Mixer, Params, Transform
+from cifar_ablate.augment.base import Batch, Epoch, Mixer, Params, Transform
 from cifar_ablate.augment.erase import Cutout, RandomErasing
 from cifar_ablate.augment.geometry import Affine, Crop, HorizontalFlip, inverse_affine
 from cifar_ablate.augment.mix import CutMix, MixUp, cutmix_box
@@ -32,6 +32,10 @@ CPU = torch.device("cpu")
 SIZE_PX = 16
 NUM_CLASSES = 10
 SMALLEST_P_VALUE = 1e-3  # of a test with a fixed seed: it fails for a wrong law, never by chance
+
+
+def epoch_of(num: int, size_px: int = 32, seed: int = 0, number: int = 0) -> Epoch:
+    return Epoch(seed, number, np.arange(num), size_px)
 
 
 def built(name: str, **options: Any) -> Transform | Mixer:
@@ -65,7 +69,7 @@ def labels_of(num: int) -> Tensor:
 def drawn(
     augmentation: Transform | Mixer, num: int, size_px: int = SIZE_PX, seed: int = 0, **more: Tensor
 ) -> dict[str, Tensor]:
-    arrays = augmentation.draw(generator(seed, "test"), num, size_px)
+    arrays = augmentation.draw(generator(seed, "test"), epoch_of(num, size_px))
     params = {name: torch.from_numpy(values) for name, values in arrays.items()}
     if isinstance(augmentation, Mixer):
         params["chosen"] = torch.ones(num, dtype=torch.bool)
@@ -108,17 +112,17 @@ def test_options_have_defaults_and_unknown_ones_are_refused(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_equal_keys_give_equal_draws_and_others_do_not(name: str) -> None:
     pipe = pipeline({name: {"p": 0.5} if name in WITH_P else {}})
-    first = pipe.draw_epoch(3, 7, 200, SIZE_PX, CPU)
-    assert same_draws(first, pipe.draw_epoch(3, 7, 200, SIZE_PX, CPU), [name])
+    first = pipe.draw_epoch(epoch_of(200, SIZE_PX, 3, 7), CPU)
+    assert same_draws(first, pipe.draw_epoch(epoch_of(200, SIZE_PX, 3, 7), CPU), [name])
     for seed, epoch in ((4, 7), (3, 8)):
-        other = pipe.draw_epoch(seed, epoch, 200, SIZE_PX, CPU)
+        other = pipe.draw_epoch(epoch_of(200, SIZE_PX, seed, epoch), CPU)
         assert not same_draws(first, other, [name], but=("chosen",))
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("num", [1, 7, 256])
 def test_there_is_one_draw_for_each_image(name: str, num: int) -> None:
-    params = at_half(name).draw(generator(0, "test"), num, SIZE_PX)
+    params = at_half(name).draw(generator(0, "test"), epoch_of(num, SIZE_PX))
     assert params
     assert all(len(values) == num for values in params.values())
 
@@ -172,8 +176,8 @@ def test_an_image_depends_on_no_other_but_its_partner(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_adding_an_augmentation_leaves_the_draws_of_all_others_alone(name: str) -> None:
     others = [other for other in NAMES if other != name]
-    every = pipeline({other: {} for other in NAMES}).draw_epoch(0, 1, 50, SIZE_PX, CPU)
-    without = pipeline({other: {} for other in others}).draw_epoch(0, 1, 50, SIZE_PX, CPU)
+    every = pipeline({other: {} for other in NAMES}).draw_epoch(epoch_of(50, SIZE_PX, 0, 1), CPU)
+    without = pipeline({other: {} for other in others}).draw_epoch(epoch_of(50, SIZE_PX, 0, 1), CPU)
     # a second mixer takes its share of the images; where both apply, they are the same
     assert same_draws(without, every, others, but=("chosen",) if isinstance(built(name), Mixer) else ())
 
@@ -181,7 +185,7 @@ def test_adding_an_augmentation_leaves_the_draws_of_all_others_alone(name: str) 
 @pytest.mark.parametrize("name", WITH_P)
 def test_p_0_gives_the_clean_image_to_the_bit(name: str) -> None:
     pipe, images, labels = pipeline({name: {"p": 0.0}}), uint8_images(40), labels_of(40)
-    batch = pipe(images, labels, pipe.draw_epoch(0, 0, 40, SIZE_PX, CPU), 0)
+    batch = pipe(images, labels, pipe.draw_epoch(epoch_of(40, SIZE_PX, 0, 0), CPU), 0)
     assert torch.equal(batch.images, pipe.clean(images))
     assert torch.equal(batch.targets, functional.one_hot(labels, NUM_CLASSES).float())
 
@@ -194,7 +198,7 @@ def test_the_order_in_yaml_does_not_matter() -> None:
     batches = []
     for names in (NAMES, NAMES[::-1]):
         pipe = pipeline({name: {} for name in names}, label_smoothing=0.1)
-        batches.append(pipe(images, labels, pipe.draw_epoch(0, 0, 50, SIZE_PX, CPU), 0))
+        batches.append(pipe(images, labels, pipe.draw_epoch(epoch_of(50, SIZE_PX, 0, 0), CPU), 0))
     assert torch.equal(batches[0].images, batches[1].images)
     assert torch.equal(batches[0].targets, batches[1].targets)
 
@@ -202,7 +206,7 @@ def test_the_order_in_yaml_does_not_matter() -> None:
 def test_steps_of_an_epoch_take_their_own_rows_of_the_draws() -> None:
     names = [name for name in NAMES if isinstance(built(name), Transform)]
     pipe, images, labels = pipeline({name: {} for name in names}), uint8_images(50), labels_of(50)
-    draws = pipe.draw_epoch(0, 0, 50, SIZE_PX, CPU)
+    draws = pipe.draw_epoch(epoch_of(50, SIZE_PX, 0, 0), CPU)
     whole = pipe(images, labels, draws, 0).images
     steps = [pipe(images[start : start + 16], labels[start : start + 16], draws, start) for start in (0, 16, 32, 48)]
     torch.testing.assert_close(torch.cat([step.images for step in steps]), whole, rtol=0, atol=1e-4)
@@ -210,7 +214,7 @@ def test_steps_of_an_epoch_take_their_own_rows_of_the_draws() -> None:
 
 def test_without_augmentation_a_batch_is_normalised_and_nothing_else() -> None:
     pipe, images, labels = pipeline({}), uint8_images(8), labels_of(8)
-    batch = pipe(images, labels, pipe.draw_epoch(0, 0, 8, SIZE_PX, CPU), 0)
+    batch = pipe(images, labels, pipe.draw_epoch(epoch_of(8, SIZE_PX, 0, 0), CPU), 0)
     expected = (images.double() / 255 - pipe.mean.double()) / pipe.std.double()
     torch.testing.assert_close(batch.images.double(), expected, rtol=0, atol=1e-6)
     assert torch.equal(batch.images, pipe.clean(images))
@@ -223,7 +227,7 @@ def test_geometry_fills_with_black_and_erasing_with_the_mean_colour() -> None:
         ({"cutout": {"size_px": 8}}, lambda pipe: torch.zeros_like(pipe.mean)),
     ):
         pipe = pipeline(augment)
-        out = pipe(white, labels_of(16), pipe.draw_epoch(0, 0, 16, SIZE_PX, CPU), 0).images
+        out = pipe(white, labels_of(16), pipe.draw_epoch(epoch_of(16, SIZE_PX, 0, 0), CPU), 0).images
         changed = (out != pipe.clean(white)).any(1, keepdim=True)
         assert changed.any()
         filled = torch.where(changed, out, expected(pipe))
@@ -234,7 +238,7 @@ def test_geometry_fills_with_black_and_erasing_with_the_mean_colour() -> None:
 
 
 def test_crop_offsets_are_uniform_and_independent() -> None:
-    offset = Crop(padding=4).draw(generator(0, "test"), 50_000, 32)["offset"]
+    offset = Crop(padding=4).draw(generator(0, "test"), epoch_of(50_000, 32))["offset"]
     assert uniform_counts(offset[:, 0], 9) > SMALLEST_P_VALUE
     assert uniform_counts(offset[:, 0] * 9 + offset[:, 1], 81) > SMALLEST_P_VALUE
 
@@ -254,7 +258,7 @@ def test_crop_equals_padding_and_slicing(fill: Any, mode: str) -> None:
 @pytest.mark.parametrize("p", [0.2, 0.5])
 def test_hflip_mirrors_a_share_of_p(p: float) -> None:
     flip = HorizontalFlip(p=p)
-    chosen = flip.draw(generator(0, "test"), 50_000, 32)["flip"]
+    chosen = flip.draw(generator(0, "test"), epoch_of(50_000, 32))["flip"]
     assert stats.binomtest(int(chosen.sum()), 50_000, p).pvalue > SMALLEST_P_VALUE
     images = random_images(2)
     out = flip.apply(images, {"flip": torch.tensor([True, False])})
@@ -288,7 +292,7 @@ def test_affine_equals_torchvision_pixel_by_pixel(interpolation: Any, size_px: i
 
 def test_affine_parameters_are_uniform_in_their_ranges() -> None:
     num, affine = 20_000, Affine(p=0.3, degrees=15, translate=0.1, scale=(0.9, 1.1), shear=10)
-    params = affine.draw(generator(0, "test"), num, 32)
+    params = affine.draw(generator(0, "test"), epoch_of(num, 32))
     assert stats.binomtest(int(params["apply"].sum()), num, 0.3).pvalue > SMALLEST_P_VALUE
     linear, moved = params["matrix"][:, :, :2].astype(np.float64), params["matrix"][:, :, 2].astype(np.float64)
     scale = 1 / np.sqrt(np.linalg.det(linear))
@@ -320,7 +324,7 @@ def test_affine_leaves_images_that_are_not_chosen_to_the_bit() -> None:
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
 def test_mixup_lambda_is_beta(alpha: float) -> None:
-    kept = MixUp(alpha=alpha).draw(generator(0, "test"), 100_000, 32)["kept"]
+    kept = MixUp(alpha=alpha).draw(generator(0, "test"), epoch_of(100_000, 32))["kept"]
     law = stats.beta(alpha, alpha)
     lower = kept[kept < 0.5].astype(np.float64)
     assert stats.kstest(lower, lambda x: 2 * law.cdf(x)).pvalue > SMALLEST_P_VALUE
@@ -329,7 +333,7 @@ def test_mixup_lambda_is_beta(alpha: float) -> None:
 
 
 def test_mixup_mixes_a_share_of_p() -> None:
-    kept = MixUp(alpha=1.0, p=0.3).draw(generator(0, "test"), 50_000, 32)["kept"]
+    kept = MixUp(alpha=1.0, p=0.3).draw(generator(0, "test"), epoch_of(50_000, 32))["kept"]
     assert stats.binomtest(int((kept != 1).sum()), 50_000, 0.3).pvalue > SMALLEST_P_VALUE
 
 
@@ -399,7 +403,7 @@ def test_cutmix_pastes_its_box_and_weighs_the_target_by_the_clipped_area() -> No
 
 def test_cutmix_box_centres_are_uniform_and_lambda_is_beta() -> None:
     num, size_px = 20_000, 64
-    box = CutMix(alpha=1.0).draw(generator(0, "test"), num, size_px)["box"]
+    box = CutMix(alpha=1.0).draw(generator(0, "test"), epoch_of(num, size_px))["box"]
     whole = ((box > 0) & (box < size_px)).all(1)  # boxes that no border has clipped
     height = (box[:, 2] - box[:, 0])[whole]
     assert np.array_equal(height, (box[:, 3] - box[:, 1])[whole])
@@ -412,7 +416,7 @@ def test_cutmix_box_centres_are_uniform_and_lambda_is_beta() -> None:
 
 def test_mixup_and_cutmix_share_the_images_half_and_half() -> None:
     num, pipe = 20_000, pipeline({"mixup": {"alpha": 1.0}, "cutmix": {"alpha": 1.0}})
-    draws = pipe.draw_epoch(0, 0, num, SIZE_PX, CPU)
+    draws = pipe.draw_epoch(epoch_of(num, SIZE_PX, 0, 0), CPU)
     mixup, cutmix = draws["mixup"]["chosen"], draws["cutmix"]["chosen"]
     assert torch.equal(mixup, ~cutmix), "each image gets exactly one of the two"
     assert stats.binomtest(int(mixup.sum()), num, 0.5).pvalue > SMALLEST_P_VALUE
@@ -421,10 +425,10 @@ def test_mixup_and_cutmix_share_the_images_half_and_half() -> None:
 def test_each_image_is_mixed_as_its_mixer_alone_would() -> None:
     images, labels = uint8_images(64), labels_of(64)
     both, batches = pipeline({"mixup": {}, "cutmix": {}}), {}
-    draws = both.draw_epoch(0, 0, 64, SIZE_PX, CPU)
+    draws = both.draw_epoch(epoch_of(64, SIZE_PX, 0, 0), CPU)
     for name in ("mixup", "cutmix"):
         alone = pipeline({name: {}})
-        batches[name] = alone(images, labels, alone.draw_epoch(0, 0, 64, SIZE_PX, CPU), 0)
+        batches[name] = alone(images, labels, alone.draw_epoch(epoch_of(64, SIZE_PX, 0, 0), CPU), 0)
     mixed = both(images, labels, draws, 0)
     for name in ("mixup", "cutmix"):
         rows = draws[name]["chosen"]
@@ -436,7 +440,7 @@ def test_each_image_is_mixed_as_its_mixer_alone_would() -> None:
 @pytest.mark.parametrize("names", [("mixup",), ("cutmix",), ("mixup", "cutmix")])
 def test_mixed_targets_sum_to_1(names: tuple[str, ...], label_smoothing: float) -> None:
     pipe = pipeline({name: {"alpha": 1.0} for name in names}, label_smoothing=label_smoothing)
-    targets = pipe(uint8_images(101), labels_of(101), pipe.draw_epoch(0, 0, 101, SIZE_PX, CPU), 0).targets
+    targets = pipe(uint8_images(101), labels_of(101), pipe.draw_epoch(epoch_of(101, SIZE_PX, 0, 0), CPU), 0).targets
     torch.testing.assert_close(targets.sum(1), torch.ones(101))
     assert targets.min() >= 0
 
@@ -454,7 +458,7 @@ def test_labels_are_smoothed_before_they_are_mixed() -> None:
     from timm.data.mixup import mixup_target
 
     pipe, labels = pipeline({"mixup": {"alpha": 1.0}}, label_smoothing=0.1), labels_of(30)
-    draws = pipe.draw_epoch(0, 0, 30, SIZE_PX, CPU)
+    draws = pipe.draw_epoch(epoch_of(30, SIZE_PX, 0, 0), CPU)
     theirs = mixup_target(labels, NUM_CLASSES, lam=draws["mixup"]["kept"][:, None], smoothing=0.1)
     ours = pipe(uint8_images(30), labels, draws, 0).targets
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
@@ -475,13 +479,13 @@ def test_cutout_is_a_square_clipped_at_the_borders(size_px: int) -> None:
 
 
 def test_cutout_centres_are_uniform_over_the_pixels() -> None:
-    start = Cutout(size_px=8).draw(generator(0, "test"), 50_000, 32)["start"]
+    start = Cutout(size_px=8).draw(generator(0, "test"), epoch_of(50_000, 32))["start"]
     assert uniform_counts(start + 4, 32) > SMALLEST_P_VALUE
 
 
 def test_erasing_has_the_law_of_torchvision() -> None:
     num, size_px, area, ratio = 3_000, 32, (0.02, 0.33), (0.3, 3.3)
-    params = RandomErasing(p=1.0, area=area, ratio=ratio).draw(generator(0, "test"), num, size_px)
+    params = RandomErasing(p=1.0, area=area, ratio=ratio).draw(generator(0, "test"), epoch_of(num, size_px))
     top_left, size = params["start"], params["stop"] - params["start"]
     assert (params["start"] >= 0).all()
     assert (params["stop"] <= size_px).all()
@@ -500,10 +504,10 @@ def test_erasing_has_the_law_of_torchvision() -> None:
 
 
 def test_erasing_takes_a_share_of_p_and_leaves_an_image_alone_where_no_box_fits() -> None:
-    params = RandomErasing(p=0.3).draw(generator(0, "test"), 50_000, 32)
+    params = RandomErasing(p=0.3).draw(generator(0, "test"), epoch_of(50_000, 32))
     erased = (params["stop"] > params["start"]).all(1)
     assert stats.binomtest(int(erased.sum()), 50_000, 0.3).pvalue > SMALLEST_P_VALUE
-    params = RandomErasing(p=1.0, area=(1.0, 1.0), ratio=(1.0, 1.0)).draw(generator(0, "test"), 100, 32)
+    params = RandomErasing(p=1.0, area=(1.0, 1.0), ratio=(1.0, 1.0)).draw(generator(0, "test"), epoch_of(100, 32))
     assert np.array_equal(params["start"] < params["stop"], np.zeros((100, 2), dtype=bool))
 
 

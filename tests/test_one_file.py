@@ -37,8 +37,8 @@ ADDITIONS = {
             stage = "geometry"
             p: Probability = 0.5
 
-            def draw(self, rng, num, image_size_px):
-                return {"apply": rng.random(num) < self.p}
+            def draw(self, rng, epoch):
+                return {"apply": rng.random(epoch.num) < self.p}
 
             def apply(self, images, params):
                 return torch.where(per_image(params["apply"]), 1 - images, images)

@@ -10,8 +10,8 @@ To add one, write a frozen, keyword-only dataclass in any file of this package a
         stage = "geometry"
         p: Probability = 0.5
 
-        def draw(self, rng, num, image_size_px):
-            return {"apply": rng.random(num) < self.p}
+        def draw(self, rng, epoch):
+            return {"apply": rng.random(epoch.num) < self.p}
 
         def apply(self, images, params):
             return torch.where(per_image(params["apply"]), 1 - images, images)
@@ -33,6 +33,23 @@ Array = npt.NDArray[Any]
 Params = Mapping[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training images, as an augmentation may know it."""
+
+    seed: int
+    number: int
+    """From 0."""
+    order: Array
+    """int64 [num]: which training image comes at each position."""
+    image_size_px: int
+
+    @property
+    def num(self) -> int:
+        """Number of images."""
+        return len(self.order)
+
+
 class Batch(NamedTuple):
     """Images float32 [B, 3, H, W] and soft targets float32 [B, C]."""
 
@@ -50,8 +67,8 @@ class Transform(ABC):
     """Place within the stage, low first; names break ties. The order written in YAML never matters."""
 
     @abstractmethod
-    def draw(self, rng: np.random.Generator, num: int, image_size_px: int) -> dict[str, Array]:
-        """Parameters for ``num`` images, each array's first axis of length ``num``."""
+    def draw(self, rng: np.random.Generator, epoch: Epoch) -> dict[str, Array]:
+        """Parameters for all images of an epoch, in its order: each array's first axis has length ``epoch.num``."""
 
     @abstractmethod
     def apply(self, images: Tensor, params: Params) -> Tensor:
@@ -69,8 +86,8 @@ class Mixer(ABC):
     rank: ClassVar[int] = 50
 
     @abstractmethod
-    def draw(self, rng: np.random.Generator, num: int, image_size_px: int) -> dict[str, Array]:
-        """Parameters for ``num`` images, each array's first axis of length ``num``."""
+    def draw(self, rng: np.random.Generator, epoch: Epoch) -> dict[str, Array]:
+        """Parameters for all images of an epoch, in its order: each array's first axis has length ``epoch.num``."""
 
     @abstractmethod
     def apply(self, batch: Batch, partner: Batch, params: Params) -> Batch:

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cifar_ablate.augment.base import Array, Params, Transform, inside
+from cifar_ablate.augment.base import Array, Epoch, Params, Transform, inside
 from cifar_ablate.fields import PositiveFloat, PositiveInt, Probability
 from cifar_ablate.registry import AUGMENTATIONS
 
@@ -28,10 +28,10 @@ class Cutout(Transform):
     size_px: PositiveInt = 8
     p: Probability = 1.0
 
-    def draw(self, rng: np.random.Generator, num: int, image_size_px: int) -> dict[str, Array]:
-        centre = rng.integers(0, image_size_px, (num, 2))
+    def draw(self, rng: np.random.Generator, epoch: Epoch) -> dict[str, Array]:
+        centre = rng.integers(0, epoch.image_size_px, (epoch.num, 2))
         start = centre - self.size_px // 2
-        size = np.where(rng.random(num) < self.p, self.size_px, 0)
+        size = np.where(rng.random(epoch.num) < self.p, self.size_px, 0)
         return {"start": start, "stop": start + size[:, None]}
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
@@ -55,15 +55,15 @@ class RandomErasing(Transform):
     area: Annotated[tuple[Probability, Probability], Field(strict=False)] = (0.02, 0.33)
     ratio: Annotated[tuple[PositiveFloat, PositiveFloat], Field(strict=False)] = (0.3, 3.3)
 
-    def draw(self, rng: np.random.Generator, num: int, image_size_px: int) -> dict[str, Array]:
-        apply = rng.random(num) < self.p
-        area = rng.uniform(*self.area, (num, TRIES)) * image_size_px**2
-        ratio = np.exp(rng.uniform(np.log(self.ratio[0]), np.log(self.ratio[1]), (num, TRIES)))
+    def draw(self, rng: np.random.Generator, epoch: Epoch) -> dict[str, Array]:
+        apply = rng.random(epoch.num) < self.p
+        area = rng.uniform(*self.area, (epoch.num, TRIES)) * epoch.image_size_px**2
+        ratio = np.exp(rng.uniform(np.log(self.ratio[0]), np.log(self.ratio[1]), (epoch.num, TRIES)))
         height, width = np.round(np.sqrt(area * ratio)), np.round(np.sqrt(area / ratio))
-        fits = (height < image_size_px) & (width < image_size_px)
+        fits = (height < epoch.image_size_px) & (width < epoch.image_size_px)
         first = fits.argmax(1)[:, None]
         box = np.concatenate([np.take_along_axis(side, first, 1) for side in (height, width)], 1)
-        start = np.floor(rng.random((num, 2)) * (image_size_px - box + 1))
+        start = np.floor(rng.random((epoch.num, 2)) * (epoch.image_size_px - box + 1))
         box[~(apply & fits.any(1))] = 0
         return {"start": start.astype(np.int64), "stop": (start + box).astype(np.int64)}
 

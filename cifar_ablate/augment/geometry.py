@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from cifar_ablate.augment.base import Array, Params, Transform, per_image
+from cifar_ablate.augment.base import Array, Epoch, Params, Transform, per_image
 from cifar_ablate.fields import NonNegativeFloat, PositiveFloat, Probability
 from cifar_ablate.registry import AUGMENTATIONS
 
@@ -26,8 +26,8 @@ class Crop(Transform):
     padding: Annotated[int, Field(ge=1, le=16)] = 4
     fill: Literal["zero", "reflect"] = "zero"
 
-    def draw(self, rng: np.random.Generator, num: int, image_size_px: int) -> dict[str, Array]:
-        return {"offset": rng.integers(0, 2 * self.padding + 1, (num, 2))}
+    def draw(self, rng: np.random.Generator, epoch: Epoch) -> dict[str, Array]:
+        return {"offset": rng.integers(0, 2 * self.padding + 1, (epoch.num, 2))}
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
         size = images.shape[-1]
@@ -50,8 +50,8 @@ class HorizontalFlip(Transform):
     rank: ClassVar[int] = 20
     p: Probability = 0.5
 
-    def draw(self, rng: np.random.Generator, num: int, image_size_px: int) -> dict[str, Array]:
-        return {"flip": rng.random(num) < self.p}
+    def draw(self, rng: np.random.Generator, epoch: Epoch) -> dict[str, Array]:
+        return {"flip": rng.random(epoch.num) < self.p}
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
         return torch.where(per_image(params["flip"]), images.flip(3), images)
@@ -80,13 +80,13 @@ class Affine(Transform):
     shear: Annotated[NonNegativeFloat, Field(lt=90)] = 0.0
     interpolation: Literal["nearest", "bilinear"] = "bilinear"
 
-    def draw(self, rng: np.random.Generator, num: int, image_size_px: int) -> dict[str, Array]:
-        reach = self.translate * image_size_px
-        apply = rng.random(num) < self.p
-        angle = rng.uniform(-self.degrees, self.degrees, num)
-        shift = np.round(rng.uniform(-reach, reach, (num, 2)))
-        scale = rng.uniform(self.scale[0], self.scale[1], num)
-        shear = rng.uniform(-self.shear, self.shear, num)
+    def draw(self, rng: np.random.Generator, epoch: Epoch) -> dict[str, Array]:
+        reach = self.translate * epoch.image_size_px
+        apply = rng.random(epoch.num) < self.p
+        angle = rng.uniform(-self.degrees, self.degrees, epoch.num)
+        shift = np.round(rng.uniform(-reach, reach, (epoch.num, 2)))
+        scale = rng.uniform(self.scale[0], self.scale[1], epoch.num)
+        shear = rng.uniform(-self.shear, self.shear, epoch.num)
         return {"apply": apply, "matrix": inverse_affine(angle, shift, scale, shear).astype(np.float32)}
 
     def apply(self, images: Tensor, params: Params) -> Tensor:

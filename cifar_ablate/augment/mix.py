@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cifar_ablate.augment.base import Array, Batch, Mixer, Params, inside, per_image
+from cifar_ablate.augment.base import Array, Batch, Epoch, Mixer, Params, inside, per_image
 from cifar_ablate.fields import PositiveFloat, Probability
 from cifar_ablate.registry import AUGMENTATIONS
 
@@ -21,9 +21,9 @@ class MixUp(Mixer):
     alpha: PositiveFloat = 0.2
     p: Probability = 1.0
 
-    def draw(self, rng: np.random.Generator, num: int, image_size_px: int) -> dict[str, Array]:
-        kept = rng.beta(self.alpha, self.alpha, num)
-        return {"kept": np.where(rng.random(num) < self.p, kept, 1.0).astype(np.float32)}
+    def draw(self, rng: np.random.Generator, epoch: Epoch) -> dict[str, Array]:
+        kept = rng.beta(self.alpha, self.alpha, epoch.num)
+        return {"kept": np.where(rng.random(epoch.num) < self.p, kept, 1.0).astype(np.float32)}
 
     def apply(self, batch: Batch, partner: Batch, params: Params) -> Batch:
         kept = torch.where(params["chosen"], params["kept"], 1.0)
@@ -44,11 +44,11 @@ class CutMix(Mixer):
     alpha: PositiveFloat = 1.0
     p: Probability = 1.0
 
-    def draw(self, rng: np.random.Generator, num: int, image_size_px: int) -> dict[str, Array]:
-        kept = rng.beta(self.alpha, self.alpha, num)
-        kept = np.where(rng.random(num) < self.p, kept, 1.0)
-        centre = rng.integers(0, image_size_px, (num, 2))
-        return {"box": cutmix_box(kept, centre, image_size_px)}
+    def draw(self, rng: np.random.Generator, epoch: Epoch) -> dict[str, Array]:
+        kept = rng.beta(self.alpha, self.alpha, epoch.num)
+        kept = np.where(rng.random(epoch.num) < self.p, kept, 1.0)
+        centre = rng.integers(0, epoch.image_size_px, (epoch.num, 2))
+        return {"box": cutmix_box(kept, centre, epoch.image_size_px)}
 
     def apply(self, batch: Batch, partner: Batch, params: Params) -> Batch:
         size = batch.images.shape[-1]

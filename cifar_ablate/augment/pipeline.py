@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cifar_ablate.augment.base import Batch, Mixer, Params, Transform
+from cifar_ablate.augment.base import Batch, Epoch, Mixer, Params, Transform
 from cifar_ablate.keys import generator
 from cifar_ablate.registry import AUGMENTATIONS
 
@@ -30,16 +30,16 @@ class Pipeline:
     num_classes: int
     label_smoothing: float
 
-    def draw_epoch(self, seed: int, epoch: int, num: int, image_size_px: int, device: torch.device) -> Draws:
-        """Parameters of every augmentation for all ``num`` images of an epoch, in the epoch's order.
+    def draw_epoch(self, epoch: Epoch, device: torch.device) -> Draws:
+        """Parameters of every augmentation for all images of an epoch, in the epoch's order.
 
         Each augmentation has its own generator, keyed by (seed, its name, epoch).
         """
         draws: dict[str, dict[str, Any]] = {}
         augmentations: tuple[tuple[str, Transform | Mixer], ...] = (*self.geometry, *self.erase, *self.mix)
         for name, augmentation in augmentations:
-            draws[name] = dict(augmentation.draw(generator(seed, f"augment/{name}", epoch), num, image_size_px))
-        share = generator(seed, "augment/mix", epoch).random(num) * len(self.mix)
+            draws[name] = dict(augmentation.draw(generator(epoch.seed, f"augment/{name}", epoch.number), epoch))
+        share = generator(epoch.seed, "augment/mix", epoch.number).random(epoch.num) * len(self.mix)
         for index, (name, _) in enumerate(self.mix):
             draws[name]["chosen"] = share.astype(int) == index
         return {

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cifar_ablate.data.canonical import canonical, digest_of, subset
 from cifar_ablate.data.types import DataSet, Report, Storage, silent, storage_of
 from cifar_ablate.errors import DataError
+from cifar_ablate.locks import lock
 from cifar_ablate.registry import DATA
 
 LAYOUT_VERSION = 1
@@ -81,7 +82,8 @@ def _kept(file: Path, name: str, storage: Storage, decode: Callable[[], DataSet]
     """Decoded images kept from an earlier start; else one process decodes and keeps them while others wait for it."""
     data = _read(file, name, storage)
     if data is None:
-        with _one_at_a_time(file.with_suffix(".lock"), report):
+        waiting = partial(report, "waiting for another process that decodes the same images", 0, None)
+        with lock(file.with_suffix(".lock"), on_wait=waiting):
             data = _read(file, name, storage)
             if data is None:
                 data = decode()
@@ -146,21 +148,3 @@ def _write(file: Path, data: DataSet, report: Report) -> None:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-
-
-@contextmanager
-def _one_at_a_time(lock: Path, report: Report) -> Iterator[None]:
-    """Let one process decode while the others wait for what it keeps; without locks here, each works for itself."""
-    with ExitStack() as stack:
-        if sys.platform != "win32":
-            import fcntl
-
-            with suppress(OSError):  # a read-only folder, or a file system without locks
-                lock.parent.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context(lock.open("a"))
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    report("waiting for another process that decodes the same images", 0, None)
-                    fcntl.flock(file, fcntl.LOCK_EX)
-        yield

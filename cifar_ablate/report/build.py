@@ -127,7 +127,7 @@ def _row(
         parent=parent,
         differs=tuple(arm["differs"]),
         epochs=arm["recipe"]["epochs"],
-        num_planned=len(document["seeds"]),
+        num_planned=len(arm["seeds"]),
         outcomes=Counter(run.outcome for run in runs),
         test_accuracy=spread(accuracy[name].values()),
         train_accuracy=spread(_by_seed(runs, "train_accuracy").values()),

@@ -10,7 +10,7 @@ import torch
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import Device
 from cifar_ablate.plan import DataKey, PlannedRun
-from cifar_ablate.training.batches import DeviceData, to_device
+from cifar_ablate.training.batches import DeviceData, plan_epoch, to_device
 from cifar_ablate.training.train import set_up, train_step
 
 EVAL_SHARE = 1 / 3
@@ -26,16 +26,24 @@ def images_of(run: PlannedRun, data: DataSet) -> float:
     return recipe.epochs * num_train + EVAL_SHARE * (num_evals * num_test + num_test + num_train)
 
 
-def measure_rates(runs: Sequence[PlannedRun], data: Mapping[DataKey, DataSet], device: Device) -> dict[str, float]:
-    """Training images per second for each shape of ``runs``, from a few steps each after one to warm up."""
-    rates: dict[str, float] = {}
+Work = tuple[str, tuple[str, ...]]
+
+
+def kind_of_work(run: PlannedRun) -> Work:
+    """Runs of one kind take the same time per image: one shape, and the same augmentations."""
+    return run.shape, tuple(run.recipe.augment)
+
+
+def measure_rates(runs: Sequence[PlannedRun], data: Mapping[DataKey, DataSet], device: Device) -> dict[Work, float]:
+    """Training images per second for each kind of work in ``runs``, from a few steps each after one to warm up."""
+    rates: dict[Work, float] = {}
     resident: tuple[DataKey, DeviceData] | None = None
     for run in runs:
-        if run.shape in rates:
+        if kind_of_work(run) in rates:
             continue
         if resident is None or resident[0] != run.data_key:
             resident = (run.data_key, to_device(data[run.data_key], device.torch))
-        rates[run.shape] = _rate(run, resident[1])
+        rates[kind_of_work(run)] = _rate(run, resident[1])
     return rates
 
 
@@ -44,7 +52,7 @@ def _rate(run: PlannedRun, data: DeviceData) -> float:
     num = len(data.train_labels)
     # a CPU is as fast per image at 64 as at 512, and a step of 512 through resnet18 takes it 5 s
     size = min(run.recipe.batch_size, num, 64 if data.mean.device.type == "cpu" else run.recipe.batch_size)
-    draws = fit.pipeline.draw_epoch(run.seed, 0, size, data.image_size_px, data.mean.device)
+    draws = fit.pipeline.draw_epoch(plan_epoch(run.seed, 0, data), data.mean.device)
     fit.model.train()
 
     def step() -> None:

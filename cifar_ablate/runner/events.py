@@ -15,8 +15,8 @@ class Events:
     def on_plan(self, todo: Sequence[PlannedRun], num_done: int, num_failed: int) -> None:
         """The record was compared with the plan: these runs are to be trained."""
 
-    def on_start(self, run: PlannedRun, epochs_done: int, num_images: int) -> None:
-        """A run starts, or resumes after ``epochs_done`` epochs, on ``num_images`` training images."""
+    def on_start(self, run: PlannedRun, epochs_done: int) -> None:
+        """A run starts, or resumes after ``epochs_done`` epochs."""
 
     def on_step(self, run: PlannedRun, epoch: int, step: int, num_steps: int, loss: Callable[[], float]) -> None:
         """A step was issued; calling ``loss`` waits for the device."""
@@ -27,5 +27,5 @@ class Events:
     def on_end(self, run: PlannedRun, result: RunResult) -> None:
         """A run ended."""
 
-    def on_shared(self, run: PlannedRun) -> None:
-        """A run was not trained, since its folder already holds it; the record now has it, too."""
+    def on_not_trained(self, run: PlannedRun, why: str) -> None:
+        """A run was not trained by this command, and why: its folder holds it already, or another command trains it."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,15 @@ from typing import Any
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import Device
 from cifar_ablate.environment import describe_environment
-from cifar_ablate.errors import AblateError, InterruptedRunError
+from cifar_ablate.errors import AblateError, TrackingError
 from cifar_ablate.folder import RunFolder, RunResult, write_atomically
-from cifar_ablate.plan import DataKey, Plan, PlannedRun
+from cifar_ablate.locks import lock
+from cifar_ablate.plan import TRAINER_VERSION, DataKey, Plan, PlannedRun
 from cifar_ablate.registry import EXECUTORS
 from cifar_ablate.runner.artifacts import write_artifacts
 from cifar_ablate.runner.events import Events
 from cifar_ablate.runner.reconcile import reconcile
-from cifar_ablate.tracking import Tracking
+from cifar_ablate.tracking import Delivery, Tracking
 from cifar_ablate.training.batches import DeviceData, to_device
 from cifar_ablate.training.train import Watcher, train_run
 
@@ -28,24 +30,32 @@ RUNS_ROOT = Path("mlruns") / "runs"
 
 Group = Sequence[PlannedRun]
 """Runs of one shape: an executor may train them one after the other, or at once."""
-TrainGroup = Callable[[Group], Iterator[tuple[PlannedRun, RunResult]]]
-"""Trains and records a group's runs; gives each with its result as soon as it ends."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one run in this command."""
+
+    run: PlannedRun
+    kind: str
+    """finished, diverged or failed: trained here; shared: its folder held it already; elsewhere: another trains it."""
+    reason: str = ""
+
+
+TrainGroup = Callable[[Group], Iterator[Outcome]]
+"""Trains and records a group's runs; gives the outcome of each as soon as it ends."""
 
 
 @dataclass(frozen=True)
 class Summary:
     """How a ``run`` command ended, in runs."""
 
-    trained: Counter[str]
-    """finished, diverged, failed: runs of this command."""
+    kinds: Counter[str]
+    """Runs of this command by their outcome's kind."""
     num_done_before: int
-    num_shared: int
     num_failed_before: int
     failures: tuple[tuple[PlannedRun, str], ...]
-
-    @property
-    def any_failed(self) -> bool:
-        return bool(self.failures)
+    """Runs that failed, now or before, with the reason."""
 
 
 @dataclass
@@ -57,9 +67,9 @@ class Session:
     threads: int
     data: Mapping[DataKey, DataSet]
     events: Events
-    experiments: dict[str, str]
+    experiments: dict[str, str] = field(default_factory=dict)
+    """MLflow experiment by study label."""
     resident: tuple[DataKey, DeviceData] | None = None
-    num_shared: int = 0
 
     def on_device(self, key: DataKey) -> DeviceData:
         """The data set on the device; one at a time is kept there."""
@@ -84,27 +94,25 @@ def run_plans(
 
     ``wanted`` leaves out runs of the plan from this command alone; the plan that is recorded stays whole.
     """
-    session = Session(tracking, device, threads, data, events or Events(), {})
+    session = Session(tracking, device, threads, data, events or Events())
     todo: list[PlannedRun] = []
-    failed: list[tuple[PlannedRun, str]] = []
+    failures: list[tuple[PlannedRun, str]] = []
     num_done = 0
     for plan in plans:
         session.experiments[plan.study.label] = tracking.open_study(plan.study.label, plan.document)
         recorded = tracking.runs(session.experiments[plan.study.label])
         status = reconcile([run for run in plan.runs if wanted(run)], recorded, retry_failed=retry_failed)
         todo.extend(status.todo)
-        failed.extend(status.failed)
+        failures.extend(status.failed)
         num_done += len(status.done)
-    session.events.on_plan(todo, num_done, len(failed))
-    trained: Counter[str] = Counter()
-    failures = list(failed)
-    execute = EXECUTORS.get(executor)
-    for run, result in execute(grouped(todo), partial(_train_group, session)):
-        trained[result.status] += 1
-        if result.status == "failed":
-            failures.append((run, result.reason))
-    trained["finished"] -= session.num_shared
-    return Summary(+trained, num_done, session.num_shared, len(failed), tuple(failures))
+    num_failed = len(failures)
+    session.events.on_plan(todo, num_done, num_failed)
+    kinds: Counter[str] = Counter()
+    for outcome in EXECUTORS.get(executor)(grouped(todo), partial(_train_group, session)):
+        kinds[outcome.kind] += 1
+        if outcome.kind == "failed":
+            failures.append((outcome.run, outcome.reason))
+    return Summary(kinds, num_done, num_failed, tuple(failures))
 
 
 def grouped(runs: Sequence[PlannedRun]) -> list[Group]:
@@ -116,44 +124,46 @@ def grouped(runs: Sequence[PlannedRun]) -> list[Group]:
     return list(groups.values())
 
 
-def _train_group(session: Session, group: Group) -> Iterator[tuple[PlannedRun, RunResult]]:
+def _train_group(session: Session, group: Group) -> Iterator[Outcome]:
     """Train a group's runs one after the other; each is in the record before the next one starts."""
     for run in group:
-        yield run, _train_one(session, run)
+        folder = RunFolder(RUNS_ROOT / run.fingerprint)
+        with lock(folder.path / ".lock") as mine:  # of two commands in one folder, one trains the run
+            outcome = _train_one(session, run, folder) if mine else Outcome(run, "elsewhere")
+        if outcome.kind == "elsewhere":
+            session.events.on_not_trained(run, "is being trained by another run command")
+        yield outcome
 
 
-def _train_one(session: Session, run: PlannedRun) -> RunResult:
-    folder = RunFolder(RUNS_ROOT / run.fingerprint)
+def _train_one(session: Session, run: PlannedRun, folder: RunFolder) -> Outcome:
+    """Train a run, or take what its folder holds already, and record it."""
     earlier = folder.result()
     data = session.data[run.data_key]
     if earlier is None or earlier.status == "failed":
-        environment = describe_environment(session.device, session.threads)
-        described = {"data": data.describe(), "data_digest": data.digest, "classes": list(data.classes)}
-        folder.create(run.recipe.as_dict(), {**environment, **described, "seed": run.seed})
-        folder.clear_result()
         earlier = None
-    run_id = session.tracking.start(session.experiments[run.study], run, folder)
+        described = {"data": data.describe(), "data_digest": data.digest, "classes": list(data.classes)}
+        environment = describe_environment(session.device, session.threads)
+        folder.create(run.recipe.as_dict(), {**environment, **described, "trainer": TRAINER_VERSION, "seed": run.seed})
+        folder.clear_result()
+    delivery = session.tracking.deliver(session.experiments[run.study], run, folder)
     try:
-        if earlier is not None:
-            session.num_shared += 1
-            session.events.on_shared(run)
-        result = earlier or _train(session, run, folder, run_id)
-        session.tracking.finish(run_id, folder, result, write_artifacts(folder, data.classes))
+        result = earlier or _train(session, run, folder, delivery)
+        delivery.finish(folder, result, write_artifacts(folder, data.classes))
     except KeyboardInterrupt:
-        session.tracking.end(run_id, "killed", "interrupted from the keyboard")
-        raise InterruptedRunError("interrupted; the same command again does what is left") from None
-    if earlier is None:
-        session.events.on_end(run, result)
-    return result
+        delivery.end("killed", "interrupted from the keyboard")
+        raise
+    if earlier is not None:
+        session.events.on_not_trained(run, "trained before, now recorded here")
+        return Outcome(run, "shared", result.reason)
+    session.events.on_end(run, result)
+    return Outcome(run, result.status, result.reason)
 
 
-def _train(session: Session, run: PlannedRun, folder: RunFolder, run_id: str) -> RunResult:
+def _train(session: Session, run: PlannedRun, folder: RunFolder, delivery: Delivery) -> RunResult:
     """Train, turning whatever goes wrong into a recorded outcome; only an interruption leaves."""
     try:
         data = session.on_device(run.data_key)
-        history = folder.history() if folder.checkpoint.exists() else []
-        session.events.on_start(run, len(history), len(data.train_labels))
-        watcher = _RunWatcher(session, run, run_id)
+        watcher = _RunWatcher(session.events, run, delivery)
         return train_run(run.recipe, run.seed, data, precision=run.precision, folder=folder, watcher=watcher)
     except AblateError as error:
         reason = str(error)
@@ -167,13 +177,19 @@ def _train(session: Session, run: PlannedRun, folder: RunFolder, run_id: str) ->
 
 @dataclass(frozen=True)
 class _RunWatcher(Watcher):
-    session: Session
+    """Passes on what a training tells: its epochs to the record, everything to the terminal."""
+
+    events: Events
     run: PlannedRun
-    run_id: str
+    delivery: Delivery
+
+    def on_start(self, epochs_done: int) -> None:
+        self.events.on_start(self.run, epochs_done)
 
     def on_step(self, epoch: int, step: int, num_steps: int, loss: Callable[[], float]) -> None:
-        self.session.events.on_step(self.run, epoch, step, num_steps, loss)
+        self.events.on_step(self.run, epoch, step, num_steps, loss)
 
     def on_epoch(self, line: dict[str, Any]) -> None:
-        self.session.tracking.push(self.run_id, [line])
-        self.session.events.on_epoch(self.run, line)
+        with suppress(TrackingError):  # the folder has the line, and the next delivery takes it along
+            self.delivery.push([line])
+        self.events.on_epoch(self.run, line)

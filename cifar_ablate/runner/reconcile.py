@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cifar_ablate.plan import PlannedRun
-from cifar_ablate.records import RecordedRun
+from cifar_ablate.records import RecordedRun, worth
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ def reconcile(runs: Sequence[PlannedRun], recorded: Iterable[RecordedRun], *, re
     outcomes: dict[tuple[str, str], RecordedRun] = {}
     for record in recorded:
         key = (record.arm, record.fingerprint)
-        if key not in outcomes or outcomes[key].outcome not in ("finished", "diverged"):
+        if key not in outcomes or worth(record) > worth(outcomes[key]):
             outcomes[key] = record
     done: list[PlannedRun] = []
     failed: list[tuple[PlannedRun, str]] = []

@@ -10,8 +10,10 @@ from rich.table import Table
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import Device
 from cifar_ablate.errors import RecordError
+from cifar_ablate.folder import RunFolder
 from cifar_ablate.plan import DataKey, Plan, PlannedRun
-from cifar_ablate.runner.estimate import images_of, measure_rates
+from cifar_ablate.runner.estimate import images_of, kind_of_work, measure_rates
+from cifar_ablate.runner.execute import RUNS_ROOT
 from cifar_ablate.runner.reconcile import reconcile
 from cifar_ablate.terminal import duration
 from cifar_ablate.tracking import Tracking
@@ -25,7 +27,7 @@ def show_plan(plans: Sequence[Plan], data: Mapping[DataKey, DataSet], device: De
     rates = measure_rates(todo, data, device)
 
     def seconds(run: PlannedRun) -> float:
-        return images_of(run, data[run.data_key]) / rates[run.shape]
+        return images_of(run, data[run.data_key]) / rates[kind_of_work(run)]
 
     for plan, state in zip(plans, states, strict=True):
         console.print(f"{plan.study.label}: {plan.study.question}", style="bold", highlight=False, markup=False)
@@ -55,4 +57,13 @@ def _states(tracking: Tracking, plan: Plan) -> list[tuple[PlannedRun, str]]:
     status = reconcile(plan.runs, recorded)
     known = {(run.arm, run.seed): "done" for run in status.done}
     known |= {(run.arm, run.seed): f"failed: {reason}" for run, reason in status.failed}
-    return [(run, known.get((run.arm, run.seed), "to do")) for run in plan.runs]
+    return [(run, known.get((run.arm, run.seed)) or _in_folder(run)) for run in plan.runs]
+
+
+def _in_folder(run: PlannedRun) -> str:
+    """What the run's folder says of a run that is not recorded yet."""
+    folder = RunFolder(RUNS_ROOT / run.fingerprint)
+    result = folder.result()
+    if result is not None and result.status != "failed":
+        return "trained, to record"
+    return "to do"

@@ -26,7 +26,10 @@ class Difference:
                 return f"- {short}"
         if self.path in ("model", "optimizer", "schedule", "data"):
             return f"{self.path} {_component(self.before)} -> {_component(self.after)}"
-        return f"{short} {_show(self.before)} -> {_show(self.after)}"
+        before, after = _show(self.before), _show(self.after)
+        if before == after:  # they differ further back than is shown
+            before, after = repr(self.before), repr(self.after)
+        return f"{short} {before} -> {after}"
 
 
 def differences(before: Recipe, after: Recipe) -> list[Difference]:

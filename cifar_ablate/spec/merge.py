@@ -50,6 +50,8 @@ class _Merger:
             key = raw.removesuffix("?") if self.overlay else raw
             if key != raw and not self._has_option(path, merged, above, key):
                 continue
+            if key not in merged and self._only_optional(value):
+                continue  # there is no component that could have these options
             where, source = (*path, key), (*path, raw)
             if value is None:
                 self._remove(merged, key, where, source)
@@ -68,6 +70,9 @@ class _Merger:
         name = above.get("name", below.get("name"))
         return len(path) == 1 and isinstance(name, str) and self.knows(path[0], name, option)
 
+    def _only_optional(self, value: Any) -> bool:
+        return self.overlay and isinstance(value, dict) and bool(value) and all(key.endswith("?") for key in value)
+
     def _scales(self, value: Any) -> bool:
         return self.overlay and isinstance(value, dict) and set(value) == {"times"}
 
@@ -79,9 +84,10 @@ class _Merger:
             self._complain((*source, "times"), f"times must be a number above 0 (got {shown(times)})")
         else:
             self._mark(where, source, deep=True)
-            merged[key] = number * times
-            if isinstance(number, int) and number > 0:  # 0 means "never", which has no multiple
-                merged[key] = max(1, round(number * times))
+            if isinstance(number, int):
+                merged[key] = max(1, round(number * times)) if number else 0  # 0 means "never": no multiple of it
+            else:
+                merged[key] = number * times
 
     def _remove(self, merged: dict[str, Any], key: str, where: Path_, source: Path_) -> None:
         if key not in merged:

@@ -23,7 +23,8 @@ from cifar_ablate.spec.messages import in_file_order, problems
 from cifar_ablate.spec.schema import Label, Recipe, Seeds, Spec
 from cifar_ablate.spec.text import Path_, Tree, Written, dotted, parse_yaml, read_yaml, scalar
 
-MAX_VARIANT = 200
+MAX_VARIANT = 180
+"""With the study's name it is the name of an MLflow experiment, which a database holds to 256 characters."""
 PROFILES = resources.files("cifar_ablate.spec") / "profiles"
 
 

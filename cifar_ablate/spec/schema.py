@@ -82,6 +82,10 @@ class Recipe(Spec):
             raise failure(message, self.batch_size, "batch_size")
         return self
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled as its values: the option models are made from signatures, and no importable class."""
+        return Recipe.model_validate, (self.as_dict(),)
+
     def as_dict(self, *, defaults: bool = True) -> dict[str, Any]:
         """Plain nested values, as YAML would hold them; without ``defaults`` only what differs from them."""
         plain: dict[str, Any] = {}

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from cifar_ablate.augment.base import Epoch
 from cifar_ablate.data import DataSet
 from cifar_ablate.keys import generator
 
@@ -56,9 +57,10 @@ def to_device(data: DataSet, device: torch.device) -> DeviceData:
     )
 
 
-def epoch_order(seed: int, epoch: int, num: int, device: torch.device) -> Tensor:
-    """Order of the training images in one epoch: a permutation, int64 [N], the same for every arm of a seed."""
-    return torch.from_numpy(generator(seed, "order", epoch).permutation(num)).to(device)
+def plan_epoch(seed: int, number: int, data: DeviceData) -> Epoch:
+    """Order of the training images in epoch ``number`` (from 0): a permutation, the same for every arm of a seed."""
+    order = generator(seed, "order", number).permutation(len(data.train_labels))
+    return Epoch(seed, number, order, data.image_size_px)
 
 
 def slices(num: int, batch_size: int) -> Iterator[slice]:

@@ -23,7 +23,7 @@ def precision_context(device: torch.device, precision: str) -> AbstractContextMa
 
 @torch.no_grad()
 def predict_logits(model: nn.Module, images: Tensor, pipeline: Pipeline, precision: str) -> Tensor:
-    """Logits float32 [N, C] of uint8 images [N, 3, H, W], in evaluation mode (training mode is restored)."""
+    """Logits float32 [N, C], on the CPU, of uint8 images [N, 3, H, W], in evaluation mode (then as it was)."""
     was_training = model.training
     model.eval()
     parts = []
@@ -32,7 +32,7 @@ def predict_logits(model: nn.Module, images: Tensor, pipeline: Pipeline, precisi
         with precision_context(images.device, precision):
             parts.append(model(batch).float())
     model.train(was_training)
-    return torch.cat(parts)
+    return torch.cat(parts).cpu()  # metrics are computed in float64, which not every device has
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -6,6 +6,7 @@ curve is only written down.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ from cifar_ablate.keys import key
 from cifar_ablate.models.build import build_model
 from cifar_ablate.registry import OPTIMIZERS, SCHEDULES
 from cifar_ablate.spec.schema import Recipe
-from cifar_ablate.training.batches import DeviceData, epoch_order, slices
+from cifar_ablate.training.batches import DeviceData, plan_epoch, slices
 from cifar_ablate.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from cifar_ablate.training.evaluate import (
     accuracy,
@@ -40,6 +41,9 @@ CHECKPOINT_SECONDS = 60.0
 
 class Watcher(Protocol):
     """What a training tells while it goes on."""
+
+    def on_start(self, epochs_done: int) -> None:
+        """Training starts, or goes on after ``epochs_done`` epochs of an earlier attempt."""
 
     def on_step(self, epoch: int, step: int, num_steps: int, loss: Callable[[], float]) -> None:
         """A step has been issued; calling ``loss`` waits for the device, so call it seldom."""
@@ -74,6 +78,7 @@ def train_run(
     """
     fit = set_up(recipe, seed, data, precision)
     _resume(fit, folder)
+    watcher.on_start(fit.epochs_done)
     checkpointed = time.monotonic()
     metrics: dict[str, float] = {}
     while fit.epochs_done < recipe.epochs:
@@ -164,8 +169,9 @@ def _epoch(fit: Fit, watcher: Watcher) -> dict[str, Any]:
     if every and fit.epochs_done % every == 0 and fit.epochs_done < fit.recipe.epochs and math.isfinite(loss):
         begun = time.perf_counter()
         logits = predict_logits(fit.model, fit.data.test_images, fit.pipeline, fit.precision)
-        line["test_accuracy"] = accuracy(logits, fit.data.test_labels)
-        line["test_nll"] = negative_log_likelihood(logits, fit.data.test_labels)
+        labels = fit.data.test_labels.cpu()
+        line["test_accuracy"] = accuracy(logits, labels)
+        line["test_nll"] = negative_log_likelihood(logits, labels)
         fit.eval_seconds += time.perf_counter() - begun
     return line
 
@@ -177,8 +183,8 @@ def train_epoch(fit: Fit, watcher: Watcher) -> tuple[float, float]:
     """
     data, device = fit.data, fit.data.mean.device
     num, batch_size = len(data.train_labels), fit.recipe.batch_size
-    order = epoch_order(fit.seed, fit.epochs_done, num, device)
-    draws = fit.pipeline.draw_epoch(fit.seed, fit.epochs_done, num, data.image_size_px, device)
+    epoch = plan_epoch(fit.seed, fit.epochs_done, data)
+    order, draws = torch.from_numpy(epoch.order).to(device), fit.pipeline.draw_epoch(epoch, device)
     num_steps = math.ceil(num / batch_size)
     total_loss, num_right = torch.zeros((), device=device), torch.zeros((), device=device)
     base_lr = _base_lr(fit)
@@ -214,14 +220,17 @@ def _final_metrics(fit: Fit, folder: RunFolder) -> dict[str, float]:
     data = fit.data
     test = predict_logits(fit.model, data.test_images, fit.pipeline, fit.precision)
     train = predict_logits(fit.model, data.train_images, fit.pipeline, fit.precision)
-    for path, values in ((folder.logits, test.to(torch.float16)), (folder.labels, data.test_labels)):
+    labels = data.test_labels.cpu()
+    # the largest logit of each image becomes 0: the same softmax, and float16 keeps the order and cannot overflow
+    kept = (test - test.amax(1, keepdim=True)).to(torch.float16)
+    for path, values in ((folder.logits, kept), (folder.labels, labels)):
         with atomic(path) as temporary, temporary.open("wb") as file:
-            np.save(file, values.cpu().numpy(), allow_pickle=False)
+            np.save(file, values.numpy(), allow_pickle=False)
     metrics = {
-        "test_accuracy": accuracy(test, data.test_labels),
-        "test_nll": negative_log_likelihood(test, data.test_labels),
-        "test_ece": expected_calibration_error(test, data.test_labels),
-        "train_accuracy": accuracy(train, data.train_labels),
+        "test_accuracy": accuracy(test, labels),
+        "test_nll": negative_log_likelihood(test, labels),
+        "test_ece": expected_calibration_error(test, labels),
+        "train_accuracy": accuracy(train, data.train_labels.cpu()),
     }
     fit.eval_seconds += time.perf_counter() - begun
     return metrics
@@ -240,7 +249,20 @@ def _base_lr(fit: Fit) -> float:
 
 
 def _identity(fit: Fit, folder: RunFolder) -> dict[str, str]:
-    return {"fingerprint": folder.fingerprint, "seed": str(fit.seed), "epoch": str(fit.epochs_done)}
+    """What a reader of the weights needs to use them without the data: network, preprocessing, where they are from."""
+    preprocessing = {
+        "image_size_px": fit.data.image_size_px,
+        "mean": fit.data.mean.flatten().tolist(),
+        "std": fit.data.std.flatten().tolist(),
+    }
+    return {
+        "fingerprint": folder.fingerprint,
+        "seed": str(fit.seed),
+        "epoch": str(fit.epochs_done),
+        "model": json.dumps(fit.recipe.model.as_dict()),
+        "num_classes": str(fit.data.num_classes),
+        "preprocessing": json.dumps(preprocessing),
+    }
 
 
 def _cuda_devices(device: torch.device) -> list[torch.device]:

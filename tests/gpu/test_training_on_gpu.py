@@ -12,7 +12,7 @@ from cifar_ablate.data import load_data
 from cifar_ablate.device import find_device
 from cifar_ablate.folder import RunFolder, RunResult
 from cifar_ablate.spec.schema import Recipe
-from cifar_ablate.training.batches import epoch_order, to_device
+from cifar_ablate.training.batches import plan_epoch, to_device
 from cifar_ablate.training.train import set_up, train_run
 
 pytestmark = [
@@ -32,6 +32,7 @@ RECIPE: dict[str, Any] = {
 
 
 class Silent:
+    def on_start(self, *_: Any) -> None: ...
     def on_step(self, *_: Any) -> None: ...
     def on_epoch(self, *_: Any) -> None: ...
 
@@ -50,8 +51,9 @@ def test_the_augmented_batch_is_that_of_a_cpu() -> None:
         device = torch.device(name)
         data = to_device(load_data("digits", {}), device)
         fit = set_up(Recipe.model_validate(RECIPE), 0, data, "fp32")
-        draws = fit.pipeline.draw_epoch(0, 0, len(data.train_labels), data.image_size_px, device)
-        rows = epoch_order(0, 0, len(data.train_labels), device)[:64]
+        epoch = plan_epoch(0, 0, data)
+        draws = fit.pipeline.draw_epoch(epoch, device)
+        rows = torch.from_numpy(epoch.order).to(device)[:64]
         batches.append(fit.pipeline(data.train_images[rows], data.train_labels[rows], draws, 0))
     torch.testing.assert_close(batches[0].images, batches[1].images.cpu(), rtol=0, atol=1e-4)
     torch.testing.assert_close(batches[0].targets, batches[1].targets.cpu(), rtol=0, atol=1e-6)

@@ -1,0 +1,134 @@
+"""From a run's folder to its MLflow run, as it grows and as often as needed.
+
+Delivery can be repeated at any time and after any interruption: an MLflow run is found by its fingerprint and arm;
+epochs that it has are not sent again, even if they were trained again since; the end of a run carries the time of its
+last epoch, and MLflow keeps one of equal (key, step, time, value) points. So delivering twice changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cifar_ablate.folder import RunFolder, RunResult
+from cifar_ablate.tracking.answering import answering
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from cifar_ablate.plan import PlannedRun  # which imports torch; a report has no need of it
+
+PAGE = 1000
+MAX_TAG = 4500
+_ENDS = {"finished": "FINISHED", "diverged": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
+
+
+class Delivery:
+    """One MLflow run that receives one run folder."""
+
+    def __init__(self, client: MlflowClient, experiment_id: str, planned: PlannedRun, folder: RunFolder) -> None:
+        """Find the MLflow run, or create it; it is then RUNNING, and describes the folder as it is now."""
+        self.client = client
+        self.waiting: dict[int, Mapping[str, Any]] = {}
+        """Lines by epoch that MLflow has not taken yet."""
+        tags = _tags(planned, folder.environment())
+        with answering():
+            run = self._find(experiment_id, planned)
+            if run is None:
+                run = client.create_run(experiment_id, run_name=f"{planned.arm} seed {planned.seed}")
+            self.run_id = str(run.info.run_id)
+            params = {**flat_params(folder.recipe()), "seed": planned.seed}
+            # a parameter cannot be changed in MLflow; those that could differ now never decide a training, and
+            # recipe.yaml has them as they are
+            self._log(tags=tags, params={name: value for name, value in params.items() if name not in run.data.params})
+            if run.info.status != "RUNNING":
+                client.update_run(self.run_id, status="RUNNING")
+            points = client.get_metric_history(self.run_id, "train_loss")
+            self.epochs_delivered = max((point.step for point in points), default=0)
+
+    def push(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Deliver the lines of a run's history that are not delivered yet, and those an earlier push could not."""
+        from mlflow.entities import Metric
+
+        self.waiting |= {line["epoch"]: line for line in lines if line["epoch"] > self.epochs_delivered}
+        metrics = [
+            Metric(key, float(value), int(line["time_ms"]), epoch)
+            for epoch, line in sorted(self.waiting.items())
+            for key, value in line.items()
+            if key not in ("epoch", "time_ms")
+        ]
+        with answering():
+            for start in range(0, len(metrics), PAGE):
+                self.client.log_batch(self.run_id, metrics=metrics[start : start + PAGE])
+        self.epochs_delivered = max(self.waiting, default=self.epochs_delivered)
+        self.waiting.clear()
+
+    def finish(self, folder: RunFolder, result: RunResult, artifacts: Sequence[Path]) -> None:
+        """Deliver the end of a run: what is left of its history, headline metrics, artifacts, and how it ended."""
+        from mlflow.entities import Metric
+
+        history = folder.history()
+        self.push(history)
+        last = history[-1] if history else {"time_ms": 0}
+        times = {"train_seconds": result.train_seconds, "eval_seconds": result.eval_seconds}
+        headline = {name: value for name, value in {**result.metrics, **times}.items() if name not in last}
+        metrics = [Metric(name, value, int(last["time_ms"]), result.epochs) for name, value in headline.items()]
+        with answering():
+            self.client.log_batch(self.run_id, metrics=metrics)
+            for path in artifacts:
+                self.client.log_artifact(self.run_id, str(path))
+        self.end(result.status, result.reason)
+
+    def end(self, outcome: str, reason: str = "") -> None:
+        """Set how the run ended: finished, diverged, failed or killed."""
+        with answering():
+            self._log(tags={"ablate.outcome": outcome, "ablate.reason": reason[:MAX_TAG]})
+            self.client.set_terminated(self.run_id, _ENDS[outcome])
+
+    def _find(self, experiment_id: str, planned: PlannedRun) -> Any:
+        query = f"tags.`ablate.fingerprint` = '{planned.fingerprint}'"
+        found = self.client.search_runs([experiment_id], query, max_results=PAGE)
+        mine = [run for run in found if run.data.tags.get("ablate.arm") == planned.arm]
+        return min(mine, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+
+    def _log(self, *, tags: Mapping[str, str], params: Mapping[str, Any] | None = None) -> None:
+        from mlflow.entities import Param, RunTag
+
+        self.client.log_batch(
+            self.run_id,
+            tags=[RunTag(name, value) for name, value in tags.items()],
+            params=[Param(name, str(value)) for name, value in (params or {}).items()],
+        )
+
+
+def _tags(planned: PlannedRun, environment: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "ablate.study": planned.study,
+        "ablate.arm": planned.arm,
+        "ablate.seed": str(planned.seed),
+        "ablate.fingerprint": planned.fingerprint,
+        "ablate.recipe": planned.recipe_id,
+        "ablate.precision": planned.precision,
+        "ablate.data": environment["data"],
+        "ablate.data_digest": environment["data_digest"],
+        "ablate.device": environment["device"],
+        "ablate.threads": str(environment["threads"]),
+        "ablate.torch": environment["torch"],
+        "ablate.git_dirty": str(environment["git_dirty"]).lower(),
+        "mlflow.source.git.commit": environment["git_commit"],
+        "mlflow.source.name": "cifar-ablate",
+    }
+
+
+def flat_params(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A recipe's fields as dotted parameters; a component's name stands under its own key (``optimizer: sgd``)."""
+    flat: dict[str, Any] = {}
+    for key, value in recipe.items():
+        path = prefix if key == "name" and prefix else f"{prefix}.{key}" if prefix else key
+        if isinstance(value, Mapping):
+            flat |= {path: "on"} if prefix == "augment" else {}
+            flat |= flat_params(value, path)
+        else:
+            flat[path] = "none" if value is None else value
+    return flat

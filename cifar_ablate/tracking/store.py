@@ -1,0 +1,153 @@
+"""What is recorded in MLflow: studies, their runs, curves and artifacts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cifar_ablate.errors import RecordError, TrackingError, UnknownNameError
+from cifar_ablate.locks import lock
+from cifar_ablate.records import RecordedRun, StudyRecord
+from cifar_ablate.tracking.answering import answering, without_password
+from cifar_ablate.tracking.delivery import Delivery
+
+if TYPE_CHECKING:
+    from cifar_ablate.folder import RunFolder
+    from cifar_ablate.plan import PlannedRun  # which imports torch; a report has no need of it
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+CHUNK = 4500  # an experiment tag holds 5,000 characters
+PAGE = 1000
+DOCUMENT = "ablate.study"
+"""Experiment tag that points at the study's document: its digest and in how many pieces it is kept."""
+CURVES = ("train_loss", "running_accuracy", "test_accuracy", "test_nll", "lr", "images_per_second")
+
+
+class Tracking:
+    """A tracking store: MLFLOW_TRACKING_URI where it is set, else what plain ``mlflow ui`` shows here."""
+
+    def __init__(self) -> None:
+        import mlflow
+
+        for name in ("mlflow", "alembic"):  # after the import, which sets levels of its own
+            logging.getLogger(name).setLevel(logging.WARNING)
+        with answering(), lock(Path("mlruns/.database.lock"), on_wait=lambda: None):  # two that create one break it
+            self.client = mlflow.MlflowClient()
+            self.uri = without_password(mlflow.get_tracking_uri())
+            self.client.search_experiments(max_results=1)
+
+    def open_study(self, label: str, document: Mapping[str, Any]) -> str:
+        """Id of the experiment of a study's variant, created where needed, with the study as planned now.
+
+        The document is kept in pieces under its digest; the tag that points at them is written last, so a reader finds
+        the old document or the new one, and never parts of both.
+        """
+        from mlflow.exceptions import MlflowException
+
+        with answering():
+            experiment = self.client.get_experiment_by_name(label)
+            if experiment is None:
+                try:
+                    experiment_id = str(self.client.create_experiment(label))
+                except MlflowException:  # another process was first
+                    experiment_id = self._experiment_id(label)
+            else:
+                experiment_id = str(experiment.experiment_id)
+                if experiment.lifecycle_stage == "deleted":
+                    self.client.restore_experiment(experiment_id)
+            text = json.dumps(document)
+            digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+            pieces = [text[start : start + CHUNK] for start in range(0, len(text), CHUNK)]
+            for index, piece in enumerate(pieces):
+                self.client.set_experiment_tag(experiment_id, f"{DOCUMENT}.{digest}.{index}", piece)
+            self.client.set_experiment_tag(experiment_id, DOCUMENT, f"{digest}:{len(pieces)}")
+            self.client.set_experiment_tag(experiment_id, "mlflow.note.content", str(document["question"]))
+        return experiment_id
+
+    def labels(self) -> list[str]:
+        """Labels of all recorded studies, sorted."""
+        with answering():
+            found = self._pages(self.client.search_experiments)
+            return sorted(item.name for item in found if DOCUMENT in item.tags)
+
+    def load(self, label: str) -> StudyRecord:
+        """Everything recorded under a label; raises UnknownNameError where nothing is."""
+        with answering():
+            experiment = self.client.get_experiment_by_name(label)
+            if experiment is None or DOCUMENT not in experiment.tags:
+                raise UnknownNameError("recorded study", label, self.labels())
+            digest, _, num_pieces = experiment.tags[DOCUMENT].partition(":")
+            try:
+                pieces = [experiment.tags[f"{DOCUMENT}.{digest}.{index}"] for index in range(int(num_pieces))]
+                document = json.loads("".join(pieces))
+            except (KeyError, ValueError):
+                message = f"the study kept in MLflow under {label!r} is damaged; `cifar-ablate run` writes it again"
+                raise RecordError(message) from None
+            return StudyRecord(label, document, self.runs(str(experiment.experiment_id)))
+
+    def runs(self, experiment_id: str) -> list[RecordedRun]:
+        """All runs of an experiment that this program recorded."""
+        with answering():
+            found = self._pages(self.client.search_runs, experiment_ids=[experiment_id])
+            return [_recorded(run) for run in found if "ablate.fingerprint" in run.data.tags]
+
+    def deliver(self, experiment_id: str, planned: PlannedRun, folder: RunFolder) -> Delivery:
+        """Start, or take up again, the delivery of a run's folder."""
+        return Delivery(self.client, experiment_id, planned, folder)
+
+    def curves(self, run_id: str, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
+        """Points (epoch, value) of each named metric of a run."""
+        with answering():
+            return {
+                name: [(point.step, point.value) for point in self.client.get_metric_history(run_id, name)]
+                for name in names
+            }
+
+    def artifact(self, run_id: str, name: str, into: Path) -> Path:
+        """Download one artifact into a folder; raises RecordError where the run has none of that name."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return Path(self.client.download_artifacts(run_id, name, str(into)))
+        except (OSError, MlflowException):
+            message = f"run {run_id} has no artifact {name!r}; if mlruns/ was moved, move it back to where it was made"
+            raise RecordError(message) from None
+
+    def _experiment_id(self, label: str) -> str:
+        experiment = self.client.get_experiment_by_name(label)
+        if experiment is None:
+            raise TrackingError(f"the tracking store at {self.uri} refuses to create {label!r}; look at its log")
+        return str(experiment.experiment_id)
+
+    @staticmethod
+    def _pages(search: Any, **query: Any) -> Iterator[Any]:
+        token = None
+        while True:
+            page = search(max_results=PAGE, page_token=token, **query)
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+
+def _recorded(run: Any) -> RecordedRun:
+    tags = run.data.tags
+    states = {"RUNNING": "running", "SCHEDULED": "running", "KILLED": "killed", "FAILED": "failed"}
+    return RecordedRun(
+        run_id=run.info.run_id,
+        arm=tags["ablate.arm"],
+        seed=int(tags["ablate.seed"]),
+        fingerprint=tags["ablate.fingerprint"],
+        recipe_id=tags["ablate.recipe"],
+        outcome=states.get(run.info.status) or tags.get("ablate.outcome", "failed"),
+        reason=tags.get("ablate.reason", ""),
+        metrics=dict(run.data.metrics),
+    )
