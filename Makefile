@@ -10,7 +10,7 @@ demo: $(READY)  ## Run every shipped study in miniature (digits, narrow networks
 	$(BIN)/cifar-ablate report
 
 test: $(READY)  ## All tests; those on real images need CIFAR_ABLATE_TEST_DATA, a folder with the image archives.
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not gpu"
 
 check: $(READY)  ## Lint, format and types.
 	$(BIN)/ruff check .
