@@ -5,6 +5,8 @@ Everything heavier than typer is imported inside the command that needs it, so t
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from cifar_ablate.data import DataSet
     from cifar_ablate.device import Device
     from cifar_ablate.plan import Plan
+    from cifar_ablate.tracking import Tracking
 
 
 class _Commands(TyperGroup):
@@ -89,11 +92,12 @@ def run(
             wanted=lambda run: (not arm or run.arm in arm) and (not seed or run.seed in seed),
             events=terminal,
         )
-    words = {"shared": "trained before in another study", "elsewhere": "left to another run command"}
+    words = {"shared": "trained before, now recorded", "elsewhere": "left to another run command"}
     said = [f"{count} {words.get(kind, kind)}" for kind, count in summary.kinds.items()]
     said += [f"{summary.num_done_before} skipped as done"] if summary.num_done_before else []
     said += [f"{summary.num_failed_before} skipped as failed"] if summary.num_failed_before else []
-    console.print("Runs: " + (", ".join(said) or "none") + ". Next: cifar-ablate report", highlight=False)
+    after = "" if summary.failures else ". Next: cifar-ablate report"
+    console.print("Runs: " + (", ".join(said) or "none") + after, highlight=False)
     for failed, reason in summary.failures:
         said_why = f"failed: {failed.study} {failed.arm} seed {failed.seed}: {reason}"
         console.print(said_why, highlight=False, markup=False, soft_wrap=True)
@@ -125,6 +129,7 @@ def report(
     record: Annotated[Path | None, typer.Option(metavar="DIR", help="Read an exported record, not MLflow.")] = None,
 ) -> None:
     """Print the report of recorded studies."""
+    from cifar_ablate.errors import RecordError
     from cifar_ablate.records import find_records
     from cifar_ablate.report.build import build_report
 
@@ -132,15 +137,12 @@ def report(
     if record is not None:
         records = _chosen(find_records(record), studies, record)
     else:
-        from cifar_ablate.errors import RecordError
-        from cifar_ablate.tracking import Tracking
-
-        tracking = Tracking()
+        tracking = _existing_record()
         labels = studies or tracking.labels()
         if not labels:
             raise RecordError(f"nothing is recorded at {tracking.uri} yet; start with `cifar-ablate run STUDY.yaml`")
         records = [tracking.load(label) for label in labels]
-    sys.stdout.write(render(build_report(records)))
+    _write(render(build_report(records)))
 
 
 @app.command()
@@ -150,9 +152,8 @@ def export(
 ) -> None:
     """Write a study's compact record (recipes, curves, per-image predictions), to be committed beside a report."""
     from cifar_ablate.export import export_study
-    from cifar_ablate.tracking import Tracking
 
-    record = export_study(Tracking(), study, folder)
+    record = export_study(_existing_record(), study, folder)
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     _console().print(f"{folder}: {len(record.runs)} runs, {size / 1e6:.2f} MB", highlight=False, markup=False)
 
@@ -212,6 +213,28 @@ def _plans(
     return [make_plan(study, data, found) for study in studies], data, found
 
 
+def _existing_record() -> Tracking:
+    """The tracking store, for commands that read; they make no database where there is none."""
+    from cifar_ablate.errors import RecordError
+    from cifar_ablate.tracking import Tracking, is_empty
+
+    if is_empty():
+        raise RecordError("nothing is recorded in this folder yet; start with `cifar-ablate run STUDY.yaml`")
+    return Tracking()
+
+
+def _write(text: str) -> None:
+    """Print a whole document; a full disk is one sentence, and a reader that has seen enough is none."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  or Python tries again at its end
+        _fail(f"cannot write the report: {error.strerror}; write it where there is room", 1)
+
+
 def _threads() -> int:
     import torch
 
@@ -259,6 +282,9 @@ def main() -> None:
     """Entry point of the ``cifar-ablate`` command."""
     from cifar_ablate.errors import AblateError
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is no reason to stop
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(standalone_mode=True)
     except AblateError as error:

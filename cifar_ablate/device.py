@@ -10,9 +10,10 @@ from typing import Literal
 
 import torch
 
-from cifar_ablate.errors import DeviceError
+from cifar_ablate.errors import DeviceError, UnknownNameError
 
 Precision = Literal["fp32", "bf16"]
+CHOICES = ("auto", "cpu", "cuda", "mps")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class Device:
 
 @cache
 def find_device(choice: str = "auto") -> Device:
-    """The device called ``choice`` (auto, cpu, cuda, mps); raises DeviceError when it is not there."""
+    """The device called ``choice``; raises UnknownNameError for another name, DeviceError when it is not there."""
+    if choice not in CHOICES:
+        raise UnknownNameError("device", choice, CHOICES)
     if choice in ("auto", "cuda") and torch.cuda.is_available():
         return Device("cuda", torch.cuda.get_device_name(0), torch.cuda.is_bf16_supported(including_emulation=False))
     if choice == "cuda":

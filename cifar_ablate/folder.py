@@ -100,11 +100,14 @@ class RunFolder:
         """Lines of the finished epochs; a line cut short by a crash is left out."""
         path = self.path / "history.jsonl"
         lines: list[dict[str, Any]] = []
-        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
             try:
-                lines.append(json.loads(text))
+                line = json.loads(text)
             except json.JSONDecodeError:
                 break
+            if not isinstance(line, dict) or not {"epoch", "time_ms", "train_loss"} <= line.keys():
+                break
+            lines.append(line)
         return lines
 
     def keep_history(self, num_epochs: int) -> None:
@@ -113,10 +116,14 @@ class RunFolder:
         write_atomically(self.path / "history.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     def environment(self) -> dict[str, Any]:
-        return dict(_read_json(self.path / "environment.json"))
+        return _read_json(self.path / "environment.json")
 
     def recipe(self) -> dict[str, Any]:
-        return dict(yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8")))
+        path = self.path / "recipe.yaml"
+        try:
+            return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, yaml.YAMLError):
+            raise _damaged(path) from None
 
     def write_result(self, result: RunResult) -> None:
         """Write the end of the run, and drop the checkpoint unless the run may be tried again."""
@@ -130,9 +137,14 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            return RunResult(**_read_json(path))
+            result = RunResult(**_read_json(path))
         except TypeError:
-            raise RecordError(f"{path} is not the end of a run; remove its folder, and run trains it again") from None
+            raise _damaged(path) from None
+        if result.status not in ("finished", "diverged", "failed"):
+            raise _damaged(path)
+        if result.status == "finished" and len(self.history()) != result.epochs:
+            raise _damaged(self.path / "history.jsonl")
+        return result
 
     def clear_result(self) -> None:
         """Forget how an earlier attempt ended, before the run is tried again; its checkpoint stays."""
@@ -142,9 +154,16 @@ class RunFolder:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise RecordError(f"{path} cannot be read ({error}); remove its folder, and run trains it again") from None
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise _damaged(path) from None
+    if not isinstance(values, dict):
+        raise _damaged(path)
+    return values
+
+
+def _damaged(path: Path) -> RecordError:
+    return RecordError(f"{path} is damaged; remove the folder {path.parent}, and `cifar-ablate run` trains it again")
 
 
 @contextmanager

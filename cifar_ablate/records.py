@@ -141,7 +141,7 @@ def load_record(folder: Path) -> StudyRecord:
                 f"{study} is of another format than this version reads ({RECORD_FORMAT}); export it again"
             )
         label = document.pop("label")
-        frame = pd.read_csv(runs, dtype={"fingerprint": str, "recipe_id": str, "arm": str, "run_id": str})
+        frame = _read_csv(runs)
         return StudyRecord(label, document, [_row(row) for row in frame.to_dict("records")])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"the record in {folder} cannot be read ({error}); export it again") from None
@@ -155,9 +155,14 @@ def find_records(folder: Path) -> list[StudyRecord]:
     return found or [load_record(folder)]
 
 
+def _read_csv(path: Path) -> pd.DataFrame:
+    """A table of the record; only an empty cell is missing, for an arm may be called None or NA."""
+    return pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False, na_values=[""])
+
+
 def load_curves(folder: Path) -> pd.DataFrame:
     """Curves of a compact record: columns fingerprint, arm, seed, epoch and one per metric."""
-    return pd.read_csv(folder / "curves.csv", dtype={"fingerprint": str, "arm": str})
+    return _read_csv(folder / "curves.csv")
 
 
 def load_predictions(folder: Path) -> Predictions:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TaskProgressColumn, TextColumn
-from rich.text import Text
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+from rich.table import Column
 
 from cifar_ablate.folder import RunResult
 from cifar_ablate.plan import PlannedRun
@@ -39,20 +39,15 @@ class Pace:
         return duration(elapsed * max(self.total - self.done, 0.0) / here)
 
 
-class _Left(ProgressColumn):
-    """Remaining time by our own measure of work: rich's own forgets that runs differ in size."""
-
-    def render(self, task: Any) -> Text:
-        return Text(f"{task.fields.get('left', '?')} left", style="cyan")
-
-
 class Terminal(Events):
     """Progress of one ``run`` command; use as a context manager around it."""
 
     def __init__(self, console: Console, work: Callable[[PlannedRun], float]) -> None:
         self.console, self.work = console, work
         self.live = console.is_terminal
-        columns = [TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[note]}"), _Left()]
+        # what must stay in a narrow window comes first: time left, accuracy; the end of a line is cut
+        line = Column(no_wrap=True, overflow="ellipsis")
+        columns = [BarColumn(8), TextColumn("{task.description}"), TextColumn("{task.fields[note]}", table_column=line)]
         self.progress = Progress(*columns, console=console, disable=not self.live, transient=True)
         self.study_task: TaskID | None = None
         self.run_task: TaskID | None = None
@@ -61,7 +56,7 @@ class Terminal(Events):
         self.finished_work = 0.0
         self.last_refresh = 0.0
         self.step_since: tuple[float, int] = (0.0, 0)
-        self.accuracy = ""
+        self.accuracy, self.run_name = "", ""
 
     def __enter__(self) -> Terminal:
         self.progress.start()
@@ -78,7 +73,7 @@ class Terminal(Events):
             said.append(f"{num_failed} failed before (--retry failed tries them again)")
         self.console.print("Runs: " + ", ".join(said), highlight=False)
         if todo:
-            self.study_task = self.progress.add_task("study", total=self.study_pace.total, note="", left="?")
+            self.study_task = self.progress.add_task("study", total=self.study_pace.total, note="")
 
     def on_start(self, run: PlannedRun, epochs_done: int) -> None:
         self.run_pace = Pace(self.work(run), done=self.work(run) * epochs_done / run.recipe.epochs)
@@ -89,8 +84,8 @@ class Terminal(Events):
             self.console.print(f"[{self.num_ended + 1}/{self.num_runs}] {name}{where}", highlight=False, markup=False)
         if self.run_task is not None:
             self.progress.remove_task(self.run_task)
-        escaped = f"{run.arm} seed {run.seed}{where}".replace("[", "\\[")
-        self.run_task = self.progress.add_task(escaped, total=self.run_pace.total, note="", left="?")
+        self.run_name = f"{run.arm} seed {run.seed}{where}"
+        self.run_task = self.progress.add_task("run", total=self.run_pace.total, note=f"? left  {self.run_name}")
 
     def on_step(self, run: PlannedRun, epoch: int, step: int, num_steps: int, loss: Callable[[], float]) -> None:
         if not self.live or time.monotonic() - self.last_refresh < REFRESH_SECONDS:
@@ -100,13 +95,13 @@ class Terminal(Events):
         since, epochs_then = self.step_since
         rate = (epochs - epochs_then) * num_steps / max(now - since, 1e-9)
         self._advance(run, epochs / run.recipe.epochs)
-        self._show(f"epoch {epoch}/{run.recipe.epochs}  {rate:.1f} steps/s  loss {loss():.3f}{self.accuracy}")
+        self._show(f"epoch {epoch}/{run.recipe.epochs}{self.accuracy}  loss {loss():.3f}  {rate:.1f} steps/s")
 
     def on_epoch(self, run: PlannedRun, line: Mapping[str, Any]) -> None:
         self._advance(run, line["epoch"] / run.recipe.epochs)
         if self.live:
             tested = f"{line['test_accuracy']:.1f}%" if "test_accuracy" in line else "-"
-            self.accuracy = f"  running {line['running_accuracy']:.1f}%  test {tested}"
+            self.accuracy = f"  test {tested}  running {line['running_accuracy']:.1f}%"
             return
         rate = f"{line['images_per_second']:.0f} images/s"
         left = f"run {self.run_pace.left()} left, study {self.study_pace.left()} left"
@@ -136,14 +131,14 @@ class Terminal(Events):
         self.run_pace.done = self.run_pace.total if ended else share * self.run_pace.total
         self.study_pace.done = self.finished_work + (0.0 if ended else share * self.work(run))
 
-    def _show(self, note: str) -> None:
+    def _show(self, measured: str) -> None:
         if self.run_task is not None:
-            self.progress.update(self.run_task, completed=self.run_pace.done, note=note, left=self.run_pace.left())
+            note = f"{self.run_pace.left()} left  {measured}  {self.run_name}"
+            self.progress.update(self.run_task, completed=self.run_pace.done, note=note.replace("[", "\\["))
         if self.study_task is not None:
-            said = f"run {min(self.num_ended + 1, self.num_runs)} of {self.num_runs}"
-            self.progress.update(
-                self.study_task, completed=self.study_pace.done, note=said, left=self.study_pace.left()
-            )
+            note = f"{self.study_pace.left()} left  run {min(self.num_ended + 1, self.num_runs)} of {self.num_runs}"
+            total, done = self.study_pace.total, self.study_pace.done
+            self.progress.update(self.study_task, total=total, completed=done, note=note)
 
 
 @contextmanager

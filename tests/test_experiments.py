@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from cifar_ablate.registry import SCHEDULES
+from cifar_ablate.spec.load import load_study
+from cifar_ablate.spec.overlay import load_overlay
 from tests.conftest import Workshop
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.yaml"))
@@ -23,6 +26,17 @@ def test_a_shipped_study_runs_in_the_smoke_profile(workshop: Workshop, path: Pat
     assert f"## {path.stem}@smoke" in report
     assert "not run" not in report
     assert "500 of 1,437 training images" in report
+
+
+@pytest.mark.parametrize("profile", [None, "pilot", "smoke"])
+def test_no_profile_makes_a_step_schedule_constant(profile: str | None) -> None:
+    """A profile that shortened the run but not the steps would compare a constant rate and call it steps."""
+    for path in EXPERIMENTS:
+        for arm in load_study(path, load_overlay(profile, [])).arms:
+            schedule = arm.recipe.schedule
+            if schedule.name == "step":
+                curve = SCHEDULES.bind("step", schedule.kwargs())(arm.recipe.epochs * 10, 10)
+                assert len(set(curve)) > 1, (path.stem, arm.name)
 
 
 def test_all_shipped_studies_are_the_four_that_are_documented() -> None:
@@ -72,4 +86,4 @@ def test_the_same_images_in_a_folder_give_the_same_fingerprints(
     workshop.write("archive.yaml", study.replace("DATA", "cifar10"))
     workshop.write("folder.yaml", study.replace("study: where", "study: elsewhere").replace("DATA", folder))
     assert "1 finished" in workshop("run", "archive.yaml").out
-    assert "1 trained before in another study" in workshop("run", "folder.yaml").out
+    assert "1 trained before, now recorded" in workshop("run", "folder.yaml").out

@@ -22,6 +22,17 @@ def folder(tmp_path: Path) -> RunFolder:
     return folder
 
 
+def line_of(epoch: int) -> dict[str, Any]:
+    return {"epoch": epoch, "time_ms": 1000 * epoch, "train_loss": 1 / epoch}
+
+
+def add_lines(folder: RunFolder, num_epochs: int) -> list[dict[str, Any]]:
+    lines = [line_of(epoch) for epoch in range(1, num_epochs + 1)]
+    for line in lines:
+        folder.append_epoch(line)
+    return lines
+
+
 def full_disk(*_: Any, **__: Any) -> Any:
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -36,6 +47,7 @@ def test_what_is_written_is_read_back(folder: RunFolder) -> None:
     assert folder.fingerprint == "0123456789abcdef0123"
     assert folder.history() == []
     assert folder.result() is None
+    add_lines(folder, RESULT.epochs)
     folder.write_result(RESULT)
     assert folder.result() == RESULT
     folder.clear_result()
@@ -44,9 +56,9 @@ def test_what_is_written_is_read_back(folder: RunFolder) -> None:
 
 
 def test_making_a_folder_again_keeps_what_is_in_it(folder: RunFolder) -> None:
-    folder.append_epoch({"epoch": 1})
+    folder.append_epoch(line_of(1))
     folder.create({"epochs": 3}, {"device": "cuda"})
-    assert folder.history() == [{"epoch": 1}]
+    assert folder.history() == [line_of(1)]
     assert folder.environment() == {"device": "cuda"}
 
 
@@ -98,7 +110,7 @@ def test_every_write_of_a_read_only_folder_is_an_output_error(
         patch.setattr(Path, "open", read_only)
         patch.setattr("io.open", read_only)
         for write in (
-            lambda: folder.append_epoch({"epoch": 1}),
+            lambda: folder.append_epoch(line_of(1)),
             lambda: folder.write_result(RESULT),
             lambda: folder.create({}, {}),
         ):
@@ -110,9 +122,7 @@ def test_every_write_of_a_read_only_folder_is_an_output_error(
 
 
 def test_a_line_cut_short_by_a_crash_is_left_out(folder: RunFolder) -> None:
-    lines = [{"epoch": epoch, "train_loss": 1 / epoch} for epoch in (1, 2, 3)]
-    for line in lines:
-        folder.append_epoch(line)
+    lines = add_lines(folder, 3)
     path = folder.path / "history.jsonl"
     whole = path.read_bytes()
     last = whole.rindex(b"{")
@@ -122,19 +132,17 @@ def test_a_line_cut_short_by_a_crash_is_left_out(folder: RunFolder) -> None:
 
 
 def test_a_history_goes_on_after_a_cut_line(folder: RunFolder) -> None:
-    folder.append_epoch({"epoch": 1})
-    folder.append_epoch({"epoch": 2})
+    folder.append_epoch(line_of(1))
+    folder.append_epoch(line_of(2))
     path = folder.path / "history.jsonl"
     path.write_bytes(path.read_bytes()[:-4])
     folder.keep_history(1)
-    folder.append_epoch({"epoch": 2})
-    assert folder.history() == [{"epoch": 1}, {"epoch": 2}]
+    folder.append_epoch(line_of(2))
+    assert folder.history() == [line_of(1), line_of(2)]
 
 
 def test_epochs_that_will_be_trained_again_are_dropped(folder: RunFolder) -> None:
-    lines = [{"epoch": epoch} for epoch in (1, 2, 3, 4)]
-    for line in lines:
-        folder.append_epoch(line)
+    lines = add_lines(folder, 4)
     folder.keep_history(9)
     assert folder.history() == lines
     folder.keep_history(2)
@@ -152,15 +160,23 @@ def test_a_run_that_may_be_tried_again_keeps_its_checkpoint(folder: RunFolder) -
 
 def test_a_damaged_record_says_which_folder_to_remove(folder: RunFolder) -> None:
     (folder.path / "result.json").write_text('{"status": "fini')
-    with pytest.raises(RecordError, match=r"result\.json cannot be read .*remove its folder"):
+    with pytest.raises(RecordError, match=r"result\.json is damaged; remove the folder"):
         folder.result()
 
 
 def test_numbers_of_a_result_survive_as_they_are(folder: RunFolder) -> None:
     metrics = {"test_accuracy": 100 / 3, "test_nll": 0.1 + 0.2, "test_ece": 1e-17}
+    add_lines(folder, 1)
     folder.write_result(RunResult("finished", 1, 1 / 7, 0.0, metrics))
     read = folder.result()
     assert read is not None
     assert read.metrics == metrics
     assert read.train_seconds == 1 / 7
     assert json.loads((folder.path / "result.json").read_text())["status"] == "finished"
+
+
+def test_a_result_whose_history_is_gone_is_damaged(folder: RunFolder) -> None:
+    add_lines(folder, RESULT.epochs - 1)
+    folder.write_result(RESULT)
+    with pytest.raises(RecordError, match=r"history\.jsonl is damaged"):
+        folder.result()

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def test_a_lost_database_is_filled_again_without_training(trained: Workshop, emp
     (trained.folder / "other.db").write_bytes(empty_database.read_bytes())
     trained.monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{trained.folder / 'other.db'}")
     answer = trained("run", "tiny.yaml")
-    assert "6 trained before" in answer.out
+    assert "6 trained before, now recorded" in answer.out
     assert trained("report").out == first
 
 
@@ -151,7 +152,7 @@ def test_the_report_is_a_table_of_every_arm(trained: Workshop) -> None:
     assert list(rows) == ["baseline", "flip", "flip + smoothing"]
     assert "| 2/2 |" in rows["flip"]
     assert "+ hflip (p 0.5)" in rows["flip"]
-    assert "from flip: loss.label\\_smoothing 0 -&gt; 0.1" in rows["flip + smoothing"]
+    assert "from flip: loss.label\\_smoothing 0 -> 0.1" in rows["flip + smoothing"]
     assert "| 91.5 (see note) |" in rows["flip"]
     assert any("somebody's best epoch" in line for line in lines)
     assert "200 of 1,437 training images, all 360 test images" in answer.out
@@ -188,7 +189,7 @@ def test_another_study_with_the_same_training_shares_it(trained: Workshop) -> No
     other = STUDY.replace("study: tiny", "study: other").replace("flip + smoothing:", "both:")
     trained.write("other.yaml", other)
     answer = trained("run", "other.yaml")
-    assert "6 trained before in another study" in answer.out
+    assert "6 trained before, now recorded" in answer.out
     assert len(runs_of("other")) == 6
     assert "epoch 1/2" not in answer.out
 
@@ -391,6 +392,7 @@ def test_a_report_of_nothing_says_how_to_start(workshop: Workshop) -> None:
         (["run", "tiny.yaml", "--executor", "locl"], 2, "did you mean 'local'?"),
         (["run", "tiny.yaml", "--retry", "all"], 2, "write --retry failed"),
         (["run", "tiny.yaml", "--device", "cuda"], 1, "use --device cpu"),
+        (["run", "tiny.yaml", "--device", "tpu"], 2, "unknown device 'tpu'"),
         (["run", "tiny.yaml", "--set", "batch_size=201"], 2, "more than train_size 200"),
         (["models", "resnet19-compact"], 2, "did you mean 'resnet18-compact'?"),
     ],
@@ -431,3 +433,97 @@ def test_models_prints_the_layer_table(workshop: Workshop) -> None:
     assert "Total mult-adds (M): 135.15" in table
     assert "resnet18-compact " in workshop("models").out
     assert "Total params: 2," in workshop("models", "resnet18-compact", "--set", "width=16").out
+
+
+@pytest.mark.parametrize("command", [["report"], ["plan", "tiny.yaml"], ["export", "tiny", "out"]])
+def test_commands_that_read_make_no_database(workshop: Workshop, command: list[str]) -> None:
+    workshop.write("tiny.yaml", STUDY)
+    (workshop.folder / "mlflow.db").unlink()
+    workshop(*command)
+    assert not (workshop.folder / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize("moment", [0.2, 0.5])
+def test_a_kill_while_the_database_is_made_leaves_a_folder_that_works(workshop: Workshop, moment: float) -> None:
+    (workshop.folder / "mlflow.db").unlink()
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    make = [sys.executable, "-c", "from cifar_ablate.tracking import Tracking; Tracking()"]
+    process = subprocess.Popen(make, cwd=workshop.folder, env=environment, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (workshop.folder / ".mlflow.db.unfinished").exists():
+        time.sleep(0.02)
+    time.sleep(moment)
+    process.kill()
+    process.wait()
+    done = subprocess.run(make, cwd=workshop.folder, env=environment, check=False, timeout=120)
+    assert done.returncode == 0
+    assert (workshop.folder / "mlflow.db").exists()
+
+
+def test_a_database_that_is_none_is_one_sentence(workshop: Workshop) -> None:
+    (workshop.folder / "mlflow.db").write_bytes(b"this is no database" * 100)
+    answer = workshop("report")
+    assert answer.code == 1
+    assert "does not answer as it should" in answer.err
+    assert len(answer.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("result.json", b"[]"),
+        ("result.json", b'{"status": "finished"}'),
+        ("result.json", b"\xff\xfe"),
+        ("environment.json", b"{}"),
+        ("recipe.yaml", b"5"),
+        ("history.jsonl", b"5\n"),
+        ("test_logits.npy", b"garbage"),
+        ("test_logits.npy", None),
+    ],
+)
+def test_a_damaged_folder_is_told_with_its_cure_and_the_other_runs_go_on(
+    trained: Workshop, empty_database: Path, name: str, content: bytes | None
+) -> None:
+    (trained.folder / "other.db").write_bytes(empty_database.read_bytes())
+    trained.monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{trained.folder / 'other.db'}")
+    damaged = sorted((trained.folder / "mlruns" / "runs").iterdir())[0]
+    if content is None:
+        (damaged / name).unlink()
+    else:
+        (damaged / name).write_bytes(content)
+    answer = trained("run", "tiny.yaml")
+    assert answer.code == 1, answer
+    assert "1 failed" in answer.out
+    assert damaged.name in answer.out
+    assert "trains it again" in answer.out
+    assert sum(run.info.status == "FINISHED" for run in runs_of("tiny")) == 5
+    shutil.rmtree(damaged)
+    assert trained("run", "tiny.yaml").code == 0
+
+
+def test_arms_called_none_and_na_survive_an_export(workshop: Workshop) -> None:
+    arms = (
+        STUDY.replace("baseline:\n", "None:\n")
+        .replace("flip + smoothing", "NA")
+        .replace("recipe:", "baseline: None\n    recipe:", 1)
+    )
+    workshop.write("tiny.yaml", arms)
+    assert workshop("run", "tiny.yaml", "--seed", "0").code == 0
+    assert workshop("export", "tiny", "record").code == 0
+    assert workshop("report", "--record", "record").out == workshop("report").out
+
+
+def test_a_terminal_that_knows_only_ascii_gets_the_report_all_the_same(trained: Workshop) -> None:
+    trained.write("tiny.yaml", STUDY.replace("tiny network", "tiny réseau"))
+    assert trained("run", "tiny.yaml").code == 0
+    trained.monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    answer = trained.process("report", PYTHONIOENCODING="ascii", LANG="C")
+    assert answer.code == 0, answer.err
+    assert "tiny r\\xe9seau" in answer.out
+
+
+def test_a_full_disk_under_the_report_is_one_sentence(trained: Workshop) -> None:
+    trained.monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    command = f"{sys.executable} -m cifar_ablate.cli report > /dev/full"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "cannot write the report: No space left on device; write it where there is room\n"

@@ -24,6 +24,14 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Paired:
+    """Mean difference in points over the seeds that both arms have."""
+
+    points: float
+    num: int
+
+
+@dataclass(frozen=True)
 class Published:
     """A figure that somebody published, and what the reader must know about it."""
 
@@ -45,8 +53,9 @@ class ArmRow:
     """Runs by outcome: finished, diverged, failed, killed, running."""
     test_accuracy: Spread | None
     train_accuracy: Spread | None
-    vs_baseline: float | None
-    vs_parent: float | None
+    vs_baseline: Paired | None
+    vs_parent: Paired | None
+    """None also where the parent is the baseline."""
     published: Published | None
     train_seconds: float | None
     """Mean over the finished runs."""
@@ -132,7 +141,7 @@ def _row(
         test_accuracy=spread(accuracy[name].values()),
         train_accuracy=spread(_by_seed(runs, "train_accuracy").values()),
         vs_baseline=None if parent is None else paired(accuracy[name], accuracy[document["baseline"]]),
-        vs_parent=None if parent is None else paired(accuracy[name], accuracy[parent]),
+        vs_parent=None if parent in (None, document["baseline"]) else paired(accuracy[name], accuracy[parent]),
         published=None if published is None else Published(**published),
         train_seconds=fmean(seconds) if seconds else None,
     )
@@ -150,7 +159,7 @@ def spread(values: Any) -> Spread | None:
     return Spread(fmean(numbers), stdev(numbers) if len(numbers) > 1 else None, len(numbers))
 
 
-def paired(arm: Mapping[int, float], reference: Mapping[int, float]) -> float | None:
+def paired(arm: Mapping[int, float], reference: Mapping[int, float]) -> Paired | None:
     """Mean difference over the seeds that both have; None where they share none."""
     shared = sorted(arm.keys() & reference.keys())
-    return fmean(arm[seed] - reference[seed] for seed in shared) if shared else None
+    return Paired(fmean(arm[seed] - reference[seed] for seed in shared), len(shared)) if shared else None

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from cifar_ablate.errors import RecordError
 from cifar_ablate.folder import RunFolder, atomic
 
 
 def write_artifacts(folder: RunFolder, class_names: Sequence[str]) -> list[Path]:
     """Write history.csv and the confusion matrix beside the run's own files; gives all files to deliver."""
     _write_history(folder)
-    if folder.logits.exists():
+    result = folder.result()
+    if result is not None and result.status == "finished":
         draw_confusion(folder, class_names)
     names = ("recipe.yaml", "environment.json", "history.csv", "confusion_matrix.png", "failure.txt")
     arrays = ("test_logits.npy", "test_labels.npy")
@@ -35,8 +38,12 @@ def draw_confusion(folder: RunFolder, class_names: Sequence[str]) -> None:
     """Confusion matrix of the test images as a PNG: rows are true classes, cells percent of the row."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
-    predicted = np.load(folder.logits, allow_pickle=False).astype(np.float32).argmax(1)
-    labels = np.load(folder.labels, allow_pickle=False)
+    try:
+        predicted = np.load(folder.logits, allow_pickle=False).astype(np.float32).argmax(1)
+        labels = np.load(folder.labels, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        message = f"{folder.path} holds damaged predictions; remove the folder, and `cifar-ablate run` trains it again"
+        raise RecordError(message) from None
     num = len(class_names)
     counts = np.bincount(labels * num + predicted, minlength=num * num).reshape(num, num)
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -52,5 +59,6 @@ def draw_confusion(folder: RunFolder, class_names: Sequence[str]) -> None:
             axes.text(column, row, f"{percent[row, column]:.0f}", ha="center", va="center", color=shade, fontsize=7)
     accuracy = 100 * np.trace(counts) / counts.sum()
     axes.set(xlabel="predicted", ylabel="true", title=f"Test accuracy {accuracy:.2f}% on {counts.sum():,} images")
-    with atomic(folder.path / "confusion_matrix.png") as temporary:
+    with atomic(folder.path / "confusion_matrix.png") as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # class names in a script the font lacks
         figure.savefig(temporary, dpi=110, format="png")

@@ -14,7 +14,7 @@ from typing import Any
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import Device
 from cifar_ablate.environment import describe_environment
-from cifar_ablate.errors import AblateError, TrackingError
+from cifar_ablate.errors import AblateError, RecordError, TrackingError
 from cifar_ablate.folder import RunFolder, RunResult, write_atomically
 from cifar_ablate.locks import lock
 from cifar_ablate.plan import TRAINER_VERSION, DataKey, Plan, PlannedRun
@@ -129,7 +129,10 @@ def _train_group(session: Session, group: Group) -> Iterator[Outcome]:
     for run in group:
         folder = RunFolder(RUNS_ROOT / run.fingerprint)
         with lock(folder.path / ".lock") as mine:  # of two commands in one folder, one trains the run
-            outcome = _train_one(session, run, folder) if mine else Outcome(run, "elsewhere")
+            try:
+                outcome = _train_one(session, run, folder) if mine else Outcome(run, "elsewhere")
+            except RecordError as error:  # a damaged folder: the other runs have theirs
+                outcome = Outcome(run, "failed", str(error))
         if outcome.kind == "elsewhere":
             session.events.on_not_trained(run, "is being trained by another run command")
         yield outcome
@@ -145,6 +148,9 @@ def _train_one(session: Session, run: PlannedRun, folder: RunFolder) -> Outcome:
         environment = describe_environment(session.device, session.threads)
         folder.create(run.recipe.as_dict(), {**environment, **described, "trainer": TRAINER_VERSION, "seed": run.seed})
         folder.clear_result()
+    described_whole = {"data", "data_digest", "device", "threads", "torch", "git_dirty", "git_commit"}
+    if not described_whole <= folder.environment().keys():
+        raise RecordError(f"{folder.path}/environment.json is damaged; remove the folder, and run trains it again")
     delivery = session.tracking.deliver(session.experiments[run.study], run, folder)
     try:
         result = earlier or _train(session, run, folder, delivery)

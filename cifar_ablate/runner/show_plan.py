@@ -9,20 +9,21 @@ from rich.table import Table
 
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import Device
-from cifar_ablate.errors import RecordError
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.plan import DataKey, Plan, PlannedRun
+from cifar_ablate.records import RecordedRun
 from cifar_ablate.runner.estimate import images_of, kind_of_work, measure_rates
 from cifar_ablate.runner.execute import RUNS_ROOT
 from cifar_ablate.runner.reconcile import reconcile
 from cifar_ablate.terminal import duration
-from cifar_ablate.tracking import Tracking
+from cifar_ablate.tracking import Tracking, is_empty
 
 
 def show_plan(plans: Sequence[Plan], data: Mapping[DataKey, DataSet], device: Device, console: Console) -> None:
     """Print the plans beside the record; nothing is trained and nothing recorded."""
-    tracking = Tracking()
+    tracking = None if is_empty() else Tracking()
     states = [_states(tracking, plan) for plan in plans]
+    wide = Console(width=max(console.width, 120), highlight=False)  # broken lines say more than columns left out
     todo = [run for state in states for run, what in state if what == "to do"]
     rates = measure_rates(todo, data, device)
 
@@ -39,7 +40,7 @@ def show_plan(plans: Sequence[Plan], data: Mapping[DataKey, DataSet], device: De
             recipe = run.recipe
             cells = [run.arm, str(run.seed), str(recipe.epochs), str(recipe.batch_size), run.precision]
             table.add_row(*(cell.replace("[", "\\[") for cell in (*cells, what)), estimate)
-        console.print(table)
+        wide.print(table)
     total = duration(sum(seconds(run) for run in todo))
     num_runs = sum(len(plan.runs) for plan in plans)
     done = sum(what == "done" for state in states for _, what in state)
@@ -48,12 +49,11 @@ def show_plan(plans: Sequence[Plan], data: Mapping[DataKey, DataSet], device: De
     console.print(said, highlight=False, markup=False)
 
 
-def _states(tracking: Tracking, plan: Plan) -> list[tuple[PlannedRun, str]]:
+def _states(tracking: Tracking | None, plan: Plan) -> list[tuple[PlannedRun, str]]:
     """Each planned run with what the record says of it: to do, done, or failed with its reason."""
-    try:
+    recorded: Sequence[RecordedRun] = ()
+    if tracking is not None and plan.study.label in tracking.labels():
         recorded = tracking.load(plan.study.label).runs
-    except RecordError:
-        recorded = []
     status = reconcile(plan.runs, recorded)
     known = {(run.arm, run.seed): "done" for run in status.done}
     known |= {(run.arm, run.seed): f"failed: {reason}" for run, reason in status.failed}

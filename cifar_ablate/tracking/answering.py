@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from cifar_ablate.errors import AblateError, TrackingError
+from cifar_ablate.errors import AblateError, OutputError, TrackingError
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Raise TrackingError, naming the store, for whatever MLflow or its database raises in the block."""
+    """Raise TrackingError, naming the store, for whatever MLflow or its database raises in the block.
+
+    A disk that is full or may not be written raises OutputError.
+    """
     from mlflow import get_tracking_uri
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
     except AblateError:
         raise
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in _DISK:
+            path = Path(error.filename or "mlruns")
+            raise OutputError(path, str(error.strerror), "free space, or run where you may write") from None
         first = str(error).strip().split("\n", 1)[0][:300]
         raise TrackingError(
             f"the tracking store at {without_password(get_tracking_uri())} does not answer as it should ({first}); "

@@ -38,7 +38,7 @@ class Delivery:
             if run is None:
                 run = client.create_run(experiment_id, run_name=f"{planned.arm} seed {planned.seed}")
             self.run_id = str(run.info.run_id)
-            params = {**flat_params(folder.recipe()), "seed": planned.seed}
+            params = {"arm": planned.arm, "seed": planned.seed, **flat_params(folder.recipe())}
             # a parameter cannot be changed in MLflow; those that could differ now never decide a training, and
             # recipe.yaml has them as they are
             self._log(tags=tags, params={name: value for name, value in params.items() if name not in run.data.params})

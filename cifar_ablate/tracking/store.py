@@ -39,9 +39,11 @@ class Tracking:
 
         for name in ("mlflow", "alembic"):  # after the import, which sets levels of its own
             logging.getLogger(name).setLevel(logging.WARNING)
-        with answering(), lock(Path("mlruns/.database.lock"), on_wait=lambda: None):  # two that create one break it
+        with answering():
+            uri = mlflow.get_tracking_uri()
+            self.uri = without_password(uri)
+            _make_database(uri)
             self.client = mlflow.MlflowClient()
-            self.uri = without_password(mlflow.get_tracking_uri())
             self.client.search_experiments(max_results=1)
 
     def open_study(self, label: str, document: Mapping[str, Any]) -> str:
@@ -82,6 +84,8 @@ class Tracking:
         """Everything recorded under a label; raises UnknownNameError where nothing is."""
         with answering():
             experiment = self.client.get_experiment_by_name(label)
+            if experiment is not None and experiment.lifecycle_stage == "deleted":
+                experiment = None
             if experiment is None or DOCUMENT not in experiment.tags:
                 raise UnknownNameError("recorded study", label, self.labels())
             digest, _, num_pieces = experiment.tags[DOCUMENT].partition(":")
@@ -118,8 +122,10 @@ class Tracking:
         try:
             return Path(self.client.download_artifacts(run_id, name, str(into)))
         except (OSError, MlflowException):
-            message = f"run {run_id} has no artifact {name!r}; if mlruns/ was moved, move it back to where it was made"
-            raise RecordError(message) from None
+            raise RecordError(
+                f"run {run_id} has no artifact {name!r}; if mlruns/ was moved, move it back to where it was made; "
+                "if it was deleted, delete the run in MLflow, and `cifar-ablate run` trains it again"
+            ) from None
 
     def _experiment_id(self, label: str) -> str:
         experiment = self.client.get_experiment_by_name(label)
@@ -136,6 +142,38 @@ class Tracking:
             token = page.token
             if not token:
                 return
+
+
+def is_empty() -> bool:
+    """Is the store a database file that nobody has made yet? Finding that out makes none."""
+    import mlflow
+
+    path = _database_file(mlflow.get_tracking_uri())
+    return path is not None and not path.exists()
+
+
+def _database_file(uri: str) -> Path | None:
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def _make_database(uri: str) -> None:
+    """Make a fresh SQLite database whole or not at all.
+
+    MLflow builds its tables in steps; interrupted between them, or by two processes at once, it leaves a file that no
+    command can use any more. So it is built under another name, under a lock, and then takes its place.
+    """
+    import mlflow
+
+    path = _database_file(uri)
+    if path is None or path.exists():
+        return
+    with lock(Path("mlruns/.database.lock"), on_wait=lambda: None):
+        if path.exists():
+            return
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        unfinished.unlink(missing_ok=True)
+        mlflow.MlflowClient(f"sqlite:///{unfinished}").search_experiments(max_results=1)
+        unfinished.replace(path)
 
 
 def _recorded(run: Any) -> RecordedRun:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from cifar_ablate.registry import FORMATS
 
 if TYPE_CHECKING:  # `report --help` lists the formats, and must not wait for pandas
-    from cifar_ablate.report.build import ArmRow, Published, Report, Spread, StudyReport
+    from cifar_ablate.report.build import ArmRow, Paired, Published, Report, Spread, StudyReport
 
 COLUMNS = (
     "arm",
@@ -59,7 +59,7 @@ def _study(study: StudyReport) -> str:
         notes.append(
             f"Left out: {_count(study.num_superseded, 'run')} of recipes or seeds that this study no longer has."
         )
-    notes += [escape(failure) for failure in study.failures]
+    notes += [f"Not finished: {escape(failure)}" for failure in study.failures]
     if notes:
         lines += ["", *(f"- {note}" for note in notes)]
     return "\n".join(lines)
@@ -99,8 +99,10 @@ def _published(published: Published | None) -> str:
     return "" if published is None else f"{published.accuracy:g}" + (" (see note)" if published.note else "")
 
 
-def _signed(points: float | None) -> str:
-    return "" if points is None else f"{points:+.2f}"
+def _signed(paired: Paired | None) -> str:
+    if paired is None:
+        return ""
+    return f"{paired.points:+.2f}" + (" (one seed)" if paired.num == 1 else "")
 
 
 def _duration(seconds: float | None) -> str:
@@ -119,4 +121,4 @@ def escape(text: str) -> str:
     """Text that markdown and the HTML in it leave alone, also within a table's cell."""
     for character in "\\`*_|[]~":
         text = text.replace(character, "\\" + character)
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
