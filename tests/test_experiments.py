@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cifar_ablate.records import load_predictions, load_record
 from cifar_ablate.registry import SCHEDULES
 from cifar_ablate.spec.load import load_study
 from cifar_ablate.spec.overlay import load_overlay
@@ -51,6 +52,24 @@ def test_help_answers_in_under_four_tenths_of_a_second() -> None:
         subprocess.run(command, capture_output=True, check=True)
         seconds.append(time.perf_counter() - begun)
     assert min(seconds) < 0.4
+
+
+RECORDS = sorted((Path(__file__).parent.parent / "reports").glob("*/record"))
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.parent.name)
+def test_a_committed_report_is_what_its_record_gives(workshop: Workshop, record: Path) -> None:
+    summary = (record.parent / "summary.md").read_text(encoding="utf-8")
+    assert workshop("report", "--record", str(record)).out == summary
+    assert sum(path.stat().st_size for path in record.iterdir()) < 2_000_000
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda path: path.parent.name)
+def test_the_predictions_of_a_committed_record_give_its_accuracies(record: Path) -> None:
+    predictions = load_predictions(record)
+    accuracies = {run.fingerprint: run.metrics["test_accuracy"] for run in load_record(record).runs}
+    for fingerprint, predicted in zip(predictions.fingerprints, predictions.predicted, strict=True):
+        assert 100 * (predicted == predictions.labels).mean() == pytest.approx(accuracies[fingerprint], abs=1e-9)
 
 
 @pytest.mark.real
