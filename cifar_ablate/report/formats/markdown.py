@@ -35,9 +35,9 @@ _READING = """\
 
 Test accuracy is that of the last epoch, never of the best one: the mean over seeds, with the standard deviation between
 seeds in brackets. Train accuracy is measured after the last epoch, on the training images without augmentation.
-Differences are in points, over the seeds that both arms share; the parent is the arm that a row differs from, where that
-is not the baseline. These differences carry no intervals yet: one that is not large against the standard deviation is not a finding. Where an arm
-differs in more than one thing, the difference cannot be put down to any one of them."""
+Differences are in points, over the seeds that both arms share; the parent is the arm that a row differs from, where
+that is not the baseline. These differences carry no intervals yet: one that is not large against the standard deviation
+is not a finding. Where an arm differs in more than one thing, the difference cannot be put down to any one of them."""
 
 
 def _study(study: StudyReport) -> str:
