@@ -148,9 +148,6 @@ def _train_one(session: Session, run: PlannedRun, folder: RunFolder) -> Outcome:
         environment = describe_environment(session.device, session.threads)
         folder.create(run.recipe.as_dict(), {**environment, **described, "trainer": TRAINER_VERSION, "seed": run.seed})
         folder.clear_result()
-    described_whole = {"data", "data_digest", "device", "threads", "torch", "git_dirty", "git_commit"}
-    if not described_whole <= folder.environment().keys():
-        raise RecordError(f"{folder.path}/environment.json is damaged; remove the folder, and run trains it again")
     delivery = session.tracking.deliver(session.experiments[run.study], run, folder)
     try:
         result = earlier or _train(session, run, folder, delivery)

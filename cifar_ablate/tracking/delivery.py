@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cifar_ablate.errors import RecordError
 from cifar_ablate.folder import RunFolder, RunResult
 from cifar_ablate.tracking.answering import answering
 
@@ -28,11 +29,19 @@ class Delivery:
     """One MLflow run that receives one run folder."""
 
     def __init__(self, client: MlflowClient, experiment_id: str, planned: PlannedRun, folder: RunFolder) -> None:
-        """Find the MLflow run, or create it; it is then RUNNING, and describes the folder as it is now."""
+        """Find the MLflow run, or create it; it is then RUNNING, and describes the folder as it is now.
+
+        Raises RecordError where the folder is damaged.
+        """
         self.client = client
         self.waiting: dict[int, Mapping[str, Any]] = {}
         """Lines by epoch that MLflow has not taken yet."""
-        tags = _tags(planned, folder.environment())
+        try:
+            tags = _tags(planned, folder.environment())
+        except KeyError:
+            path = folder.path / "environment.json"
+            message = f"{path} is damaged; remove the folder {folder.path}, and `cifar-ablate run` trains it again"
+            raise RecordError(message) from None
         with answering():
             run = self._find(experiment_id, planned)
             if run is None:
