@@ -59,7 +59,7 @@ class Summary:
 
 
 @dataclass
-class Session:
+class RunCommand:
     """What one ``run`` command holds: data, device, record."""
 
     tracking: Tracking
@@ -94,21 +94,21 @@ def run_plans(
 
     ``wanted`` leaves out runs of the plan from this command alone; the plan that is recorded stays whole.
     """
-    session = Session(tracking, device, threads, data, events or Events())
+    command = RunCommand(tracking, device, threads, data, events or Events())
     todo: list[PlannedRun] = []
     failures: list[tuple[PlannedRun, str]] = []
     num_done = 0
     for plan in plans:
-        session.experiments[plan.study.label] = tracking.open_study(plan.study.label, plan.document)
-        recorded = tracking.runs(session.experiments[plan.study.label])
+        command.experiments[plan.study.label] = tracking.open_study(plan.study.label, plan.document)
+        recorded = tracking.runs(command.experiments[plan.study.label])
         status = reconcile([run for run in plan.runs if wanted(run)], recorded, retry_failed=retry_failed)
         todo.extend(status.todo)
         failures.extend(status.failed)
         num_done += len(status.done)
     num_failed = len(failures)
-    session.events.on_plan(todo, num_done, num_failed)
+    command.events.on_plan(todo, num_done, num_failed)
     kinds: Counter[str] = Counter()
-    for outcome in EXECUTORS.get(executor)(grouped(todo), partial(_train_group, session)):
+    for outcome in EXECUTORS.get(executor)(grouped(todo), partial(_train_group, command)):
         kinds[outcome.kind] += 1
         if outcome.kind == "failed":
             failures.append((outcome.run, outcome.reason))
@@ -124,49 +124,49 @@ def grouped(runs: Sequence[PlannedRun]) -> list[Group]:
     return list(groups.values())
 
 
-def _train_group(session: Session, group: Group) -> Iterator[Outcome]:
+def _train_group(command: RunCommand, group: Group) -> Iterator[Outcome]:
     """Train a group's runs one after the other; each is in the record before the next one starts."""
     for run in group:
         folder = RunFolder(RUNS_ROOT / run.fingerprint)
         with lock(folder.path / ".lock") as mine:  # of two commands in one folder, one trains the run
             try:
-                outcome = _train_one(session, run, folder) if mine else Outcome(run, "elsewhere")
+                outcome = _train_one(command, run, folder) if mine else Outcome(run, "elsewhere")
             except RecordError as error:  # a damaged folder: the other runs have theirs
                 outcome = Outcome(run, "failed", str(error))
         if outcome.kind == "elsewhere":
-            session.events.on_not_trained(run, "is being trained by another run command")
+            command.events.on_not_trained(run, "is being trained by another run command")
         yield outcome
 
 
-def _train_one(session: Session, run: PlannedRun, folder: RunFolder) -> Outcome:
+def _train_one(command: RunCommand, run: PlannedRun, folder: RunFolder) -> Outcome:
     """Train a run, or take what its folder holds already, and record it."""
     earlier = folder.result()
-    data = session.data[run.data_key]
+    data = command.data[run.data_key]
     if earlier is None or earlier.status == "failed":
         earlier = None
         described = {"data": data.describe(), "data_digest": data.digest, "classes": list(data.classes)}
-        environment = describe_environment(session.device, session.threads)
+        environment = describe_environment(command.device, command.threads)
         folder.create(run.recipe.as_dict(), {**environment, **described, "trainer": TRAINER_VERSION, "seed": run.seed})
         folder.clear_result()
-    delivery = session.tracking.deliver(session.experiments[run.study], run, folder)
+    delivery = command.tracking.deliver(command.experiments[run.study], run, folder)
     try:
-        result = earlier or _train(session, run, folder, delivery)
+        result = earlier or _train(command, run, folder, delivery)
         delivery.finish(folder, result, write_artifacts(folder, data.classes))
     except KeyboardInterrupt:
         delivery.end("killed", "interrupted from the keyboard")
         raise
     if earlier is not None:
-        session.events.on_not_trained(run, "trained before, now recorded here")
+        command.events.on_not_trained(run, "trained before, now recorded here")
         return Outcome(run, "shared", result.reason)
-    session.events.on_end(run, result)
+    command.events.on_end(run, result)
     return Outcome(run, result.status, result.reason)
 
 
-def _train(session: Session, run: PlannedRun, folder: RunFolder, delivery: Delivery) -> RunResult:
+def _train(command: RunCommand, run: PlannedRun, folder: RunFolder, delivery: Delivery) -> RunResult:
     """Train, turning whatever goes wrong into a recorded outcome; only an interruption leaves."""
     try:
-        data = session.on_device(run.data_key)
-        watcher = _RunWatcher(session.events, run, delivery)
+        data = command.on_device(run.data_key)
+        watcher = _RunWatcher(command.events, run, delivery)
         return train_run(run.recipe, run.seed, data, precision=run.precision, folder=folder, watcher=watcher)
     except AblateError as error:
         reason = str(error)
