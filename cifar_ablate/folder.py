@@ -123,7 +123,7 @@ class RunFolder:
         try:
             return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, yaml.YAMLError):
-            raise _damaged(path) from None
+            raise damaged(path) from None
 
     def write_result(self, result: RunResult) -> None:
         """Write the end of the run, and drop the checkpoint unless the run may be tried again."""
@@ -139,11 +139,11 @@ class RunFolder:
         try:
             result = RunResult(**_read_json(path))
         except TypeError:
-            raise _damaged(path) from None
+            raise damaged(path) from None
         if result.status not in ("finished", "diverged", "failed"):
-            raise _damaged(path)
+            raise damaged(path)
         if result.status == "finished" and len(self.history()) != result.epochs:
-            raise _damaged(self.path / "history.jsonl")
+            raise damaged(self.path / "history.jsonl")
         return result
 
     def clear_result(self) -> None:
@@ -156,13 +156,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise _damaged(path) from None
+        raise damaged(path) from None
     if not isinstance(values, dict):
-        raise _damaged(path)
+        raise damaged(path)
     return values
 
 
-def _damaged(path: Path) -> RecordError:
+def damaged(path: Path) -> RecordError:
+    """The error for a file of a run's folder that cannot be used, with the cure."""
     return RecordError(f"{path} is damaged; remove the folder {path.parent}, and `cifar-ablate run` trains it again")
 
 

@@ -24,6 +24,10 @@ import pandas as pd
 from cifar_ablate.errors import OutputError, RecordError
 
 RECORD_FORMAT = 1
+METRIC = "metric."
+"""Prefix of the metrics' columns in runs.csv, so that columns can be added."""
+_TEXT = ("run_id", "arm", "fingerprint", "recipe_id", "outcome", "reason")
+_COLUMNS = ("arm", "seed", "outcome", "reason", "fingerprint", "recipe_id", "run_id")
 
 
 @dataclass(frozen=True)
@@ -173,12 +177,6 @@ def load_predictions(folder: Path) -> Predictions:
             return Predictions(names, arrays["labels"].astype(int), arrays["predicted"].astype(int), arrays["loss"])
     except (OSError, ValueError, KeyError) as error:
         raise RecordError(f"{folder / 'predictions.npz'} cannot be read ({error}); export the record again") from None
-
-
-METRIC = "metric."
-"""Prefix of the metrics' columns in runs.csv, so that columns can be added."""
-_TEXT = ("run_id", "arm", "fingerprint", "recipe_id", "outcome", "reason")
-_COLUMNS = ("arm", "seed", "outcome", "reason", "fingerprint", "recipe_id", "run_id")
 
 
 def _row(row: Mapping[Any, Any]) -> RecordedRun:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -320,6 +321,26 @@ def test_ctrl_c_marks_the_run_killed_and_the_same_command_ends_where_an_undistur
     assert disturbed == without_speed("tiny")
 
 
+def test_a_real_ctrl_c_ends_with_130_and_the_same_command_goes_on(workshop: Workshop) -> None:
+    workshop.write("tiny.yaml", STUDY.replace("epochs: 2", "epochs: 40"))
+    command = [sys.executable, "-u", "-m", "cifar_ablate.cli", "run", "tiny.yaml", "--seed", "0", "--arm", "flip"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while "epoch 3/40" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        said = process.stderr.read()
+    assert process.returncode == 130
+    assert said == "interrupted; the same command again does what is left\n"
+    assert [run.info.status for run in runs_of("tiny")] == ["KILLED"]
+    assert workshop("run", "tiny.yaml", "--seed", "0", "--arm", "flip").code == 0
+    (run,) = runs_of("tiny")
+    points = mlflow.MlflowClient().get_metric_history(run.info.run_id, "train_loss")
+    assert [point.step for point in points] == list(range(1, 41))
+
+
 def test_an_interrupted_run_whose_recording_was_edited_goes_on(workshop: Workshop) -> None:
     workshop.write("tiny.yaml", STUDY)
     interrupt(workshop, epoch=1, checkpoint=False)
@@ -495,7 +516,10 @@ def test_a_damaged_folder_is_told_with_its_cure_and_the_other_runs_go_on(
     assert "1 failed" in answer.out
     assert damaged.name in answer.out
     assert "trains it again" in answer.out
-    assert sum(run.info.status == "FINISHED" for run in runs_of("tiny")) == 5
+    assert [run.info.status for run in runs_of("tiny")] == ["FINISHED"] * 5  # and none that runs for ever
+    plan = trained("plan", "tiny.yaml")
+    assert plan.code == 0, plan.err
+    assert sum(" done" in line for line in plan.out.splitlines() if line.startswith(("baseline", "flip"))) == 5
     shutil.rmtree(damaged)
     assert trained("run", "tiny.yaml").code == 0
 

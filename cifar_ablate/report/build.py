@@ -12,6 +12,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from cifar_ablate.records import RecordedRun, StudyRecord
+from cifar_ablate.spec.schema import Published
 
 
 @dataclass(frozen=True)
@@ -29,14 +30,6 @@ class Paired:
 
     points: float
     num: int
-
-
-@dataclass(frozen=True)
-class Published:
-    """A figure that somebody published, and what the reader must know about it."""
-
-    accuracy: float
-    note: str
 
 
 @dataclass(frozen=True)

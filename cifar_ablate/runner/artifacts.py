@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cifar_ablate.errors import RecordError
-from cifar_ablate.folder import RunFolder, atomic
+from cifar_ablate.folder import RunFolder, atomic, damaged
 
 
 def write_artifacts(folder: RunFolder, class_names: Sequence[str]) -> list[Path]:
@@ -42,8 +41,7 @@ def draw_confusion(folder: RunFolder, class_names: Sequence[str]) -> None:
         predicted = np.load(folder.logits, allow_pickle=False).astype(np.float32).argmax(1)
         labels = np.load(folder.labels, allow_pickle=False)
     except (OSError, ValueError, EOFError):
-        message = f"{folder.path} holds damaged predictions; remove the folder, and `cifar-ablate run` trains it again"
-        raise RecordError(message) from None
+        raise damaged(folder.logits) from None
     num = len(class_names)
     counts = np.bincount(labels * num + predicted, minlength=num * num).reshape(num, num)
     percent = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)

@@ -141,25 +141,31 @@ def _train_group(command: RunCommand, group: Group) -> Iterator[Outcome]:
 def _train_one(command: RunCommand, run: PlannedRun, folder: RunFolder) -> Outcome:
     """Train a run, or take what its folder holds already, and record it."""
     earlier = folder.result()
+    if earlier is not None and earlier.status != "failed":
+        return _record_earlier(command, run, folder, earlier)
     data = command.data[run.data_key]
-    if earlier is None or earlier.status == "failed":
-        earlier = None
-        described = {"data": data.describe(), "data_digest": data.digest, "classes": list(data.classes)}
-        environment = describe_environment(command.device, command.threads)
-        folder.create(run.recipe.as_dict(), {**environment, **described, "trainer": TRAINER_VERSION, "seed": run.seed})
-        folder.clear_result()
+    described = {"data": data.describe(), "data_digest": data.digest, "classes": list(data.classes)}
+    environment = describe_environment(command.device, command.threads)
+    folder.create(run.recipe.as_dict(), {**environment, **described, "trainer": TRAINER_VERSION, "seed": run.seed})
+    folder.clear_result()
     delivery = command.tracking.deliver(command.experiments[run.study], run, folder)
     try:
-        result = earlier or _train(command, run, folder, delivery)
+        result = _train(command, run, folder, delivery)
         delivery.finish(folder, result, write_artifacts(folder, data.classes))
     except KeyboardInterrupt:
         delivery.end("killed", "interrupted from the keyboard")
         raise
-    if earlier is not None:
-        command.events.on_not_trained(run, "trained before, now recorded here")
-        return Outcome(run, "shared", result.reason)
     command.events.on_end(run, result)
     return Outcome(run, result.status, result.reason)
+
+
+def _record_earlier(command: RunCommand, run: PlannedRun, folder: RunFolder, earlier: RunResult) -> Outcome:
+    """Record what a folder holds of an earlier training."""
+    artifacts = write_artifacts(folder, command.data[run.data_key].classes)  # a damaged folder ends here, unrecorded
+    delivery = command.tracking.deliver(command.experiments[run.study], run, folder)
+    delivery.finish(folder, earlier, artifacts)
+    command.events.on_not_trained(run, "trained before, now recorded here")
+    return Outcome(run, "shared", earlier.reason)
 
 
 def _train(command: RunCommand, run: PlannedRun, folder: RunFolder, delivery: Delivery) -> RunResult:

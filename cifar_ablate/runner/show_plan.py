@@ -9,6 +9,7 @@ from rich.table import Table
 
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import Device
+from cifar_ablate.errors import RecordError
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.plan import DataKey, Plan, PlannedRun
 from cifar_ablate.records import RecordedRun
@@ -63,7 +64,10 @@ def _states(tracking: Tracking | None, plan: Plan) -> list[tuple[PlannedRun, str
 def _in_folder(run: PlannedRun) -> str:
     """What the run's folder says of a run that is not recorded yet."""
     folder = RunFolder(RUNS_ROOT / run.fingerprint)
-    result = folder.result()
+    try:
+        result = folder.result()
+    except RecordError as error:
+        return f"damaged: {error}"
     if result is not None and result.status != "failed":
         return "trained, to record"
     return "to do"

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_ablate.errors import RecordError
-from cifar_ablate.folder import RunFolder, RunResult
+from cifar_ablate.folder import RunFolder, RunResult, damaged
 from cifar_ablate.tracking.answering import answering
 
 if TYPE_CHECKING:
@@ -39,15 +38,13 @@ class Delivery:
         try:
             tags = _tags(planned, folder.environment())
         except KeyError:
-            path = folder.path / "environment.json"
-            message = f"{path} is damaged; remove the folder {folder.path}, and `cifar-ablate run` trains it again"
-            raise RecordError(message) from None
+            raise damaged(folder.path / "environment.json") from None
+        params = {"arm": planned.arm, "seed": planned.seed, **flat_params(folder.recipe())}
         with answering():
             run = self._find(experiment_id, planned)
             if run is None:
                 run = client.create_run(experiment_id, run_name=f"{planned.arm} seed {planned.seed}")
             self.run_id = str(run.info.run_id)
-            params = {"arm": planned.arm, "seed": planned.seed, **flat_params(folder.recipe())}
             # a parameter cannot be changed in MLflow; those that could differ now never decide a training, and
             # recipe.yaml has them as they are
             self._log(tags=tags, params={name: value for name, value in params.items() if name not in run.data.params})

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from cifar_ablate.registry import FORMATS
 
 if TYPE_CHECKING:  # `report --help` lists the formats, and must not wait for pandas
-    from cifar_ablate.report.build import ArmRow, Paired, Published, Report, Spread, StudyReport
+    from cifar_ablate.report.build import ArmRow, Paired, Report, Spread, StudyReport
+    from cifar_ablate.spec.schema import Published
 
 COLUMNS = (
     "arm",
