@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cifar_ablate.errors import StudyError
 from cifar_ablate.records import load_predictions, load_record
 from cifar_ablate.registry import SCHEDULES
 from cifar_ablate.spec.load import load_study
@@ -52,6 +53,21 @@ def test_help_answers_in_under_four_tenths_of_a_second() -> None:
         subprocess.run(command, capture_output=True, check=True)
         seconds.append(time.perf_counter() - begun)
     assert min(seconds) < 0.4
+
+
+def test_the_readmes_study_is_one_and_its_error_is_what_the_program_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    study = readme.split("```yaml\n", 1)[1].split("```", 1)[0]
+    monkeypatch.chdir(tmp_path)
+    path = Path("my-study.yaml")
+    path.write_text(study, encoding="utf-8")
+    assert [arm.name for arm in load_study(path).arms] == ["baseline", "cutmix", "cutmix, longer", "no flip"]
+    path.write_text(study.replace("alpha: 1.0", "alpha: -1"), encoding="utf-8")
+    with pytest.raises(StudyError) as error:
+        load_study(path)
+    assert f"`{error.value}`" in readme
 
 
 RECORDS = sorted((Path(__file__).parent.parent / "reports").glob("*/record"))
