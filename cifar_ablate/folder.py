@@ -7,6 +7,7 @@ One folder per fingerprint, so two studies that contain the same training share 
       environment.json         versions, device, commit, data: what the fingerprint does not hold
       history.jsonl            one line per finished epoch
       checkpoint.safetensors   state to resume from; removed when the run ends
+      checkpoint-before.safetensors   the one before, should that one be damaged
       result.json              how it ended: written last, and whole or not at all
       test_logits.npy          float16 [images, classes], in the data set's canonical order
       test_labels.npy          int64 [images], the right classes in the same order
@@ -20,7 +21,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -59,6 +60,14 @@ class RunFolder:
         return self.path / "checkpoint.safetensors"
 
     @property
+    def checkpoint_before(self) -> Path:
+        return self.path / "checkpoint-before.safetensors"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
+    @property
     def weights(self) -> Path:
         return self.path / "weights.safetensors"
 
@@ -78,11 +87,16 @@ class RunFolder:
         return self.path / f"weights-epoch-{epoch:04d}.safetensors"
 
     def create(self, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-        """Make the folder and write what is known before training; raises OutputError where that cannot be done."""
+        """Make the folder and write what is known before training; only for the process that holds the lock.
+
+        Raises OutputError where that cannot be done.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _not_written(self.path, error) from None
+            raise not_written(self.path, error) from None
+        for leftover in self.path.glob(".?*.[0-9]*"):  # of an attempt that was killed while it wrote
+            leftover.unlink(missing_ok=True)
         text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
         write_atomically(self.path / "recipe.yaml", text)
         write_atomically(self.path / "environment.json", json.dumps(environment, indent=1))
@@ -93,8 +107,10 @@ class RunFolder:
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # a checkpoint counts on the lines before it
         except OSError as error:
-            raise _not_written(path, error) from None
+            raise not_written(path, error) from None
 
     def history(self) -> list[dict[str, Any]]:
         """Lines of the finished epochs; a line cut short by a crash is left out."""
@@ -126,10 +142,11 @@ class RunFolder:
             raise damaged(path) from None
 
     def write_result(self, result: RunResult) -> None:
-        """Write the end of the run, and drop the checkpoint unless the run may be tried again."""
+        """Write the end of the run, and drop the checkpoints unless the run may be tried again."""
         write_atomically(self.path / "result.json", json.dumps(asdict(result), indent=1))
         if result.status != "failed":
             self.checkpoint.unlink(missing_ok=True)
+            self.checkpoint_before.unlink(missing_ok=True)
 
     def result(self) -> RunResult | None:
         """How the run ended; None while it has not."""
@@ -168,21 +185,36 @@ def damaged(path: Path) -> RecordError:
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path, *, before: Path | None = None) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place only if the block succeeds, after reaching the disk.
 
-    Raises OutputError where the place cannot be written.
+    What was at ``path`` is kept as ``before``, where that is given. Raises OutputError where the place cannot be
+    written; everything is then as it was.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
+        if before is not None and path.exists():
+            path.replace(before)  # killed between the two renames, ``before`` is the newest one
         temporary.replace(path)
+        _sync_names(path.parent)
     except OSError as error:
-        raise _not_written(path, error) from None
+        raise not_written(path, error) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _sync_names(folder: Path) -> None:
+    """Let renames reach the disk, so that they outlive a power cut; not every system can do that."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -191,5 +223,6 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _not_written(path: Path, error: OSError) -> OutputError:
+def not_written(path: Path, error: OSError) -> OutputError:
+    """The error for a place that cannot be written, with the cure."""
     return OutputError(path, str(error.strerror or error), "free space, or run where you may write")

@@ -25,6 +25,7 @@ from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training import train
 from cifar_ablate.training.batches import DeviceData, plan_epoch, slices, to_device
 from cifar_ablate.training.checkpoint import load_checkpoint
+from cifar_ablate.training.epoch import train_step
 from cifar_ablate.training.evaluate import (
     accuracy,
     expected_calibration_error,
@@ -32,7 +33,8 @@ from cifar_ablate.training.evaluate import (
     precision_context,
     predict_logits,
 )
-from cifar_ablate.training.train import Fit, set_up, train_run, train_step
+from cifar_ablate.training.fit import Fit, set_up
+from cifar_ablate.training.train import train_run
 
 CPU = torch.device("cpu")
 SGD = {"name": "sgd", "lr": 0.02, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}

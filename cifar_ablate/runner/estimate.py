@@ -11,7 +11,8 @@ from cifar_ablate.data import DataSet
 from cifar_ablate.device import Device
 from cifar_ablate.plan import DataKey, PlannedRun
 from cifar_ablate.training.batches import DeviceData, plan_epoch, to_device
-from cifar_ablate.training.train import set_up, train_step
+from cifar_ablate.training.epoch import train_step
+from cifar_ablate.training.fit import set_up
 
 EVAL_SHARE = 1 / 3
 """Cost of evaluating one image over training on it: the forward pass without the backward one."""

@@ -1,9 +1,11 @@
-"""The resume state of a run as one safetensors file: written whole or not at all, read without unpickling."""
+"""The resume state of a run: two generations of one file, each whole, checksummed, and read without unpickling."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,32 @@ from torch import Tensor, nn
 from cifar_ablate.folder import atomic
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a training has come, beside its network and optimizer."""
+
+    values: Mapping[str, Any]
+    """JSON values: epochs and steps done, seconds so far."""
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    """Sums of the epoch that is not done yet, and the state of its random generators."""
+
+
 def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
     """Weights and buffers of ``model`` as safetensors, with ``metadata`` in the header."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with atomic(path) as temporary:
-        save_file(tensors, temporary, dict(metadata))
+        _write(temporary, tensors, metadata)
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Mapping[str, Any]
+    newest: Path, before: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
 ) -> None:
-    """Model, optimizer and ``progress`` (JSON values: epochs done, seconds so far)."""
+    """Write the state to ``newest``; what was there becomes ``before``, and what was there is dropped.
+
+    Raises OutputError where the disk refuses; both older generations are then as they were.
+    """
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"progress/{name}": value for name, value in progress.tensors.items()}
     scalars: dict[str, Any] = {}
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
@@ -34,37 +50,97 @@ def save_checkpoint(
                 tensors[f"optimizer/{index}/{name}"] = value
             else:
                 scalars[f"{index}/{name}"] = value
-    metadata = {"progress": json.dumps(progress), "scalars": json.dumps(scalars)}
-    with atomic(path) as temporary:
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, temporary, metadata)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    metadata = {"progress": json.dumps(dict(progress.values)), "scalars": json.dumps(scalars)}
+    with atomic(newest, before=before) as temporary:
+        _write(temporary, tensors, metadata | {"sha256": _digest(tensors, metadata)})
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """Restore both in place and give back ``progress``; None, with nothing changed, where no usable file is."""
+def read_progress(path: Path) -> dict[str, Any] | None:
+    """What a checkpoint's header says of its progress, for somebody who only wants to know; nothing is verified."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return dict(json.loads((file.metadata() or {})["progress"]))
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+        return None
+
+
+def load_checkpoint(
+    paths: Sequence[Path], model: nn.Module, optimizer: torch.optim.Optimizer, *, max_epochs: int
+) -> tuple[Progress | None, list[Path]]:
+    """Restore both in place from the first of ``paths`` that is whole and fits.
+
+    A checkpoint that has more than ``max_epochs`` epochs is passed over: the history must have a line for each.
+    Gives how far the training had come (None: no usable file, and nothing is changed) and the files that are damaged.
+    """
+    damaged: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            continue
+        read = _read(path, model)
+        if read is None:
+            damaged.append(path)
+            continue
+        tensors, values, scalars = read
+        if values["epochs"] > max_epochs:
+            continue
+        _restore(tensors, scalars, model, optimizer)
+        return Progress(values, _part(tensors, "progress")), damaged
+    return None, damaged
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    try:
+        save_file(dict(tensors), path, dict(metadata))
+    except SafetensorError as error:  # it wraps the system's error in words of its own
+        raise OSError(str(error).removeprefix("Error while serializing: ")) from None
+
+
+def _read(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]] | None:
+    """Tensors, progress and scalars of a whole checkpoint of such a network; else None."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-        progress, scalars = json.loads(metadata["progress"]), json.loads(metadata["scalars"])
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError):
+        expected = metadata.pop("sha256")
+        values, scalars = json.loads(metadata["progress"]), json.loads(metadata["scalars"])
+        if _digest(tensors, metadata) != expected or not isinstance(values["epochs"], int):
+            return None
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
         return None
-    weights = {name.removeprefix("model/"): value for name, value in tensors.items() if name.startswith("model/")}
-    if _shapes(weights) != _shapes(model.state_dict()):  # before load_state_dict, which copies whatever does fit
+    if _shapes(_part(tensors, "model")) != _shapes(model.state_dict()):  # load_state_dict copies whatever does fit
         return None
-    model.load_state_dict(weights)
+    return tensors, values, scalars
+
+
+def _restore(
+    tensors: Mapping[str, Tensor], scalars: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    model.load_state_dict(_part(tensors, "model"))
     state: dict[int, dict[str, Any]] = {}
-    for name, value in [*tensors.items(), *((f"optimizer/{name}", value) for name, value in scalars.items())]:
-        kind, _, rest = name.partition("/")
-        if kind == "optimizer":
-            index, _, key = rest.partition("/")
-            state.setdefault(int(index), {})[key] = value
+    for name, value in [*_part(tensors, "optimizer").items(), *scalars.items()]:
+        index, _, key = name.partition("/")
+        state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     # files are contiguous, weights channels_last, and fused optimizers walk through both in the order of memory
     for parameter, restored in optimizer.state.items():
         for name, value in restored.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
                 restored[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-    return dict(progress)
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """SHA-256 over names, types, shapes and bytes; safetensors itself notices a cut file, but no altered byte."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())  # bytes: numpy knows no bfloat16
+    return digest.hexdigest()
+
+
+def _part(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor]:
+    prefix = f"{kind}/"
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:

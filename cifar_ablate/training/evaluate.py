@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import torch
@@ -22,12 +23,22 @@ def precision_context(device: torch.device, precision: str) -> AbstractContextMa
 
 
 @torch.no_grad()
-def predict_logits(model: nn.Module, images: Tensor, pipeline: Pipeline, precision: str) -> Tensor:
-    """Logits float32 [N, C], on the CPU, of uint8 images [N, 3, H, W], in evaluation mode (then as it was)."""
+def predict_logits(
+    model: nn.Module,
+    images: Tensor,
+    pipeline: Pipeline,
+    precision: str,
+    between: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Logits float32 [N, C], on the CPU, of uint8 images [N, 3, H, W], in evaluation mode (then as it was).
+
+    ``between`` is called before each batch, and may raise to leave early.
+    """
     was_training = model.training
     model.eval()
     parts = []
     for rows in slices(len(images), EVAL_BATCH.get(images.device.type, 250)):
+        between()
         batch = pipeline.clean(images[rows]).contiguous(memory_format=torch.channels_last)
         with precision_context(images.device, precision):
             parts.append(model(batch).float())

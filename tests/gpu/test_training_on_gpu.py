@@ -13,7 +13,8 @@ from cifar_ablate.device import find_device
 from cifar_ablate.folder import RunFolder, RunResult
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training.batches import plan_epoch, to_device
-from cifar_ablate.training.train import set_up, train_run
+from cifar_ablate.training.fit import set_up
+from cifar_ablate.training.train import train_run
 
 pytestmark = [
     pytest.mark.gpu,
