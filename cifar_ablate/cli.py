@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from cifar_ablate.data import DataSet
-    from cifar_ablate.device import Device
-    from cifar_ablate.plan import Plan
     from cifar_ablate.tracking import Tracking
 
 
@@ -51,7 +48,8 @@ Files = Annotated[list[Path], typer.Argument(metavar="STUDY.yaml...", help="Stud
 Profile = Annotated[str | None, typer.Option(metavar="NAME|FILE", help="Overlay: smoke, pilot, or a profile file.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overlay: optimizer.lr=0.1")]
 DeviceName = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads per run (default: all cores).")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads per run (default on a CPU: 1).")]
+Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own; divides the GPUs.")]
 
 
 @app.command()
@@ -62,48 +60,49 @@ def run(
     arm: Annotated[list[str] | None, typer.Option(help="Train only this arm (may be repeated).")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Train only this seed (may be repeated).")] = None,
     retry: Annotated[str | None, typer.Option(metavar="failed", help="Try failed runs again.")] = None,
+    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop everything when a run fails.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Leave MLflow alone; deliver later with sync.")] = False,
     executor: Annotated[str, typer.Option(help=f"Where runs are trained: {', '.join(EXECUTORS.names())}.")] = "local",
     device: DeviceName = "auto",
+    jobs: Jobs = 1,
     threads: Threads = None,
+    checkpoint_seconds: Annotated[
+        float, typer.Option(min=0, help="Checkpoint at the end of an epoch when the last one is so old.")
+    ] = 60.0,
 ) -> None:
     """Train what the record lacks: every arm over every seed; the same command again does what is left."""
     from cifar_ablate.errors import UsageError
+    from cifar_ablate.runner.stopping import Stops, signals_stop
 
     if retry not in (None, "failed"):
         raise UsageError(f"--retry {retry}: only failed runs can be tried again; write --retry failed")
+    from cifar_ablate.runner.closing import exit_code, lines_of
     from cifar_ablate.runner.estimate import images_of
-    from cifar_ablate.runner.execute import run_plans
+    from cifar_ablate.runner.execute import RunOptions, run_plans
+    from cifar_ablate.runner.preflight import chosen_runs, prepare
     from cifar_ablate.terminal import Terminal
     from cifar_ablate.tracking import Tracking
 
     EXECUTORS.get(executor)
     console = _console()
-    plans, data, found = _plans(files, profile, settings, device, threads, console)
-    _check_filters(plans, arm, seed)
-    with Terminal(console, lambda run: images_of(run, data[run.data_key])) as terminal:
+    ready = prepare(files, profile, settings, device=device, jobs=jobs, threads=threads, console=console)
+    wanted = chosen_runs(ready.plans, arm, seed)
+    stops = Stops()
+    tracking = None if offline else Tracking()
+    with Terminal(console, lambda run: images_of(run, ready.data[run.data_key])) as terminal, signals_stop(stops):
         summary = run_plans(
-            plans,
-            tracking=Tracking(),
-            data=data,
-            device=found,
-            threads=_threads(),
-            executor=executor,
-            retry_failed=retry == "failed",
-            wanted=lambda run: (not arm or run.arm in arm) and (not seed or run.seed in seed),
+            ready.plans,
+            tracking=tracking,
+            data=ready.data,
+            places=ready.places,
+            options=RunOptions(executor, retry == "failed", fail_fast, checkpoint_seconds),
+            wanted=wanted,
             events=terminal,
+            stops=stops,
         )
-    words = {"shared": "trained before, now recorded", "elsewhere": "left to another run command"}
-    said = [f"{count} {words.get(kind, kind)}" for kind, count in summary.kinds.items()]
-    said += [f"{summary.num_done_before} skipped as done"] if summary.num_done_before else []
-    said += [f"{summary.num_failed_before} skipped as failed"] if summary.num_failed_before else []
-    after = "" if summary.failures else ". Next: cifar-ablate report"
-    console.print("Runs: " + (", ".join(said) or "none") + after, highlight=False)
-    for failed, reason in summary.failures:
-        said_why = f"failed: {failed.study} {failed.arm} seed {failed.seed}: {reason}"
-        console.print(said_why, highlight=False, markup=False, soft_wrap=True)
-    if summary.failures:
-        console.print("Try them again with --retry failed once the cause is gone.", highlight=False)
-        raise typer.Exit(1)
+    for line in lines_of(summary):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(exit_code(summary))
 
 
 @app.command()
@@ -112,14 +111,31 @@ def plan(
     profile: Profile = None,
     settings: Settings = None,
     device: DeviceName = "auto",
+    jobs: Jobs = 1,
     threads: Threads = None,
 ) -> None:
     """List every run, what is done already, and a time estimate measured on this device. Trains nothing."""
+    from cifar_ablate.runner.preflight import prepare
     from cifar_ablate.runner.show_plan import show_plan
 
     console = _console()
-    plans, data, found = _plans(files, profile, settings, device, threads, console)
-    show_plan(plans, data, found, console)
+    ready = prepare(files, profile, settings, device=device, jobs=jobs, threads=threads, console=console)
+    show_plan(ready.plans, ready.data, ready.places, console)
+
+
+@app.command()
+def sync() -> None:
+    """Deliver to MLflow what run folders hold and it has missed, after it did not answer. Trains nothing."""
+    from cifar_ablate.runner.closing import lines_of_sync
+    from cifar_ablate.runner.execute import RUNS_ROOT
+    from cifar_ablate.runner.sync import sync as sync_folders
+    from cifar_ablate.tracking import Tracking
+
+    console = _console()
+    synced = sync_folders(Tracking(), RUNS_ROOT, lambda text: console.print(text, highlight=False, markup=False))
+    for line in lines_of_sync(synced):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(1 if synced.undelivered else 0)
 
 
 @app.command()
@@ -186,33 +202,6 @@ def schema() -> None:
     sys.stdout.write(json.dumps(study_json_schema(), indent=1) + "\n")
 
 
-def _plans(
-    files: Sequence[Path],
-    profile: str | None,
-    settings: Sequence[str] | None,
-    device: str,
-    threads: int | None,
-    console: Console,
-) -> tuple[list[Plan], dict[str, DataSet], Device]:
-    """Preflight: everything that can be wrong is found here, before any training."""
-    from cifar_ablate.spec.load import load_studies
-    from cifar_ablate.spec.overlay import load_overlay
-
-    studies = load_studies(files, load_overlay(profile, settings or []))
-    import torch
-
-    from cifar_ablate.device import find_device
-    from cifar_ablate.plan import load_all_data, make_plan
-    from cifar_ablate.terminal import reporting
-
-    if threads:
-        torch.set_num_threads(threads)
-    found = find_device(device)
-    with reporting(console) as report_progress:
-        data = load_all_data(studies, report_progress)
-    return [make_plan(study, data, found) for study in studies], data, found
-
-
 def _existing_record() -> Tracking:
     """The tracking store, for commands that read; they make no database where there is none."""
     from cifar_ablate.errors import RecordError
@@ -233,27 +222,6 @@ def _write(text: str) -> None:
     except OSError as error:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  or Python tries again at its end
         _fail(f"cannot write the report: {error.strerror}; write it where there is room", 1)
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
-
-
-def _check_filters(plans: Sequence[Plan], arms: Sequence[str] | None, seeds: Sequence[int] | None) -> None:
-    from cifar_ablate.errors import UsageError, suggest
-
-    names = {run.arm for plan in plans for run in plan.runs}
-    known = {run.seed for plan in plans for run in plan.runs}
-    for arm in arms or ():
-        if arm not in names:
-            raise UsageError(f"--arm {arm}: no study named has such an arm{suggest(arm, names)}")
-    for seed in seeds or ():
-        if seed not in known:
-            raise UsageError(
-                f"--seed {seed}: no study named has this seed; planned: {', '.join(map(str, sorted(known)))}"
-            )
 
 
 def _chosen(records: Sequence[object], labels: Sequence[str] | None, folder: Path) -> list:  # type: ignore[type-arg]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -24,16 +24,44 @@ class Device:
     name: str
     fast_bf16: bool
     """Does it compute bf16 in hardware?"""
+    index: int = 0
+    """Of several GPUs, which."""
 
     @property
     def torch(self) -> torch.device:
-        return torch.device(self.kind)
+        return torch.device(self.kind, self.index) if self.kind == "cuda" else torch.device(self.kind)
 
     def resolve(self, precision: str) -> Precision:
         """The precision that ``auto`` means here: bf16 where the hardware computes in it, else fp32."""
         if precision == "auto":
             return "bf16" if self.fast_bf16 else "fp32"
         return "bf16" if precision == "bf16" else "fp32"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one run at a time is trained: a device, and this many CPU threads."""
+
+    device: Device
+    threads: int
+
+    def enter(self) -> None:
+        """Let this process compute here."""
+        torch.set_num_threads(self.threads)
+        if self.device.kind == "cuda":
+            torch.cuda.set_device(self.device.index)
+
+
+def find_places(device: Device, jobs: int, threads: int | None) -> list[Place]:
+    """A place for each of ``jobs`` runs at a time; several GPUs are divided among them.
+
+    A run on a CPU has one thread unless ``threads`` says otherwise: equal threads give equal bits, and two runs with
+    two threads each are slower than four with one. Runs on a GPU share what threads torch takes.
+    """
+    if threads is None:
+        threads = 1 if device.kind == "cpu" else max(1, torch.get_num_threads() // jobs)
+    num_devices = torch.cuda.device_count() if device.kind == "cuda" else 1
+    return [Place(replace(device, index=job % num_devices), threads) for job in range(jobs)]
 
 
 @cache

@@ -93,6 +93,10 @@ class TrackingError(AblateError, ConnectionError):
     """A tracking server or database that does not answer or refuses."""
 
 
+class TakenError(AblateError, RuntimeError):
+    """A run that another process trains, or has trained."""
+
+
 class OutputError(AblateError, OSError):
     """A place that cannot be written."""
 

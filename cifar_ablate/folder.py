@@ -163,6 +163,13 @@ class RunFolder:
             raise damaged(self.path / "history.jsonl")
         return result
 
+    def artifacts(self) -> list[Path]:
+        """Files that are there and belong into the record."""
+        names = ("recipe.yaml", "environment.json", "history.csv", "confusion_matrix.png", "failure.txt")
+        arrays = ("test_logits.npy", "test_labels.npy")
+        paths = [self.path / name for name in (*names, *arrays)] + sorted(self.path.glob("weights*.safetensors"))
+        return [path for path in paths if path.exists()]
+
     def clear_result(self) -> None:
         """Forget how an earlier attempt ended, before the run is tried again; its checkpoint stays."""
         for path in (self.path / "result.json", self.path / "failure.txt", *self.path.glob("weights*.safetensors")):

@@ -13,6 +13,7 @@ from cifar_ablate.data.types import Report
 from cifar_ablate.device import Device, Precision
 from cifar_ablate.errors import DataError, UsageError
 from cifar_ablate.models.build import build_model
+from cifar_ablate.records import RunIdentity
 from cifar_ablate.spec.delta import differences
 from cifar_ablate.spec.schema import RECORDING_FIELDS, Recipe, Study
 
@@ -22,19 +23,11 @@ TRAINER_VERSION = 1
 DataKey = str
 
 
-@dataclass(frozen=True)
-class PlannedRun:
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun(RunIdentity):
     """One training that a study wants: an arm with a seed."""
 
-    study: str
-    """Label of the study's variant."""
-    arm: str
-    seed: int
     recipe: Recipe
-    precision: Precision
-    recipe_id: str
-    """Fingerprint without the seed: what all seeds of an arm share."""
-    fingerprint: str
 
     @property
     def data_key(self) -> DataKey:
@@ -105,13 +98,13 @@ def make_plan(study: Study, data: Mapping[DataKey, DataSet], device: Device) -> 
         arms.append(_arm_document(study, arm.name, recipe_id, precision, images))
         runs.extend(
             PlannedRun(
-                study.label,
-                arm.name,
-                seed,
-                recipe,
-                precision,
-                recipe_id,
-                fingerprint(recipe, seed, precision, images.digest),
+                study=study.label,
+                arm=arm.name,
+                seed=seed,
+                recipe=recipe,
+                precision=precision,
+                recipe_id=recipe_id,
+                fingerprint=fingerprint(recipe, seed, precision, images.digest),
             )
             for seed in study.seeds
         )

@@ -23,11 +23,41 @@ import pandas as pd
 
 from cifar_ablate.errors import OutputError, RecordError
 
+Key = tuple[str, str, str]
+"""Study, arm and fingerprint of a run."""
+ABANDONED = "its process ended without a word"
+"""Reason of a run that MLflow shows as RUNNING, while nobody trains it."""
+
 RECORD_FORMAT = 1
 METRIC = "metric."
 """Prefix of the metrics' columns in runs.csv, so that columns can be added."""
 _TEXT = ("run_id", "arm", "fingerprint", "recipe_id", "outcome", "reason")
 _COLUMNS = ("arm", "seed", "outcome", "reason", "fingerprint", "recipe_id", "run_id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunIdentity:
+    """Which training this is, for which study: all that the record needs to know to find or to make its run."""
+
+    study: str
+    """Label of the study's variant."""
+    arm: str
+    seed: int
+    precision: str
+    """As computed: fp32 or bf16."""
+    recipe_id: str
+    """Fingerprint without the seed: what all seeds of an arm share."""
+    fingerprint: str
+
+    @property
+    def key(self) -> Key:
+        """What tells the runs of one command apart."""
+        return (self.study, self.arm, self.fingerprint)
+
+    @property
+    def name(self) -> str:
+        """For people: study, arm and seed."""
+        return f"{self.study} {self.arm} seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -42,6 +72,8 @@ class RecordedRun:
     outcome: str
     reason: str
     metrics: Mapping[str, float]
+    trained_by: str = ""
+    """Who trains it at this moment, in words; a compact record does not keep it."""
 
 
 @dataclass(frozen=True)

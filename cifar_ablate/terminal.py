@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from rich.table import Column
 
 from cifar_ablate.folder import RunResult
 from cifar_ablate.plan import PlannedRun
+from cifar_ablate.records import Key
 from cifar_ablate.runner.events import Events
 
 REFRESH_SECONDS = 0.5
@@ -31,6 +33,10 @@ class Pace:
     def __init__(self, total: float, done: float = 0.0) -> None:
         self.total, self.done, self.done_before, self.begun = total, done, done, time.monotonic()
 
+    def begin(self) -> None:
+        """The work starts only now."""
+        self.begun = time.monotonic()
+
     def left(self) -> str:
         """Time left in words; "?" until enough is done to tell."""
         here, elapsed = self.done - self.done_before, time.monotonic() - self.begun
@@ -39,24 +45,35 @@ class Pace:
         return duration(elapsed * max(self.total - self.done, 0.0) / here)
 
 
+@dataclass
+class Active:
+    """A run that is being trained."""
+
+    name: str
+    pace: Pace
+    task: TaskID
+    epochs_before: float
+    since: float = field(default_factory=time.monotonic)
+    accuracy: str = ""
+
+
 class Terminal(Events):
     """Progress of one ``run`` command; use as a context manager around it."""
 
     def __init__(self, console: Console, work: Callable[[PlannedRun], float]) -> None:
         self.console, self.work = console, work
         self.live = console.is_terminal
+        self.step_seconds = REFRESH_SECONDS if self.live else None
         # what must stay in a narrow window comes first: time left, accuracy; the end of a line is cut
         line = Column(no_wrap=True, overflow="ellipsis")
         columns = [BarColumn(8), TextColumn("{task.description}"), TextColumn("{task.fields[note]}", table_column=line)]
         self.progress = Progress(*columns, console=console, disable=not self.live, transient=True)
         self.study_task: TaskID | None = None
-        self.run_task: TaskID | None = None
-        self.study_pace, self.run_pace = Pace(0), Pace(0)
-        self.num_runs, self.num_ended = 0, 0
+        self.study_pace = Pace(0)
+        self.num_runs = 0
+        self.active: dict[Key, Active] = {}
+        self.ended: set[Key] = set()
         self.finished_work = 0.0
-        self.last_refresh = 0.0
-        self.step_since: tuple[float, int] = (0.0, 0)
-        self.accuracy, self.run_name = "", ""
 
     def __enter__(self) -> Terminal:
         self.progress.start()
@@ -76,69 +93,90 @@ class Terminal(Events):
             self.study_task = self.progress.add_task("study", total=self.study_pace.total, note="")
 
     def on_start(self, run: PlannedRun, epochs_done: int) -> None:
-        self.run_pace = Pace(self.work(run), done=self.work(run) * epochs_done / run.recipe.epochs)
-        self.step_since, self.accuracy = (time.monotonic(), epochs_done), ""
-        name = f"{run.study} {run.arm} seed {run.seed}"
+        pace = Pace(self.work(run), done=self.work(run) * epochs_done / run.recipe.epochs)
         where = f" (from epoch {epochs_done + 1})" if epochs_done else ""
+        name = f"{run.arm} seed {run.seed}{where}"
+        if not self.active and not self.ended:
+            self.study_pace.begin()  # what came before, starting workers, is not the pace of the study
         if not self.live:
-            self.console.print(f"[{self.num_ended + 1}/{self.num_runs}] {name}{where}", highlight=False, markup=False)
-        if self.run_task is not None:
-            self.progress.remove_task(self.run_task)
-        self.run_name = f"{run.arm} seed {run.seed}{where}"
-        self.run_task = self.progress.add_task("run", total=self.run_pace.total, note=f"? left  {self.run_name}")
+            number = len(self.ended | self.active.keys() | {run.key})
+            self._print(f"[{number}/{self.num_runs}] {run.name}{where}")
+        self._leave(run)
+        task = self.progress.add_task("run", total=pace.total, note=f"? left  {_plain(name)}")
+        self.active[run.key] = Active(name, pace, task, epochs_done)
+        self._refresh()
 
-    def on_step(self, run: PlannedRun, epoch: int, step: int, num_steps: int, loss: Callable[[], float]) -> None:
-        if not self.live or time.monotonic() - self.last_refresh < REFRESH_SECONDS:
-            return
-        self.last_refresh = now = time.monotonic()
+    def on_step(self, run: PlannedRun, epoch: int, step: int, num_steps: int, loss: float) -> None:
+        active = self.active[run.key]
         epochs = epoch - 1 + step / num_steps
-        since, epochs_then = self.step_since
-        rate = (epochs - epochs_then) * num_steps / max(now - since, 1e-9)
-        self._advance(run, epochs / run.recipe.epochs)
-        self._show(f"epoch {epoch}/{run.recipe.epochs}{self.accuracy}  loss {loss():.3f}  {rate:.1f} steps/s")
+        rate = (epochs - active.epochs_before) * num_steps / max(time.monotonic() - active.since, 1e-9)
+        active.pace.done = epochs / run.recipe.epochs * active.pace.total
+        measured = f"epoch {epoch}/{run.recipe.epochs}{active.accuracy}  loss {loss:.3f}  {rate:.1f} steps/s"
+        note = f"{active.pace.left()} left  {measured}  {active.name}"
+        self.progress.update(active.task, completed=active.pace.done, note=_plain(note))
+        self._refresh()
 
     def on_epoch(self, run: PlannedRun, line: Mapping[str, Any]) -> None:
-        self._advance(run, line["epoch"] / run.recipe.epochs)
+        active = self.active[run.key]
+        active.pace.done = line["epoch"] / run.recipe.epochs * active.pace.total
+        self._refresh()
         if self.live:
             tested = f"{line['test_accuracy']:.1f}%" if "test_accuracy" in line else "-"
-            self.accuracy = f"  test {tested}  running {line['running_accuracy']:.1f}%"
+            active.accuracy = f"  test {tested}  running {line['running_accuracy']:.1f}%"
             return
         rate = f"{line['images_per_second']:.0f} images/s"
-        left = f"run {self.run_pace.left()} left, study {self.study_pace.left()} left"
+        left = f"run {active.pace.left()} left, study {self.study_pace.left()} left"
         measured = f"loss {line['train_loss']:.3f}  running {line['running_accuracy']:.1f}%"
         measured += f"  test {line['test_accuracy']:.2f}%" if "test_accuracy" in line else ""
-        said = f"  epoch {line['epoch']}/{run.recipe.epochs}  {measured}  {rate}  {left}"
-        self.console.print(said, highlight=False, markup=False)
+        whose = f"{run.arm} seed {run.seed}: " if len(self.active) > 1 else ""
+        self._print(f"  {whose}epoch {line['epoch']}/{run.recipe.epochs}  {measured}  {rate}  {left}")
 
     def on_end(self, run: PlannedRun, result: RunResult) -> None:
-        self.num_ended += 1
+        self._leave(run)
+        self.ended.add(run.key)
         self.finished_work += self.work(run)
-        self._advance(run, 0, ended=True)
-        name = f"{run.study} {run.arm} seed {run.seed}"
+        self._refresh()
         if result.status == "finished":
             said = f"test {result.metrics['test_accuracy']:.2f}%  in {duration(result.train_seconds)}"
         else:
             said = f"{result.status}: {result.reason}"
-        self.console.print(f"{name}: {said}", highlight=False, markup=False)
+        self._print(f"{run.name}: {said}")
 
     def on_not_trained(self, run: PlannedRun, why: str) -> None:
-        self.num_ended += 1
-        self.study_pace.total -= self.work(run)
-        name = f"{run.study} {run.arm} seed {run.seed}"
-        self.console.print(f"{name}: {why}", highlight=False, markup=False)
+        self._leave(run)
+        if run.key not in self.ended:
+            self.ended.add(run.key)
+            self.study_pace.total -= self.work(run)
+        self._print(f"{run.name}: {why}")
 
-    def _advance(self, run: PlannedRun, share: float, *, ended: bool = False) -> None:
-        self.run_pace.done = self.run_pace.total if ended else share * self.run_pace.total
-        self.study_pace.done = self.finished_work + (0.0 if ended else share * self.work(run))
+    def on_note(self, text: str) -> None:
+        self._print(text)
 
-    def _show(self, measured: str) -> None:
-        if self.run_task is not None:
-            note = f"{self.run_pace.left()} left  {measured}  {self.run_name}"
-            self.progress.update(self.run_task, completed=self.run_pace.done, note=note.replace("[", "\\["))
-        if self.study_task is not None:
-            note = f"{self.study_pace.left()} left  run {min(self.num_ended + 1, self.num_runs)} of {self.num_runs}"
-            total, done = self.study_pace.total, self.study_pace.done
-            self.progress.update(self.study_task, total=total, completed=done, note=note)
+    def _leave(self, run: PlannedRun) -> None:
+        active = self.active.pop(run.key, None)
+        if active is not None:
+            self.progress.remove_task(active.task)
+
+    def _refresh(self) -> None:
+        """The study's bar: what has ended, and the parts of what is being trained."""
+        if self.study_task is None:
+            return
+        pace = self.study_pace
+        pace.done = self.finished_work + sum(active.pace.done for active in self.active.values())
+        now = len(self.active)
+        first = min(len(self.ended) + 1, self.num_runs)
+        which = f"run {first} of {self.num_runs}" if now < 2 else f"{now} of {self.num_runs} runs at a time"
+        self.progress.update(
+            self.study_task, total=pace.total, completed=pace.done, note=f"{pace.left()} left  {which}"
+        )
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False)
+
+
+def _plain(text: str) -> str:
+    """Text in which rich sees no markup."""
+    return text.replace("[", "\\[")
 
 
 @contextmanager

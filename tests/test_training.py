@@ -1,11 +1,11 @@
-"""Training: equal seeds give equal bits, whatever interrupts them; the test set only measures."""
+"""Training: equal seeds give equal bits, and the test set only measures (resuming: test_checkpoint.py)."""
 
 from __future__ import annotations
 
 import copy
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from cifar_ablate.augment.base import Epoch
 from cifar_ablate.data import load_data
 from cifar_ablate.folder import RunFolder, RunResult
 from cifar_ablate.spec.schema import Recipe
+from cifar_ablate.training import epoch as epoch_module
 from cifar_ablate.training import train
 from cifar_ablate.training.batches import DeviceData, plan_epoch, slices, to_device
-from cifar_ablate.training.checkpoint import load_checkpoint
 from cifar_ablate.training.epoch import train_step
 from cifar_ablate.training.evaluate import (
     accuracy,
@@ -57,16 +57,22 @@ def data() -> DeviceData:
 
 @dataclass
 class Diary:
-    """A watcher that remembers, and interrupts from the keyboard after an epoch if it is told to."""
+    """A watcher that remembers, and leaves the training where it is told to."""
 
     interrupt_after: int | None = None
+    """The epoch after which the keyboard interrupts: unlike a stop, that writes no checkpoint."""
+    stop: Callable[[Diary], bool] = lambda _: False
+    """The answer to whether training shall stop, each time it asks."""
+    asked: int = 0
     steps: list[tuple[int, int, int]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     lines: list[dict[str, Any]] = field(default_factory=list)
     started_after: list[int] = field(default_factory=list)
+    damaged: list[Path] = field(default_factory=list)
 
-    def on_start(self, epochs_done: int) -> None:
+    def on_start(self, epochs_done: int, damaged: Sequence[Path]) -> None:
         self.started_after.append(epochs_done)
+        self.damaged.extend(damaged)
 
     def on_step(self, epoch: int, step: int, num_steps: int, loss: Callable[[], float]) -> None:
         self.steps.append((epoch, step, num_steps))
@@ -76,6 +82,10 @@ class Diary:
         self.lines.append(line)
         if line["epoch"] == self.interrupt_after:
             raise KeyboardInterrupt
+
+    def should_stop(self) -> bool:
+        self.asked += 1
+        return self.stop(self)
 
 
 @dataclass(frozen=True)
@@ -105,49 +115,51 @@ class Run:
         )
 
 
+def train_in(
+    folder: RunFolder,
+    chosen: Recipe,
+    images: DeviceData,
+    *,
+    seed: int = 0,
+    precision: str = "fp32",
+    diary: Diary | None = None,
+    checkpoint_seconds: float = 60.0,
+) -> Run:
+    """Train a recipe in a new folder, or in that of an earlier attempt."""
+    folder.create(chosen.as_dict(), {})
+    diary = diary or Diary()
+    result = train_run(
+        chosen,
+        seed,
+        images,
+        precision=precision,
+        folder=folder,
+        watcher=diary,
+        checkpoint_seconds=checkpoint_seconds,
+    )
+    return Run(folder, result, diary)
+
+
 Trainer = Callable[..., Run]
 
 
 @pytest.fixture
 def run(data: DeviceData, tmp_path: Path) -> Trainer:
-    """Train a recipe in a new folder, or in that of an earlier attempt."""
+    """Train a recipe in a new folder."""
 
-    def go(
-        chosen: Recipe,
-        *,
-        seed: int = 0,
-        precision: str = "fp32",
-        folder: RunFolder | None = None,
-        diary: Diary | None = None,
-        images: DeviceData = data,
-    ) -> Run:
-        folder = folder or RunFolder(tmp_path / f"run-{len(list(tmp_path.iterdir()))}")
-        folder.create(chosen.as_dict(), {})
-        diary = diary or Diary()
-        result = train_run(chosen, seed, images, precision=precision, folder=folder, watcher=diary)
-        return Run(folder, result, diary)
-
-    return go
-
-
-@pytest.fixture
-def interrupted(tmp_path: Path, run: Trainer, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunFolder]:
-    """Train until some epoch has ended, and be interrupted from the keyboard; every epoch is checkpointed."""
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
-
-    def go(chosen: Recipe, *, after: int, **more: Any) -> RunFolder:
-        folder = RunFolder(tmp_path / "interrupted")
-        with pytest.raises(KeyboardInterrupt):
-            run(chosen, folder=folder, diary=Diary(interrupt_after=after), **more)
-        assert folder.checkpoint.exists()
-        assert folder.result() is None
-        return folder
+    def go(chosen: Recipe, *, images: DeviceData = data, **more: Any) -> Run:
+        return train_in(RunFolder(tmp_path / f"run-{len(list(tmp_path.iterdir()))}"), chosen, images, **more)
 
     return go
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    size = int.from_bytes(path.read_bytes()[:8], "little")
+    return dict(json.loads(path.read_bytes()[8 : 8 + size])["__metadata__"])
 
 
 def fixed_batch(num: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -185,7 +197,7 @@ def orders(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         asked.append(torch.from_numpy(epoch.order))
         return epoch
 
-    monkeypatch.setattr(train, "plan_epoch", recorded)
+    monkeypatch.setattr(epoch_module, "plan_epoch", recorded)
     return asked
 
 
@@ -225,90 +237,6 @@ def test_training_leaves_the_global_generators_alone(run: Trainer) -> None:
     assert np.array_equal(np.random.get_state()[1], before[1])  # type: ignore[arg-type]
 
 
-# Resuming
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize(
-    "fields",
-    [
-        pytest.param({"augment": EVERYTHING}, id="sgd"),
-        pytest.param({"model": NARROW | {"dropout": 0.2}}, id="sgd and dropout"),
-        pytest.param({"optimizer": {"name": "sgd", "lr": 0.05}}, id="sgd without momentum"),
-        pytest.param({"optimizer": {"name": "adamw", "lr": 1e-3}}, id="adamw"),
-        pytest.param({"optimizer": {"name": "muon", "lr": 0.01}, "schedule": "cosine"}, id="muon"),
-    ],
-)
-def test_a_resumed_run_equals_an_undisturbed_one(
-    fields: dict[str, Any], precision: str, run: Trainer, interrupted: Callable[..., RunFolder]
-) -> None:
-    chosen = recipe(epochs=3, **fields)
-    folder = interrupted(chosen, after=1, precision=precision)
-    with (folder.path / "history.jsonl").open("a") as file:
-        file.write('{"epoch": 2, "train_lo')  # and a line that was cut off
-    resumed = run(chosen, precision=precision, folder=folder)
-    assert [line["epoch"] for line in resumed.diary.lines] == [2, 3]
-    assert resumed.equals(run(chosen, precision=precision))
-    assert not folder.checkpoint.exists()
-
-
-def test_epochs_after_the_last_checkpoint_are_trained_again(
-    run: Trainer, interrupted: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chosen = recipe(epochs=3, optimizer={"name": "muon", "lr": 0.01})
-    folder = interrupted(chosen, after=1)
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", math.inf)
-    with pytest.raises(KeyboardInterrupt):
-        run(chosen, folder=folder, diary=Diary(interrupt_after=2))
-    assert [line["epoch"] for line in folder.history()] == [1, 2]
-    resumed = run(chosen, folder=folder)
-    assert [line["epoch"] for line in resumed.diary.lines] == [2, 3]
-    assert resumed.equals(run(chosen))
-
-
-def test_a_run_interrupted_before_its_first_checkpoint_starts_over(run: Trainer, tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "interrupted")
-    with pytest.raises(KeyboardInterrupt):
-        run(recipe(), folder=folder, diary=Diary(interrupt_after=1))
-    assert not folder.checkpoint.exists()
-    again = run(recipe(), folder=folder)
-    assert [line["epoch"] for line in again.diary.lines] == [1, 2]
-    assert again.equals(run(recipe()))
-
-
-@pytest.mark.parametrize("damage", ["empty", "cut off", "garbage", "another file", "another network"])
-def test_a_damaged_or_foreign_checkpoint_is_ignored(
-    damage: str, run: Trainer, data: DeviceData, interrupted: Callable[..., RunFolder]
-) -> None:
-    chosen = recipe()
-    folder = interrupted(recipe(model=NARROW | {"width": 4}) if damage == "another network" else chosen, after=1)
-    content = folder.checkpoint.read_bytes()
-    if damage == "another file":
-        train.save_weights(folder.checkpoint, set_up(chosen, 1, data, "fp32").model, {"seed": "1"})
-    elif damage != "another network":
-        changed = {"empty": b"", "cut off": content[: len(content) // 2], "garbage": b"\xff" * 4096}
-        folder.checkpoint.write_bytes(changed[damage])
-    fit = set_up(chosen, 0, data, "fp32")
-    before = copy.deepcopy(fit.model.state_dict())
-    assert load_checkpoint(folder.checkpoint, fit.model, fit.optimizer) is None
-    assert same(dict(fit.model.state_dict()), dict(before)), "a file that is refused must not change anything"
-    again = run(chosen, folder=folder)
-    assert [line["epoch"] for line in again.diary.lines] == [1, 2]
-    assert again.equals(run(chosen))
-
-
-def test_times_of_an_interrupted_run_are_added_up(run: Trainer, interrupted: Callable[..., RunFolder]) -> None:
-    folder = interrupted(recipe(), after=1)
-    fit_seconds = json.loads(_metadata(folder.checkpoint)["progress"])["train_seconds"]
-    assert fit_seconds > 0
-    assert run(recipe(), folder=folder).result.train_seconds > fit_seconds
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    size = int.from_bytes(path.read_bytes()[:8], "little")
-    return dict(json.loads(path.read_bytes()[8 : 8 + size])["__metadata__"])
-
-
 # How a run ends
 
 
@@ -331,9 +259,8 @@ def test_a_run_that_diverges_late_keeps_the_history_of_its_good_epochs(
         loss, logits = train_step(fit, images, targets)
         return (loss * math.nan if fit.epochs_done == 1 else loss), logits
 
-    monkeypatch.setattr(train, "train_step", lost)
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
-    ended = run(recipe(epochs=3))
+    monkeypatch.setattr(epoch_module, "train_step", lost)
+    ended = run(recipe(epochs=3), checkpoint_seconds=0.0)
     assert ended.result.status == "diverged"
     assert ended.result.reason == "the training loss was nan in epoch 2"
     assert [line["epoch"] for line in ended.history] == [1]
@@ -361,7 +288,7 @@ def test_checkpoint_every_keeps_the_weights_of_those_epochs(run: Trainer) -> Non
     assert same(load_file(kept.folder.weights_of_epoch(4)), kept.weights)
     assert not same(load_file(kept.folder.weights_of_epoch(2)), kept.weights)
     identity = {"fingerprint": kept.folder.fingerprint, "seed": "0", "epoch": "2"}
-    metadata = _metadata(kept.folder.weights_of_epoch(2))
+    metadata = metadata_of(kept.folder.weights_of_epoch(2))
     assert metadata.items() >= identity.items()
     assert json.loads(metadata["model"])["name"] == "resnet18-compact"
     assert json.loads(metadata["preprocessing"])["image_size_px"] == 32

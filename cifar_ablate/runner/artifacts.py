@@ -5,23 +5,18 @@ from __future__ import annotations
 import csv
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from cifar_ablate.folder import RunFolder, atomic, damaged
 
 
-def write_artifacts(folder: RunFolder, class_names: Sequence[str]) -> list[Path]:
-    """Write history.csv and the confusion matrix beside the run's own files; gives all files to deliver."""
+def write_artifacts(folder: RunFolder, class_names: Sequence[str]) -> None:
+    """Write history.csv and the confusion matrix into the folder; raises RecordError where it is damaged."""
     _write_history(folder)
     result = folder.result()
     if result is not None and result.status == "finished":
         draw_confusion(folder, class_names)
-    names = ("recipe.yaml", "environment.json", "history.csv", "confusion_matrix.png", "failure.txt")
-    arrays = ("test_logits.npy", "test_labels.npy")
-    paths = [folder.path / name for name in (*names, *arrays)] + sorted(folder.path.glob("weights*.safetensors"))
-    return [path for path in paths if path.exists()]
 
 
 def _write_history(folder: RunFolder) -> None:

@@ -2,203 +2,118 @@
 
 from __future__ import annotations
 
-import traceback
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from cifar_ablate.data import DataSet
-from cifar_ablate.device import Device
-from cifar_ablate.environment import describe_environment
-from cifar_ablate.errors import AblateError, RecordError, TrackingError
-from cifar_ablate.folder import RunFolder, RunResult, write_atomically
-from cifar_ablate.locks import lock
-from cifar_ablate.plan import TRAINER_VERSION, DataKey, Plan, PlannedRun
+from cifar_ablate.device import Place
+from cifar_ablate.plan import DataKey, Plan, PlannedRun
+from cifar_ablate.records import RecordedRun
 from cifar_ablate.registry import EXECUTORS
-from cifar_ablate.runner.artifacts import write_artifacts
+from cifar_ablate.runner.command import Command, Summary
 from cifar_ablate.runner.events import Events
+from cifar_ablate.runner.kept_plans import keep_plan, mark_recorded
+from cifar_ablate.runner.messages import Group
 from cifar_ablate.runner.reconcile import reconcile
-from cifar_ablate.tracking import Delivery, Tracking
-from cifar_ablate.training.batches import DeviceData, to_device
-from cifar_ablate.training.train import Watcher, train_run
+from cifar_ablate.runner.stopping import Stops
+from cifar_ablate.runner.trainer import GroupTrainer
+from cifar_ablate.tracking import Courier, Tracking
+from cifar_ablate.training.train import CHECKPOINT_SECONDS
 
 RUNS_ROOT = Path("mlruns") / "runs"
-
-Group = Sequence[PlannedRun]
-"""Runs of one shape: an executor may train them one after the other, or at once."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one run in this command."""
-
-    run: PlannedRun
-    kind: str
-    """finished, diverged or failed: trained here; shared: its folder held it already; elsewhere: another trains it."""
-    reason: str = ""
-
-
-TrainGroup = Callable[[Group], Iterator[Outcome]]
-"""Trains and records a group's runs; gives the outcome of each as soon as it ends."""
+PATIENCE_SECONDS = 30.0
+"""At its end a command waits so long for an MLflow that does not answer."""
+HURRIED_SECONDS = 5.0
+"""The same after a signal: who sends SIGTERM often kills 10 s later."""
 
 
 @dataclass(frozen=True)
-class Summary:
-    """How a ``run`` command ended, in runs."""
+class RunOptions:
+    """How a ``run`` command goes about its work; none of it changes a result."""
 
-    kinds: Counter[str]
-    """Runs of this command by their outcome's kind."""
-    num_done_before: int
-    num_failed_before: int
-    failures: tuple[tuple[PlannedRun, str], ...]
-    """Runs that failed, now or before, with the reason."""
-
-
-@dataclass
-class RunCommand:
-    """What one ``run`` command holds: data, device, record."""
-
-    tracking: Tracking
-    device: Device
-    threads: int
-    data: Mapping[DataKey, DataSet]
-    events: Events
-    experiments: dict[str, str] = field(default_factory=dict)
-    """MLflow experiment by study label."""
-    resident: tuple[DataKey, DeviceData] | None = None
-
-    def on_device(self, key: DataKey) -> DeviceData:
-        """The data set on the device; one at a time is kept there."""
-        if self.resident is None or self.resident[0] != key:
-            self.resident = (key, to_device(self.data[key], self.device.torch))
-        return self.resident[1]
+    executor: str = "local"
+    retry_failed: bool = False
+    fail_fast: bool = False
+    """The first run that fails stops the others."""
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
 
 
 def run_plans(
     plans: Sequence[Plan],
     *,
-    tracking: Tracking,
+    tracking: Tracking | None,
     data: Mapping[DataKey, DataSet],
-    device: Device,
-    threads: int,
-    executor: str = "local",
-    retry_failed: bool = False,
+    places: Sequence[Place],
+    options: RunOptions | None = None,
     wanted: Callable[[PlannedRun], bool] = lambda run: True,
     events: Events | None = None,
+    stops: Stops | None = None,
 ) -> Summary:
     """Make the record match the plans; gives what was done. Raises AblateError where nothing could be started.
 
-    ``wanted`` leaves out runs of the plan from this command alone; the plan that is recorded stays whole.
+    ``tracking`` None: everything stays in the run folders. ``wanted`` leaves out runs of the plan from this command
+    alone; the plan that is recorded stays whole.
     """
-    command = RunCommand(tracking, device, threads, data, events or Events())
+    options, events, stops = options or RunOptions(), events or Events(), stops or Stops()
     todo: list[PlannedRun] = []
-    failures: list[tuple[PlannedRun, str]] = []
+    failed: list[tuple[PlannedRun, str]] = []
     num_done = 0
+    experiments: dict[str, str] = {}
     for plan in plans:
-        command.experiments[plan.study.label] = tracking.open_study(plan.study.label, plan.document)
-        recorded = tracking.runs(command.experiments[plan.study.label])
-        status = reconcile([run for run in plan.runs if wanted(run)], recorded, retry_failed=retry_failed)
+        recorded = _open(plan, tracking, experiments)
+        status = reconcile([run for run in plan.runs if wanted(run)], recorded, retry_failed=options.retry_failed)
         todo.extend(status.todo)
-        failures.extend(status.failed)
+        failed.extend(status.failed)
         num_done += len(status.done)
-    num_failed = len(failures)
-    command.events.on_plan(todo, num_done, num_failed)
-    kinds: Counter[str] = Counter()
-    for outcome in EXECUTORS.get(executor)(grouped(todo), partial(_train_group, command)):
-        kinds[outcome.kind] += 1
-        if outcome.kind == "failed":
-            failures.append((outcome.run, outcome.reason))
-    return Summary(kinds, num_done, num_failed, tuple(failures))
+    events.on_plan(todo, num_done, len(failed))
+    courier = Courier(tracking, experiments, on_note=events.on_note, on_taken=stops.withdrawn.__setitem__)
+    command = Command(todo, RUNS_ROOT, courier, events, stops, fail_fast=options.fail_fast)
+    train_group = GroupTrainer(
+        data, RUNS_ROOT.absolute(), options.retry_failed, options.checkpoint_seconds, events.step_seconds
+    )
+    execute = partial(_execute, options.executor, train_group, places, command)
+    execute(todo)
+    if not stops.reason:  # what others were at when we came to it may have been left since
+        execute([run for run in todo if command.kinds.get(run.key) == "elsewhere"])
+    left = courier.close(
+        patience_seconds=HURRIED_SECONDS if stops.signal else PATIENCE_SECONDS,
+        hurry=partial(_was_signalled_since, stops, stops.signal),
+    )
+    return command.summary(num_done, failed, left)
 
 
-def grouped(runs: Sequence[PlannedRun]) -> list[Group]:
-    """Runs of one study and shape together, seed by seed, so that a study interrupted early has whole seeds."""
+def grouped(runs: Sequence[PlannedRun], num_places: int = 1) -> list[Group]:
+    """Runs of one study and shape together, seed by seed, so that a study interrupted early has whole seeds.
+
+    Groups are cut so that each place gets several: the last ones to end should not keep the others waiting.
+    """
     groups: dict[tuple[str, str, int], list[PlannedRun]] = {}
     order = {run.study: index for index, run in reversed(list(enumerate(runs)))}
     for run in sorted(runs, key=lambda run: (order[run.study], run.seed)):
         groups.setdefault((run.study, run.shape, run.seed), []).append(run)
-    return list(groups.values())
+    longest = max(1, len(runs) // (4 * num_places)) if num_places > 1 else len(runs)
+    return [group[start : start + longest] for group in groups.values() for start in range(0, len(group), longest)]
 
 
-def _train_group(command: RunCommand, group: Group) -> Iterator[Outcome]:
-    """Train a group's runs one after the other; each is in the record before the next one starts."""
-    for run in group:
-        folder = RunFolder(RUNS_ROOT / run.fingerprint)
-        with lock(folder.path / ".lock") as mine:  # of two commands in one folder, one trains the run
-            try:
-                outcome = _train_one(command, run, folder) if mine else Outcome(run, "elsewhere")
-            except RecordError as error:  # a damaged folder: the other runs have theirs
-                outcome = Outcome(run, "failed", str(error))
-        if outcome.kind == "elsewhere":
-            command.events.on_not_trained(run, "is being trained by another run command")
-        yield outcome
+def _execute(
+    executor: str, train_group: GroupTrainer, places: Sequence[Place], command: Command, runs: Sequence[PlannedRun]
+) -> None:
+    if runs:
+        EXECUTORS.get(executor)(grouped(runs, len(places)), train_group, places, command)
 
 
-def _train_one(command: RunCommand, run: PlannedRun, folder: RunFolder) -> Outcome:
-    """Train a run, or take what its folder holds already, and record it."""
-    earlier = folder.result()
-    if earlier is not None and earlier.status != "failed":
-        return _record_earlier(command, run, folder, earlier)
-    data = command.data[run.data_key]
-    described = {"data": data.describe(), "data_digest": data.digest, "classes": list(data.classes)}
-    environment = describe_environment(command.device, command.threads)
-    folder.create(run.recipe.as_dict(), {**environment, **described, "trainer": TRAINER_VERSION, "seed": run.seed})
-    folder.clear_result()
-    delivery = command.tracking.deliver(command.experiments[run.study], run, folder)
-    try:
-        result = _train(command, run, folder, delivery)
-        delivery.finish(folder, result, write_artifacts(folder, data.classes))
-    except KeyboardInterrupt:
-        delivery.end("killed", "interrupted from the keyboard")
-        raise
-    command.events.on_end(run, result)
-    return Outcome(run, result.status, result.reason)
+def _open(plan: Plan, tracking: Tracking | None, experiments: dict[str, str]) -> Sequence[RecordedRun]:
+    """Keep the plan, here and in MLflow; gives what is recorded of it."""
+    keep_plan(plan)
+    if tracking is None:
+        return ()
+    label = plan.study.label
+    experiments[label] = tracking.open_study(label, plan.document)
+    mark_recorded(label, plan.document)
+    return tracking.runs(experiments[label])
 
 
-def _record_earlier(command: RunCommand, run: PlannedRun, folder: RunFolder, earlier: RunResult) -> Outcome:
-    """Record what a folder holds of an earlier training."""
-    artifacts = write_artifacts(folder, command.data[run.data_key].classes)  # a damaged folder ends here, unrecorded
-    delivery = command.tracking.deliver(command.experiments[run.study], run, folder)
-    delivery.finish(folder, earlier, artifacts)
-    command.events.on_not_trained(run, "trained before, now recorded here")
-    return Outcome(run, "shared", earlier.reason)
-
-
-def _train(command: RunCommand, run: PlannedRun, folder: RunFolder, delivery: Delivery) -> RunResult:
-    """Train, turning whatever goes wrong into a recorded outcome; only an interruption leaves."""
-    try:
-        data = command.on_device(run.data_key)
-        watcher = _RunWatcher(command.events, run, delivery)
-        return train_run(run.recipe, run.seed, data, precision=run.precision, folder=folder, watcher=watcher)
-    except AblateError as error:
-        reason = str(error)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".split("\n", 1)[0]
-        write_atomically(folder.path / "failure.txt", traceback.format_exc())
-    result = RunResult("failed", len(folder.history()), 0, 0, {}, reason)
-    folder.write_result(result)
-    return result
-
-
-@dataclass(frozen=True)
-class _RunWatcher(Watcher):
-    """Passes on what a training tells: its epochs to the record, everything to the terminal."""
-
-    events: Events
-    run: PlannedRun
-    delivery: Delivery
-
-    def on_start(self, epochs_done: int) -> None:
-        self.events.on_start(self.run, epochs_done)
-
-    def on_step(self, epoch: int, step: int, num_steps: int, loss: Callable[[], float]) -> None:
-        self.events.on_step(self.run, epoch, step, num_steps, loss)
-
-    def on_epoch(self, line: dict[str, Any]) -> None:
-        with suppress(TrackingError):  # the folder has the line, and the next delivery takes it along
-            self.delivery.push([line])
-        self.events.on_epoch(self.run, line)
+def _was_signalled_since(stops: Stops, before: str) -> bool:
+    return stops.signal != before

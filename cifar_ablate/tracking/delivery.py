@@ -8,16 +8,17 @@ last epoch, and MLflow keeps one of equal (key, step, time, value) points. So de
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from cifar_ablate.errors import TakenError
 from cifar_ablate.folder import RunFolder, RunResult, damaged
+from cifar_ablate.records import RunIdentity
 from cifar_ablate.tracking.answering import answering
+from cifar_ablate.tracking.claims import Claim, claims_of, new_claim, winner_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-    from cifar_ablate.plan import PlannedRun  # which imports torch; a report has no need of it
 
 PAGE = 1000
 MAX_TAG = 4500
@@ -27,24 +28,21 @@ _ENDS = {"finished": "FINISHED", "diverged": "FINISHED", "failed": "FAILED", "ki
 class Delivery:
     """One MLflow run that receives one run folder."""
 
-    def __init__(self, client: MlflowClient, experiment_id: str, planned: PlannedRun, folder: RunFolder) -> None:
-        """Find the MLflow run, or create it; it is then RUNNING, and describes the folder as it is now.
+    def __init__(self, client: MlflowClient, experiment_id: str, planned: RunIdentity, folder: RunFolder) -> None:
+        """Find the MLflow run, or create it; claim it; it is then RUNNING, and describes the folder as it is now.
 
-        Raises RecordError where the folder is damaged.
+        Raises RecordError where the folder is damaged, and TakenError, with nothing changed, where a process that is
+        alive claimed the run before, or MLflow has its result.
         """
-        self.client = client
-        self.waiting: dict[int, Mapping[str, Any]] = {}
-        """Lines by epoch that MLflow has not taken yet."""
         try:
             tags = _tags(planned, folder.environment())
         except KeyError:
             raise damaged(folder.path / "environment.json") from None
         params = {"arm": planned.arm, "seed": planned.seed, **flat_params(folder.recipe())}
+        self.client, self.claim = client, new_claim()
         with answering():
-            run = self._find(experiment_id, planned)
-            if run is None:
-                run = client.create_run(experiment_id, run_name=f"{planned.arm} seed {planned.seed}")
-            self.run_id = str(run.info.run_id)
+            self.run_id = self._find_or_create(experiment_id, planned)
+            run = self._hold()
             # a parameter cannot be changed in MLflow; those that could differ now never decide a training, and
             # recipe.yaml has them as they are
             self._log(tags=tags, params={name: value for name, value in params.items() if name not in run.data.params})
@@ -53,24 +51,53 @@ class Delivery:
             points = client.get_metric_history(self.run_id, "train_loss")
             self.epochs_delivered = max((point.step for point in points), default=0)
 
+    def beat(self) -> None:
+        """Say that this process is alive; raises TakenError where an older claim has turned up."""
+        with answering():
+            self.claim = self.claim.beating()
+            self._hold()
+
+    def _hold(self) -> Any:
+        """Claim the run, and give it as it is; raises TakenError, without the claim, where it is another's."""
+        self.client.set_tag(self.run_id, self.claim.tag, self.claim.to_text())
+        run = self.client.get_run(self.run_id)
+        winner = winner_of(run.data.tags)
+        taken = ""
+        if run.info.status == "FINISHED":
+            taken = "is recorded as finished by another run command"
+        elif winner is not None and winner.owner != self.claim.owner:
+            taken = f"is being trained by {winner.owner}, whose claim is older"
+        if taken:
+            self._drop(self.claim)
+            raise TakenError(taken)
+        for claim in claims_of(run.data.tags):
+            if not claim.is_alive() or (claim.owner == self.claim.owner and claim.tag != self.claim.tag):
+                self._drop(claim)
+        return run
+
+    def _drop(self, claim: Claim) -> None:
+        from mlflow.exceptions import MlflowException
+
+        with suppress(MlflowException):  # somebody else took it away
+            self.client.delete_tag(self.run_id, claim.tag)
+
     def push(self, lines: Sequence[Mapping[str, Any]]) -> None:
-        """Deliver the lines of a run's history that are not delivered yet, and those an earlier push could not."""
+        """Deliver the lines of a run's history that are not delivered yet."""
         from mlflow.entities import Metric
 
-        self.waiting |= {line["epoch"]: line for line in lines if line["epoch"] > self.epochs_delivered}
+        waiting = [line for line in lines if line["epoch"] > self.epochs_delivered]
         metrics = [
-            Metric(key, float(value), int(line["time_ms"]), epoch)
-            for epoch, line in sorted(self.waiting.items())
+            Metric(key, float(value), int(line["time_ms"]), line["epoch"])
+            for line in waiting
             for key, value in line.items()
             if key not in ("epoch", "time_ms")
         ]
         with answering():
             for start in range(0, len(metrics), PAGE):
                 self.client.log_batch(self.run_id, metrics=metrics[start : start + PAGE])
-        self.epochs_delivered = max(self.waiting, default=self.epochs_delivered)
-        self.waiting.clear()
+        self.epochs_delivered = max((line["epoch"] for line in waiting), default=self.epochs_delivered)
 
-    def finish(self, folder: RunFolder, result: RunResult, artifacts: Sequence[Path]) -> None:
+    def finish(self, folder: RunFolder, result: RunResult) -> None:
         """Deliver the end of a run: what is left of its history, headline metrics, artifacts, and how it ended."""
         from mlflow.entities import Metric
 
@@ -82,7 +109,7 @@ class Delivery:
         metrics = [Metric(name, value, int(last["time_ms"]), result.epochs) for name, value in headline.items()]
         with answering():
             self.client.log_batch(self.run_id, metrics=metrics)
-            for path in artifacts:
+            for path in folder.artifacts():
                 self.client.log_artifact(self.run_id, str(path))
         self.end(result.status, result.reason)
 
@@ -91,12 +118,30 @@ class Delivery:
         with answering():
             self._log(tags={"ablate.outcome": outcome, "ablate.reason": reason[:MAX_TAG]})
             self.client.set_terminated(self.run_id, _ENDS[outcome])
+            self._drop(self.claim)
 
-    def _find(self, experiment_id: str, planned: PlannedRun) -> Any:
+    def _find_or_create(self, experiment_id: str, planned: RunIdentity) -> str:
+        """Id of the oldest MLflow run of this training; one is made where there is none."""
+        oldest = self._find(experiment_id, planned)
+        if oldest is not None:
+            return oldest
+        made = self.client.create_run(
+            experiment_id,
+            run_name=f"{planned.arm} seed {planned.seed}",
+            tags={"ablate.fingerprint": planned.fingerprint, "ablate.arm": planned.arm},
+        )
+        mine = str(made.info.run_id)
+        oldest = self._find(experiment_id, planned) or mine
+        if oldest != mine:  # another process made one at the same moment
+            self.client.delete_run(mine)
+        return oldest
+
+    def _find(self, experiment_id: str, planned: RunIdentity) -> str | None:
         query = f"tags.`ablate.fingerprint` = '{planned.fingerprint}'"
         found = self.client.search_runs([experiment_id], query, max_results=PAGE)
         mine = [run for run in found if run.data.tags.get("ablate.arm") == planned.arm]
-        return min(mine, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+        oldest = min(mine, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+        return None if oldest is None else str(oldest.info.run_id)
 
     def _log(self, *, tags: Mapping[str, str], params: Mapping[str, Any] | None = None) -> None:
         from mlflow.entities import Param, RunTag
@@ -108,7 +153,7 @@ class Delivery:
         )
 
 
-def _tags(planned: PlannedRun, environment: Mapping[str, Any]) -> dict[str, str]:
+def _tags(planned: RunIdentity, environment: Mapping[str, Any]) -> dict[str, str]:
     return {
         "ablate.study": planned.study,
         "ablate.arm": planned.arm,

@@ -10,19 +10,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_ablate.errors import RecordError, TrackingError, UnknownNameError
+from cifar_ablate.errors import OutputError, RecordError, TrackingError, UnknownNameError
 from cifar_ablate.locks import lock
-from cifar_ablate.records import RecordedRun, StudyRecord
+from cifar_ablate.records import ABANDONED, RecordedRun, RunIdentity, StudyRecord
 from cifar_ablate.tracking.answering import answering, without_password
+from cifar_ablate.tracking.claims import winner_of
 from cifar_ablate.tracking.delivery import Delivery
 
 if TYPE_CHECKING:
     from cifar_ablate.folder import RunFolder
-    from cifar_ablate.plan import PlannedRun  # which imports torch; a report has no need of it
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+# a courier tries again by itself; with MLflow's own 7 attempts and 120 s each, a dead server is found out in minutes
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 CHUNK = 4500  # an experiment tag holds 5,000 characters
 PAGE = 1000
@@ -46,6 +49,15 @@ class Tracking:
             self.client = mlflow.MlflowClient()
             self.client.search_experiments(max_results=1)
 
+    def answers(self) -> bool:
+        """Does the store answer at this moment?"""
+        try:
+            with answering():
+                self.client.search_experiments(max_results=1)
+        except (TrackingError, OutputError):
+            return False
+        return True
+
     def open_study(self, label: str, document: Mapping[str, Any]) -> str:
         """Id of the experiment of a study's variant, created where needed, with the study as planned now.
 
@@ -60,7 +72,7 @@ class Tracking:
                 try:
                     experiment_id = str(self.client.create_experiment(label))
                 except MlflowException:  # another process was first
-                    experiment_id = self._experiment_id(label)
+                    experiment_id = self.experiment_id(label)
             else:
                 experiment_id = str(experiment.experiment_id)
                 if experiment.lifecycle_stage == "deleted":
@@ -101,9 +113,9 @@ class Tracking:
         """All runs of an experiment that this program recorded."""
         with answering():
             found = self._pages(self.client.search_runs, experiment_ids=[experiment_id])
-            return [_recorded(run) for run in found if "ablate.fingerprint" in run.data.tags]
+            return [_recorded(run) for run in found if "ablate.recipe" in run.data.tags]
 
-    def deliver(self, experiment_id: str, planned: PlannedRun, folder: RunFolder) -> Delivery:
+    def deliver(self, experiment_id: str, planned: RunIdentity, folder: RunFolder) -> Delivery:
         """Start, or take up again, the delivery of a run's folder."""
         return Delivery(self.client, experiment_id, planned, folder)
 
@@ -127,7 +139,8 @@ class Tracking:
                 "if it was deleted, delete the run in MLflow, and `cifar-ablate run` trains it again"
             ) from None
 
-    def _experiment_id(self, label: str) -> str:
+    def experiment_id(self, label: str) -> str:
+        """Id of a study's experiment; raises TrackingError where there is none."""
         experiment = self.client.get_experiment_by_name(label)
         if experiment is None:
             raise TrackingError(f"the tracking store at {self.uri} refuses to create {label!r}; look at its log")
@@ -179,13 +192,23 @@ def _make_database(uri: str) -> None:
 def _recorded(run: Any) -> RecordedRun:
     tags = run.data.tags
     states = {"RUNNING": "running", "SCHEDULED": "running", "KILLED": "killed", "FAILED": "failed"}
+    outcome = states.get(run.info.status) or tags.get("ablate.outcome", "failed")
+    reason = tags.get("ablate.reason", "")
+    trained_by = ""
+    if outcome == "running":  # MLflow leaves a run RUNNING for ever when its process is killed
+        claim = winner_of(tags)
+        if claim is None:
+            outcome, reason = "killed", ABANDONED
+        else:
+            reason, trained_by = "", str(claim.owner)
     return RecordedRun(
         run_id=run.info.run_id,
         arm=tags["ablate.arm"],
         seed=int(tags["ablate.seed"]),
         fingerprint=tags["ablate.fingerprint"],
         recipe_id=tags["ablate.recipe"],
-        outcome=states.get(run.info.status) or tags.get("ablate.outcome", "failed"),
-        reason=tags.get("ablate.reason", ""),
+        outcome=outcome,
+        reason=reason,
         metrics=dict(run.data.metrics),
+        trained_by=trained_by,
     )

@@ -1,15 +1,21 @@
-"""Runs on this machine's device, one group after the other."""
+"""Runs on this machine: in this process, or in worker processes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from cifar_ablate.device import Place
 from cifar_ablate.registry import EXECUTORS
+from cifar_ablate.runner.messages import Channel, Group, TrainGroup
+from cifar_ablate.runner.workers import train_in_workers
 
 
 @EXECUTORS.register("local")
-def local(groups: Sequence[Any], train_group: Any) -> Iterator[Any]:
-    """Train in this process, one group after the other."""
+def local(groups: Sequence[Group], train_group: TrainGroup, places: Sequence[Place], channel: Channel) -> None:
+    """Train on this machine: one group at a time, or with --jobs as many as there are worker processes."""
+    if len(places) > 1:
+        train_in_workers(groups, train_group, places, channel)
+        return
     for group in groups:
-        yield from train_group(group)
+        if not channel.should_stop():
+            train_group(group, places[0], channel)

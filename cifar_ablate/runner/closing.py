@@ -1,0 +1,62 @@
+"""What a command says at its end, and its exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cifar_ablate.runner.command import Summary
+from cifar_ablate.runner.sync import Synced
+
+INTERRUPTED = 130
+MAX_NAMED = 5
+_WORDS = {
+    "shared": "trained before, now recorded",
+    "elsewhere": "left to another run command",
+    "stopped": "interrupted",
+    "damaged": "with a damaged folder",
+}
+
+
+def lines_of(summary: Summary) -> Iterator[str]:
+    """The end of ``run``: counts, then each failure, then what to do next."""
+    said = [f"{count} {_WORDS.get(kind, kind)}" for kind, count in summary.kinds.items()]
+    said += [f"{summary.num_done_before} skipped as done"] if summary.num_done_before else []
+    said += [f"{summary.num_failed_before} skipped as failed"] if summary.num_failed_before else []
+    said += [f"{summary.num_not_tried} not tried"] if summary.num_not_tried else []
+    is_well = not exit_code(summary) and not summary.is_offline
+    yield "Runs: " + (", ".join(said) or "none") + (". Next: cifar-ablate report" if is_well else "")
+    for run, reason in summary.failures:
+        yield f"failed: {run.name}: {reason}"
+    if summary.stopped_because:
+        yield f"Stopped: {summary.stopped_because}"
+    if summary.failures:
+        yield "Try them again with --retry failed once the cause is gone."
+    if summary.undelivered and summary.is_offline:
+        yield f"{len(summary.undelivered)} runs wait in mlruns/runs; `cifar-ablate sync` delivers them to MLflow."
+    elif summary.undelivered:
+        yield from _undelivered(summary.undelivered)
+    if summary.stopped_because or summary.kinds.get("stopped"):
+        yield "The same command again does what is left."
+
+
+def exit_code(summary: Summary) -> int:
+    """130 after a signal, 1 where anything failed or is left, else 0."""
+    if summary.signal:
+        return INTERRUPTED
+    is_missing = summary.undelivered and not summary.is_offline
+    return 1 if summary.failures or summary.stopped_because or is_missing else 0
+
+
+def lines_of_sync(synced: Synced) -> Iterator[str]:
+    """The end of ``sync``."""
+    yield f"Runs: {len(synced.delivered)} delivered" + (f", {len(synced.running)} running" if synced.running else "")
+    if synced.undelivered:
+        yield from _undelivered(synced.undelivered)
+
+
+def _undelivered(runs: tuple[tuple[str, str], ...]) -> Iterator[str]:
+    for name, trouble in runs[:MAX_NAMED]:
+        yield f"not delivered: {name}" + (f": {trouble}" if trouble else "")
+    if len(runs) > MAX_NAMED:
+        yield f"not delivered: {len(runs) - MAX_NAMED} more"
+    yield "They are whole in mlruns/runs; `cifar-ablate sync` delivers them once MLflow answers."

@@ -1,0 +1,80 @@
+"""Everything that can be wrong with a command is found here, before any training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from cifar_ablate.data import DataSet
+from cifar_ablate.device import Place, find_device, find_places
+from cifar_ablate.errors import UsageError, suggest
+from cifar_ablate.plan import Plan, PlannedRun, load_all_data, make_plan
+from cifar_ablate.spec.load import load_studies
+from cifar_ablate.spec.overlay import load_overlay
+from cifar_ablate.terminal import reporting
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Studies that can be trained here."""
+
+    plans: list[Plan]
+    data: dict[str, DataSet]
+    places: list[Place]
+
+
+def prepare(
+    files: Sequence[Path],
+    profile: str | None,
+    settings: Sequence[str] | None,
+    *,
+    device: str,
+    jobs: int,
+    threads: int | None,
+    console: Console,
+) -> Prepared:
+    """Load and plan the studies; raises AblateError for whatever stands in the way."""
+    studies = load_studies(files, load_overlay(profile, settings or []))
+    found = find_device(device)
+    places = find_places(found, jobs, threads)
+    with reporting(console) as report_progress:
+        data = load_all_data(studies, report_progress)
+    return Prepared([make_plan(study, data, found) for study in studies], data, places)
+
+
+def advice(places: Sequence[Place]) -> str:
+    """What would make better use of this machine, in a sentence; empty where nothing would."""
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if places[0].device.kind == "cuda":
+        idle = torch.cuda.device_count() - len(places)
+        return f"{idle} more GPUs are idle: --jobs {len(places) + idle} uses all" if idle > 0 else ""
+    if places[0].device.kind != "cpu":
+        return ""
+    used = len(places) * places[0].threads
+    if used > num_cores:
+        return f"--jobs {len(places)} with {places[0].threads} threads each want more than the {num_cores} cores here"
+    if used < num_cores:
+        return f"{used} of {num_cores} cores in use: --jobs {num_cores // places[0].threads} uses all"
+    return ""
+
+
+def chosen_runs(
+    plans: Sequence[Plan], arms: Sequence[str] | None, seeds: Sequence[int] | None
+) -> Callable[[PlannedRun], bool]:
+    """Which runs --arm and --seed leave; raises UsageError for an arm or seed that no plan has."""
+    names = {run.arm for plan in plans for run in plan.runs}
+    known = {run.seed for plan in plans for run in plan.runs}
+    for arm in arms or ():
+        if arm not in names:
+            raise UsageError(f"--arm {arm}: no study named has such an arm{suggest(arm, names)}")
+    for seed in seeds or ():
+        if seed not in known:
+            raise UsageError(
+                f"--seed {seed}: no study named has this seed; planned: {', '.join(map(str, sorted(known)))}"
+            )
+    return lambda run: (not arms or run.arm in arms) and (not seeds or run.seed in seeds)

@@ -1,0 +1,70 @@
+"""What is to be stopped, and the signals that ask for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from types import FrameType
+
+from cifar_ablate.records import Key
+
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+"""The keyboard, a machine that shuts down, a terminal that closes."""
+
+
+@dataclass
+class Stops:
+    """What shall stop; written by signals and by other threads, read after every step."""
+
+    reason: str = ""
+    """Why everything stops; empty: it does not."""
+    signal: str = ""
+    """The signal that asked for it."""
+    withdrawn: dict[Key, str] = field(default_factory=dict)
+    """Runs that are left to another machine, and why."""
+
+    def should_stop(self, key: Key | None = None) -> bool:
+        return bool(self.reason) or key in self.withdrawn
+
+    def everything(self, reason: str) -> None:
+        """Stop everything; the first reason counts."""
+        self.reason = self.reason or reason
+
+
+@contextmanager
+def signals_stop(stops: Stops) -> Iterator[None]:
+    """In the block, a first signal sets ``stops`` and a second one ends the process at once, with exit code 130.
+
+    A signal that was ignored before (nohup, a background job) stays ignored.
+    """
+
+    def heed(number: int, frame: FrameType | None) -> None:
+        if stops.signal:
+            _leave_at_once()
+        stops.signal = signal.Signals(number).name
+        stops.everything(f"interrupted by {stops.signal}")
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for name in SIGNALS:
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, heed)
+    try:
+        yield
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
+
+
+def _leave_at_once() -> None:
+    """Worker processes see that the command is gone, and end, too."""
+    show_cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
+    with suppress(OSError):
+        os.write(2, f"{show_cursor}\nleft at once; the same command again does what is left\n".encode())
+    os._exit(130)

@@ -1,0 +1,148 @@
+"""Train a group of runs into their folders, wherever an executor calls it; it knows nothing of MLflow."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cifar_ablate.data import DataSet
+from cifar_ablate.device import Device, Place
+from cifar_ablate.environment import describe_environment
+from cifar_ablate.errors import AblateError, OutputError, RecordError
+from cifar_ablate.folder import RunFolder, RunResult, write_atomically
+from cifar_ablate.locks import holder, lock
+from cifar_ablate.owner import owner_from, this_process
+from cifar_ablate.plan import TRAINER_VERSION, DataKey, PlannedRun
+from cifar_ablate.runner.artifacts import write_artifacts
+from cifar_ablate.runner.messages import Channel, Ended, EpochEnded, Group, Started, Stepped
+from cifar_ablate.training.batches import DeviceData, to_device
+from cifar_ablate.training.epoch import Stopped, Watcher
+from cifar_ablate.training.train import train_run
+
+MEMORY = "out of {kind} memory ({error}); make batch_size smaller, or give fewer --jobs, then try --retry failed"
+
+
+@dataclass
+class GroupTrainer:
+    """Trains groups of runs one run after the other; it can be pickled before its first call."""
+
+    data: Mapping[DataKey, DataSet]
+    runs_root: Path
+    """Absolute: a worker may live in another folder."""
+    retry_failed: bool
+    checkpoint_seconds: float
+    step_seconds: float | None
+    """Time between two steps that are told; None: none is."""
+    resident: tuple[DataKey, Device, DeviceData] | None = field(default=None, init=False)
+    """The data set on the device; one at a time is kept there."""
+
+    def __call__(self, group: Group, place: Place, channel: Channel) -> None:
+        place.enter()
+        for run in group:
+            if channel.should_stop(run.key):
+                continue
+            folder = RunFolder(self.runs_root / run.fingerprint)
+            with lock(folder.lock, note=this_process().to_text()) as mine:  # of two processes, one trains the run
+                ended = self._end_of(run, folder, place, channel) if mine else _elsewhere(run, folder)
+            channel.tell(ended)
+
+    def _end_of(self, run: PlannedRun, folder: RunFolder, place: Place, channel: Channel) -> Ended:
+        """Train a run, or take what its folder holds already."""
+        try:
+            earlier = folder.result()
+            if earlier is not None and not (earlier.status == "failed" and self.retry_failed):
+                write_artifacts(folder, self.data[run.data_key].classes)  # a damaged folder ends here
+                return Ended(run.key, "shared", earlier.reason, earlier)
+            self._open(run, folder, place)
+            result = self._train(run, folder, place, channel)
+            write_artifacts(folder, self.data[run.data_key].classes)
+        except Stopped:
+            return Ended(run.key, "stopped")
+        except RecordError as error:  # the other runs have folders of their own
+            return Ended(run.key, "damaged", str(error))
+        except OutputError as error:  # the run can go on where there is room again
+            return Ended(run.key, "stopped", str(error), halts=True)
+        return Ended(run.key, result.status, result.reason, result)
+
+    def _open(self, run: PlannedRun, folder: RunFolder, place: Place) -> None:
+        data = self.data[run.data_key]
+        described = {"data": data.describe(), "data_digest": data.digest, "classes": list(data.classes)}
+        environment = describe_environment(place.device, place.threads)
+        folder.create(run.recipe.as_dict(), {**environment, **described, "trainer": TRAINER_VERSION, "seed": run.seed})
+        folder.clear_result()
+
+    def _train(self, run: PlannedRun, folder: RunFolder, place: Place, channel: Channel) -> RunResult:
+        """Train, turning whatever is wrong with the run itself into a result."""
+        try:
+            return train_run(
+                run.recipe,
+                run.seed,
+                self._on_device(run.data_key, place.device),
+                precision=run.precision,
+                folder=folder,
+                watcher=_Teller(run, channel, self.step_seconds),
+                checkpoint_seconds=self.checkpoint_seconds,
+            )
+        except (Stopped, OutputError):
+            raise
+        except AblateError as error:
+            reason = str(error)
+        except Exception as error:
+            reason = _reason(error, place.device)
+            write_atomically(folder.path / "failure.txt", traceback.format_exc())
+        if place.device.kind == "cuda":
+            torch.cuda.empty_cache()  # what a failed run held may be what the next one lacks
+        result = RunResult("failed", len(folder.history()), 0, 0, {}, reason)
+        folder.write_result(result)
+        return result
+
+    def _on_device(self, key: DataKey, device: Device) -> DeviceData:
+        if self.resident is None or self.resident[:2] != (key, device):
+            self.resident = None  # two data sets at once may be too much for the device
+            self.resident = (key, device, to_device(self.data[key], device.torch))
+        return self.resident[2]
+
+
+def _reason(error: Exception, device: Device) -> str:
+    """Why a run failed, in one line."""
+    first = f"{type(error).__name__}: {error}".split("\n", 1)[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        return MEMORY.format(kind=device.name, error=first)
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return MEMORY.format(kind="main", error=first)
+    return first
+
+
+def _elsewhere(run: PlannedRun, folder: RunFolder) -> Ended:
+    owner = owner_from(holder(folder.lock) or "")
+    return Ended(run.key, "elsewhere", f"is being trained by {owner or 'another run command'}")
+
+
+@dataclass
+class _Teller(Watcher):
+    """Passes on what a training tells."""
+
+    run: PlannedRun
+    channel: Channel
+    step_seconds: float | None
+    last_step: float = 0.0
+
+    def on_start(self, epochs_done: int, damaged: Sequence[Path]) -> None:
+        self.channel.tell(Started(self.run.key, epochs_done, tuple(path.name for path in damaged)))
+
+    def on_step(self, epoch: int, step: int, num_steps: int, loss: Callable[[], float]) -> None:
+        if self.step_seconds is not None and time.monotonic() - self.last_step >= self.step_seconds:
+            self.last_step = time.monotonic()
+            self.channel.tell(Stepped(self.run.key, epoch, step, num_steps, loss()))
+
+    def on_epoch(self, line: dict[str, Any]) -> None:
+        self.channel.tell(EpochEnded(self.run.key, line))
+
+    def should_stop(self) -> bool:
+        return self.channel.should_stop(self.run.key)

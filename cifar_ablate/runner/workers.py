@@ -1,0 +1,192 @@
+"""Worker processes: each trains one group of runs at a time; one that dies takes one run with it, and nothing else.
+
+The command and each worker talk over a pipe of their own. A queue shared by all would be left locked for ever by a
+worker that is killed while it holds it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from cifar_ablate.device import Place
+from cifar_ablate.errors import DeviceError
+from cifar_ablate.plan import PlannedRun
+from cifar_ablate.records import Key
+from cifar_ablate.runner.messages import Channel, Ended, Group, Lost, Message, TrainGroup
+
+POLL_SECONDS = 0.2
+STILLBORN = 3
+"""So many workers in a row that die before they train anything: none will."""
+GONE = (EOFError, OSError)
+"""What a pipe raises when the other end is dead."""
+
+
+def train_in_workers(
+    groups: Sequence[Group], train_group: TrainGroup, places: Sequence[Place], channel: Channel
+) -> None:
+    """Train all groups with one worker process for each place; raises DeviceError where workers cannot live."""
+    pending = deque(groups)
+    crew = [_Worker(place, train_group) for place in places[: len(groups)]]
+    stillborn = 0
+    try:
+        while crew and (pending or any(worker.left for worker in crew)):
+            if channel.should_stop():
+                pending.clear()
+            ready = wait([worker.connection for worker in crew], timeout=POLL_SECONDS)
+            for worker in list(crew):
+                if worker.connection in ready and not worker.hear(channel):
+                    pending.extendleft(worker.bury(channel))
+                    stillborn = 0 if worker.has_trained else stillborn + 1
+                    if stillborn == STILLBORN:
+                        raise DeviceError(f"worker processes end before they train: one {worker.end()}; try --jobs 1")
+                    crew.remove(worker)
+                    crew += [_Worker(worker.place, train_group)] if pending else []
+                elif worker.is_idle and pending:
+                    worker.give(pending.popleft())
+                worker.pass_on_stops(channel)
+    finally:
+        for worker in crew:
+            worker.dismiss()
+
+
+@dataclass(eq=False)
+class _Worker:
+    """One worker process, seen from the command."""
+
+    place: Place
+    train_group: TrainGroup
+    left: list[PlannedRun] = field(default_factory=list, init=False)
+    """Runs of its group that have not ended, in their order; it is at the first one."""
+    is_ready: bool = field(default=False, init=False)
+    """It has the data."""
+    is_idle: bool = field(default=False, init=False)
+    has_trained: bool = field(default=False, init=False)
+    stops_told: set[Key | None] = field(default_factory=set, init=False)
+
+    def __post_init__(self) -> None:
+        context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_work, args=(theirs, self.place), daemon=True)
+        self.process.start()
+        theirs.close()  # or its death would not be seen
+        # the data take a while, which other workers need not wait for
+        threading.Thread(target=self._send, args=(self.train_group,), daemon=True).start()
+
+    def hear(self, channel: Channel) -> bool:
+        """Pass on one message of the worker's; False: it is dead."""
+        try:
+            message = self.connection.recv()
+        except GONE:
+            return False
+        if message is None:
+            self.is_ready, self.is_idle, self.left = True, True, []
+            return True
+        self.has_trained = True
+        if isinstance(message, Ended):
+            self.left = [run for run in self.left if run.key != message.key]
+        channel.tell(message)
+        return True
+
+    def give(self, group: Group) -> None:
+        self.is_idle, self.left, self.stops_told = False, list(group), set()
+        self._send(list(group))
+
+    def pass_on_stops(self, channel: Channel) -> None:
+        for key in (None, self.left[0].key) if self.left else ():
+            if key not in self.stops_told and channel.should_stop(key):
+                self.stops_told.add(key)
+                self._send(_Stop(key))
+
+    def bury(self, channel: Channel) -> list[Group]:
+        """The worker is dead: its run is lost, and the rest of its group is still to be trained."""
+        self.process.join()
+        if not self.left:
+            return []
+        lost, *rest = self.left
+        channel.tell(Lost(lost.key, f"its worker process {self.end()}"))
+        return [rest] if rest else []
+
+    def end(self) -> str:
+        """How the process ended, in words."""
+        code = self.process.exitcode
+        if code is not None and code < 0:
+            name = signal.Signals(-code).name
+            why = ", most often because memory ran out: give fewer --jobs or a smaller batch_size" if code == -9 else ""
+            return f"was killed by {name}{why}"
+        return f"ended with exit code {code}"
+
+    def dismiss(self) -> None:
+        if self.is_ready:  # until then another thread is sending it the data
+            self._send(None)
+            self.process.join(5)
+        if self.process.is_alive():
+            self.process.kill()
+
+    def _send(self, what: Any) -> None:
+        with suppress(*GONE):  # a dead worker is noticed where it is listened to
+            self.connection.send(what)
+
+
+@dataclass(frozen=True)
+class _Stop:
+    """Sent to a worker: stop this run, or (None) everything."""
+
+    key: Key | None
+
+
+def _work(connection: Connection, place: Place) -> None:
+    """What a worker process does: take a group, train it, ask for the next."""
+    # a terminal's Ctrl-C and a machine's shutdown reach every process, but the command alone decides what follows
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    train_group = connection.recv()
+    inbox: queue.SimpleQueue[Group | None] = queue.SimpleQueue()
+    there = _Command(connection)
+    threading.Thread(target=_listen, args=(connection, inbox, there), daemon=True).start()
+    there.send(None)
+    while (group := inbox.get()) is not None:
+        train_group(group, place, there)
+        there.send(None)
+
+
+def _listen(connection: Connection, inbox: queue.SimpleQueue[Group | None], there: _Command) -> None:
+    while True:
+        try:
+            what = connection.recv()
+        except GONE:  # the command is dead: what is in the folder is taken up by the next one
+            os._exit(1)
+        if isinstance(what, _Stop):
+            there.stops.add(what.key)
+        else:
+            inbox.put(what)
+
+
+class _Command(Channel):
+    """The command, seen from a worker."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.stops: set[Key | None] = set()
+
+    def tell(self, message: Message) -> None:
+        self.send(message)
+
+    def should_stop(self, key: Key | None = None) -> bool:
+        return None in self.stops or key in self.stops
+
+    def send(self, what: Any) -> None:
+        try:
+            self.connection.send(what)
+        except GONE:
+            os._exit(1)

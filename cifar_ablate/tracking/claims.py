@@ -1,0 +1,69 @@
+"""Which process trains a run, as tags of its MLflow run: machines that share a tracking server share no locks.
+
+Each process that wants a run writes a claim under a key of its own, so no claim overwrites another, and then reads all
+of them. The oldest claim of a process that is alive wins; who loses takes its own back and says so. Claims are read
+again with every heartbeat, so that two machines whose claims crossed on the way are one before long.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+
+from cifar_ablate.owner import Owner, this_process
+
+PREFIX = "ablate.claim."
+HEARTBEAT_SECONDS = 30.0
+STALE_SECONDS = 300.0
+"""A process of another machine that was silent for so long is taken for dead: ten heartbeats."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A process says that it trains a run."""
+
+    owner: Owner
+    claimed: float
+    """When, in seconds since 1970, by the clock of its machine."""
+    beat: float
+    """When it last said that it is alive."""
+    tag: str = field(default_factory=lambda: f"{PREFIX}{uuid.uuid4().hex[:8]}")
+
+    def is_alive(self) -> bool:
+        """Does its process still train? One of this machine can be looked for, of another one its heartbeat tells."""
+        return self.owner.is_alive() if self.owner.is_here() else time.time() - self.beat < STALE_SECONDS
+
+    def beating(self) -> Claim:
+        """The same claim, alive now."""
+        return replace(self, beat=time.time())
+
+    def to_text(self) -> str:
+        """The tag's value."""
+        return json.dumps({**asdict(self.owner), "claimed": self.claimed, "beat": self.beat})
+
+
+def new_claim() -> Claim:
+    """A claim of this process, made now."""
+    now = time.time()
+    return Claim(this_process(), now, now)
+
+
+def claims_of(tags: Mapping[str, str]) -> list[Claim]:
+    """All claims among a run's tags, the oldest first."""
+    claims = []
+    for name, text in tags.items():
+        if name.startswith(PREFIX):
+            with suppress(ValueError, TypeError, KeyError):
+                values = json.loads(text)
+                owner = Owner(str(values["host"]), int(values["pid"]), float(values["started"]))
+                claims.append(Claim(owner, float(values["claimed"]), float(values["beat"]), name))
+    return sorted(claims, key=lambda claim: (claim.claimed, claim.tag))
+
+
+def winner_of(tags: Mapping[str, str]) -> Claim | None:
+    """The claim that holds: the oldest one of a process that is alive."""
+    return next((claim for claim in claims_of(tags) if claim.is_alive()), None)

@@ -1,0 +1,202 @@
+"""Brings what run folders hold to MLflow while runs are trained, and keeps trying while MLflow does not answer.
+
+A thread of its own, so that no training waits for a server. The folders are the truth: whatever was missed is read from
+them again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from cifar_ablate.errors import AblateError, OutputError, TakenError, TrackingError
+from cifar_ablate.folder import RunFolder, RunResult
+from cifar_ablate.records import Key, RunIdentity
+from cifar_ablate.tracking.claims import HEARTBEAT_SECONDS
+from cifar_ablate.tracking.delivery import Delivery
+from cifar_ablate.tracking.store import Tracking
+
+MAX_REFUSALS = 5
+"""So often a parcel is offered to an MLflow that answers, but does not take it; a locked database may the next time."""
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 15.0
+"""Between two attempts to reach a server that does not answer; each pause is twice the one before."""
+
+
+@dataclass
+class Parcel:
+    """One run on its way to MLflow."""
+
+    run: RunIdentity
+    folder: RunFolder
+    delivery: Delivery | None = None
+    has_news: bool = True
+    outcome: str = ""
+    """finished, diverged, failed or killed; empty while it is being trained."""
+    result: RunResult | None = None
+    reason: str = ""
+    is_done: bool = False
+    num_refusals: int = 0
+    trouble: str = ""
+    """Why it cannot be delivered, or could not be at the last attempt."""
+
+
+class Courier:
+    """Delivers run folders in the background; every method but ``close`` returns at once."""
+
+    def __init__(
+        self,
+        tracking: Tracking | None,
+        experiments: Mapping[str, str],
+        *,
+        on_note: Callable[[str], None] = lambda text: None,
+        on_taken: Callable[[Key, str], None] = lambda key, why: None,
+    ) -> None:
+        """``tracking`` None: everything stays in the folders. ``on_taken``: another process has claimed the run.
+
+        ``experiments``: id by study label. Both callbacks are called from the courier's thread.
+        """
+        self.is_offline, self.experiments = tracking is None, experiments
+        self.on_note, self.on_taken = on_note, on_taken
+        self.parcels: dict[Key, Parcel] = {}
+        self.changed = threading.Condition()
+        self.is_closing = False
+        self.is_away = False
+        self.pause_seconds = FIRST_PAUSE_SECONDS
+        self.last_beat = self.last_success = time.monotonic()
+        self.thread = threading.Thread(target=self._work, args=(tracking,), name="courier", daemon=True)
+        if tracking is not None:
+            self.thread.start()
+
+    def begin(self, run: RunIdentity, folder: RunFolder) -> None:
+        """A run is being trained into this folder."""
+        with self.changed:
+            self.parcels[run.key] = Parcel(run, folder)
+            self.changed.notify()
+
+    def news(self, key: Key) -> None:
+        """Its folder has more epochs."""
+        with self.changed:
+            if key in self.parcels:
+                self.parcels[key].has_news = True
+                self.changed.notify()
+
+    def end(
+        self, run: RunIdentity, folder: RunFolder, outcome: str, *, result: RunResult | None = None, reason: str = ""
+    ) -> None:
+        """It has ended: finished, diverged or failed with its result, or killed."""
+        with self.changed:
+            parcel = self.parcels.setdefault(run.key, Parcel(run, folder))
+            parcel.outcome, parcel.result, parcel.reason, parcel.has_news = outcome, result, reason, True
+            self.changed.notify()
+
+    def drop(self, key: Key) -> None:
+        """It is no longer ours to deliver."""
+        with self.changed:
+            self.parcels.pop(key, None)
+
+    def close(self, *, patience_seconds: float, hurry: Callable[[], bool] = lambda: False) -> list[Parcel]:
+        """Deliver what is left; gives what could not be, ``patience_seconds`` after the last success.
+
+        ``hurry`` is asked often; where it says so, nothing is waited for.
+        """
+        with self.changed:
+            self.is_closing = True
+            self.last_success = time.monotonic()
+            self.changed.notify()
+            while self.thread.is_alive() and self._left() and not hurry():
+                if time.monotonic() - self.last_success > patience_seconds:
+                    break
+                self.changed.wait(0.1)
+            return [parcel for parcel in self.parcels.values() if not parcel.is_done or parcel.trouble]
+
+    def _left(self) -> bool:
+        return any(not parcel.is_done for parcel in self.parcels.values())
+
+    def _work(self, tracking: Tracking) -> None:
+        while True:
+            with self.changed:
+                self.changed.wait_for(self._has_work, timeout=self._until_next())
+                if self.is_closing and not self._left():
+                    return
+                waiting = [parcel for parcel in self.parcels.values() if parcel.has_news and not parcel.is_done]
+            try:
+                refused = [parcel for parcel in waiting if not self._attempt(tracking, parcel)]
+                self._beat()
+            except (TrackingError, OutputError) as error:
+                self._wait_for_mlflow(error)
+            else:
+                if refused:
+                    time.sleep(FIRST_PAUSE_SECONDS)
+
+    def _has_work(self) -> bool:
+        news = any(parcel.has_news and not parcel.is_done for parcel in self.parcels.values())
+        return news or (self.is_closing and not self._left())
+
+    def _until_next(self) -> float:
+        return max(0.0, self.last_beat + HEARTBEAT_SECONDS - time.monotonic())
+
+    def _attempt(self, tracking: Tracking, parcel: Parcel) -> bool:
+        """Deliver a parcel's news; False where MLflow refuses them. Raises TrackingError where it does not answer."""
+        parcel.has_news = False  # before the folder is read: what comes while it is read is news again
+        try:
+            self._deliver(tracking, parcel)
+        except (TrackingError, OutputError) as error:
+            parcel.has_news, parcel.trouble = True, str(error)
+            if not tracking.answers():
+                raise
+            parcel.num_refusals += 1
+            parcel.is_done = parcel.num_refusals == MAX_REFUSALS
+            return False
+        except TakenError as error:
+            self._give_up(parcel, error)
+        except Exception as error:  # a damaged folder, or whatever else: the other runs are delivered all the same
+            parcel.trouble, parcel.is_done = str(error) or type(error).__name__, True
+        else:
+            parcel.trouble, parcel.num_refusals = "", 0
+        self.last_success = time.monotonic()
+        if self.is_away:
+            self.is_away, self.pause_seconds = False, FIRST_PAUSE_SECONDS
+            self.on_note("MLflow answers again; it gets what it missed.")
+        return True
+
+    def _deliver(self, tracking: Tracking, parcel: Parcel) -> None:
+        outcome, result = parcel.outcome, parcel.result
+        if parcel.delivery is None:
+            experiment = self.experiments[parcel.run.study]
+            parcel.delivery = tracking.deliver(experiment, parcel.run, parcel.folder)
+        if outcome and result is not None:
+            parcel.delivery.finish(parcel.folder, result)
+        else:
+            parcel.delivery.push(parcel.folder.history())
+            if outcome:
+                parcel.delivery.end(outcome, parcel.reason)
+        parcel.is_done = bool(outcome)
+
+    def _beat(self) -> None:
+        if time.monotonic() - self.last_beat < HEARTBEAT_SECONDS:
+            return
+        self.last_beat = time.monotonic()
+        with self.changed:
+            trained = [parcel for parcel in self.parcels.values() if parcel.delivery and not parcel.is_done]
+        for parcel in trained:
+            if parcel.delivery is not None:
+                try:
+                    parcel.delivery.beat()
+                except TakenError as error:
+                    self._give_up(parcel, error)
+
+    def _give_up(self, parcel: Parcel, why: TakenError) -> None:
+        parcel.is_done = True
+        self.on_taken(parcel.run.key, str(why))
+
+    def _wait_for_mlflow(self, error: AblateError) -> None:
+        if not self.is_away:
+            self.is_away = True
+            self.on_note(f"{error}. Training goes on; the run folders keep everything until MLflow takes it.")
+        with self.changed:
+            self.changed.wait_for(lambda: self.is_closing, timeout=self.pause_seconds)
+        if self.is_closing:
+            time.sleep(FIRST_PAUSE_SECONDS)
+        self.pause_seconds = min(2 * self.pause_seconds, LONGEST_PAUSE_SECONDS)
