@@ -30,6 +30,9 @@ import yaml
 
 from cifar_ablate.errors import OutputError, RecordError
 
+DESCRIBED = {"data", "data_digest", "device", "threads", "torch", "git_commit", "git_dirty"}
+"""What a run's environment says at least."""
+
 Status = Literal["finished", "diverged", "failed"]
 
 
@@ -132,7 +135,12 @@ class RunFolder:
         write_atomically(self.path / "history.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     def environment(self) -> dict[str, Any]:
-        return _read_json(self.path / "environment.json")
+        """What ``create`` was given; raises RecordError where it is damaged."""
+        path = self.path / "environment.json"
+        values = _read_json(path)
+        if not values.keys() >= DESCRIBED:
+            raise damaged(path)
+        return values
 
     def recipe(self) -> dict[str, Any]:
         path = self.path / "recipe.yaml"

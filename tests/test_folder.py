@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 
 from cifar_ablate.errors import OutputError, RecordError
-from cifar_ablate.folder import RunFolder, RunResult, atomic, write_atomically
+from cifar_ablate.folder import DESCRIBED, RunFolder, RunResult, atomic, write_atomically
 
+ENVIRONMENT = dict.fromkeys(DESCRIBED, "so")
 RESULT = RunResult("finished", 3, 1.5, 0.5, {"test_accuracy": 91.25})
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
     folder = RunFolder(tmp_path / "runs" / "0123456789abcdef0123")
-    folder.create({"epochs": 3, "model": {"name": "résnet"}}, {"device": "cpu"})
+    folder.create({"epochs": 3, "model": {"name": "résnet"}}, ENVIRONMENT)
     return folder
 
 
@@ -43,7 +44,7 @@ def names_in(folder: Path) -> set[str]:
 
 def test_what_is_written_is_read_back(folder: RunFolder) -> None:
     assert folder.recipe() == {"epochs": 3, "model": {"name": "résnet"}}
-    assert folder.environment() == {"device": "cpu"}
+    assert folder.environment() == ENVIRONMENT
     assert folder.fingerprint == "0123456789abcdef0123"
     assert folder.history() == []
     assert folder.result() is None
@@ -57,9 +58,9 @@ def test_what_is_written_is_read_back(folder: RunFolder) -> None:
 
 def test_making_a_folder_again_keeps_what_is_in_it(folder: RunFolder) -> None:
     folder.append_epoch(line_of(1))
-    folder.create({"epochs": 3}, {"device": "cuda"})
+    folder.create({"epochs": 3}, ENVIRONMENT | {"device": "cuda"})
     assert folder.history() == [line_of(1)]
-    assert folder.environment() == {"device": "cuda"}
+    assert folder.environment() == ENVIRONMENT | {"device": "cuda"}
 
 
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit])

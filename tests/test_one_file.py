@@ -79,10 +79,10 @@ ADDITIONS = {
 
 
         @EXECUTORS.register("backwards")
-        def backwards(groups, train_group):
+        def backwards(groups, train_group, places, channel):
             '''The last group first.'''
             for group in reversed(groups):
-                yield from train_group(group)
+                train_group(group, places[0], channel)
         """,
     "report/formats/outline.py": """
         from cifar_ablate.registry import FORMATS

@@ -15,7 +15,9 @@ from cifar_ablate.terminal import Pace, Terminal, duration
 RECIPE = Recipe.model_validate(
     {"data": "digits", "model": "resnet18-compact", "epochs": 2, "optimizer": {"name": "sgd", "lr": 0.1}}
 )
-RUN = PlannedRun("study", "an [arm] with a name", 3, RECIPE, "bf16", "id", "fingerprint")
+RUN = PlannedRun(
+    study="study", arm="an [arm] with a name", seed=3, recipe=RECIPE, precision="bf16", recipe_id="id", fingerprint="f"
+)
 LINE = {"epoch": 1, "train_loss": 1.25, "running_accuracy": 40.0, "test_accuracy": 51.5, "images_per_second": 321.0}
 
 
@@ -41,11 +43,9 @@ def shown(*, live: bool) -> str:
         terminal.on_plan([RUN], num_done=4, num_failed=1)
         terminal.on_start(RUN, epochs_done=0)
         for step in range(1, 11):
-            terminal.last_refresh = 0.0
-            terminal.on_step(RUN, 1, step, 10, lambda: 1.5)
+            terminal.on_step(RUN, 1, step, 10, 1.5)
         terminal.on_epoch(RUN, LINE)
-        terminal.last_refresh = 0.0
-        terminal.on_step(RUN, 2, 1, 10, lambda: 1.4)
+        terminal.on_step(RUN, 2, 1, 10, 1.4)
         terminal.progress.refresh()
         metrics = {"test_accuracy": 61.25}
         terminal.on_end(RUN, RunResult("finished", 2, 75.0, 1.0, metrics))

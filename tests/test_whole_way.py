@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import mlflow
 import pytest
 
 from cifar_ablate.records import load_curves, load_predictions, load_record
+from tests.comparing import runs_of, snapshot
 from tests.conftest import Workshop
 
 STUDY = """
@@ -37,32 +36,6 @@ STUDY = """
       flip + smoothing: {from: flip, loss: {label_smoothing: 0.1}}
     published: {flip: {accuracy: 91.5, note: somebody's best epoch}}
 """
-
-
-def runs_of(label: str) -> list[Any]:
-    client = mlflow.MlflowClient()
-    experiment = client.get_experiment_by_name(label)
-    assert experiment is not None
-    return list(client.search_runs([experiment.experiment_id], max_results=1000))
-
-
-def snapshot(label: str) -> list[Any]:
-    """Everything MLflow knows of a study's runs: tags, parameters, every metric point, artifacts."""
-    client = mlflow.MlflowClient()
-    return [
-        (
-            run.info.run_id,
-            run.info.status,
-            run.data.tags,
-            run.data.params,
-            {
-                name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
-                for name in run.data.metrics
-            },
-            sorted((file.path, file.file_size) for file in client.list_artifacts(run.info.run_id)),
-        )
-        for run in sorted(runs_of(label), key=lambda run: str(run.info.run_id))
-    ]
 
 
 @pytest.fixture(scope="session")
@@ -243,17 +216,17 @@ def test_a_diverged_run_is_a_finished_result(workshop: Workshop) -> None:
 
 
 def test_a_failing_run_is_recorded_and_does_not_stop_the_rest(workshop: Workshop) -> None:
-    from cifar_ablate.runner import execute
+    from cifar_ablate.runner import trainer
 
     workshop.write("tiny.yaml", STUDY)
-    train = execute.train_run
+    train = trainer.train_run
 
     def sometimes(recipe: Any, seed: int, *rest: Any, **options: Any) -> Any:
         if recipe.augment and seed == 0:
             raise RuntimeError("out of luck\nand more")
         return train(recipe, seed, *rest, **options)
 
-    workshop.monkeypatch.setattr(execute, "train_run", sometimes)
+    workshop.monkeypatch.setattr(trainer, "train_run", sometimes)
     answer = workshop("run", "tiny.yaml")
     assert answer.code == 1
     assert "4 finished, 2 failed" in answer.out
@@ -262,137 +235,10 @@ def test_a_failing_run_is_recorded_and_does_not_stop_the_rest(workshop: Workshop
     again = workshop("run", "tiny.yaml")
     assert again.code == 1
     assert "2 skipped as failed" in again.out
-    workshop.monkeypatch.setattr(execute, "train_run", train)
+    workshop.monkeypatch.setattr(trainer, "train_run", train)
     assert workshop("run", "tiny.yaml", "--retry", "failed").code == 0
     assert "| 2/2 |" in workshop("report").out
     assert {run.info.status for run in runs_of("tiny")} == {"FINISHED"}
-
-
-def interrupt(workshop: Workshop, *, epoch: int, checkpoint: bool) -> Any:
-    """Let the next ``run`` be interrupted from the keyboard after an epoch of its third run."""
-    from cifar_ablate.runner import execute
-    from cifar_ablate.training import train
-
-    if checkpoint:
-        workshop.monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0)
-    on_epoch = execute._RunWatcher.on_epoch
-    runs: list[Any] = []
-
-    def interrupted(watcher: Any, line: dict[str, Any]) -> None:
-        on_epoch(watcher, line)
-        if watcher not in runs:
-            runs.append(watcher)
-        if len(runs) == 3 and line["epoch"] == epoch:
-            workshop.monkeypatch.setattr(execute._RunWatcher, "on_epoch", on_epoch)
-            raise KeyboardInterrupt
-
-    workshop.monkeypatch.setattr(execute._RunWatcher, "on_epoch", interrupted)
-
-
-def without_speed(label: str) -> Any:
-    """A study's snapshot without what differs from one training to the next: ids, times and places."""
-    return sorted(
-        (
-            tags["ablate.arm"],
-            tags["ablate.seed"],
-            status,
-            sorted(params.items()),
-            sorted((name, points) for name, points in metrics.items() if "second" not in name),
-        )
-        for _, status, tags, params, metrics, _ in snapshot(label)
-    )
-
-
-@pytest.mark.parametrize("checkpoint", [True, False], ids=["from a checkpoint", "from the start"])
-def test_ctrl_c_marks_the_run_killed_and_the_same_command_ends_where_an_undisturbed_one_does(
-    workshop: Workshop, trained_once: Path, empty_database: Path, checkpoint: bool
-) -> None:
-    workshop.write("tiny.yaml", STUDY)
-    interrupt(workshop, epoch=1, checkpoint=checkpoint)
-    answer = workshop("run", "tiny.yaml")
-    assert answer.code == 130
-    assert answer.err == "interrupted; the same command again does what is left\n"
-    assert sorted(run.info.status for run in runs_of("tiny")) == ["FINISHED", "FINISHED", "KILLED"]
-    again = workshop("run", "tiny.yaml")
-    assert "4 to train, 2 done before" in again.out
-    assert ("(from epoch 2)" in again.out) == checkpoint
-    disturbed = without_speed("tiny")
-    workshop.monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{trained_once / 'mlflow.db'}")
-    assert disturbed == without_speed("tiny")
-
-
-def test_a_real_ctrl_c_ends_with_130_and_the_same_command_goes_on(workshop: Workshop) -> None:
-    workshop.write("tiny.yaml", STUDY.replace("epochs: 2", "epochs: 40"))
-    command = [sys.executable, "-u", "-m", "cifar_ablate.cli", "run", "tiny.yaml", "--seed", "0", "--arm", "flip"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        while "epoch 3/40" not in process.stdout.readline():
-            assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        process.stdout.read()
-        said = process.stderr.read()
-    assert process.returncode == 130
-    assert said == "interrupted; the same command again does what is left\n"
-    assert [run.info.status for run in runs_of("tiny")] == ["KILLED"]
-    assert workshop("run", "tiny.yaml", "--seed", "0", "--arm", "flip").code == 0
-    (run,) = runs_of("tiny")
-    points = mlflow.MlflowClient().get_metric_history(run.info.run_id, "train_loss")
-    assert [point.step for point in points] == list(range(1, 41))
-
-
-def test_an_interrupted_run_whose_recording_was_edited_goes_on(workshop: Workshop) -> None:
-    workshop.write("tiny.yaml", STUDY)
-    interrupt(workshop, epoch=1, checkpoint=False)
-    assert workshop("run", "tiny.yaml").code == 130
-    workshop.write("tiny.yaml", STUDY.replace("batch_size: 64", "batch_size: 64\n      eval_every: 0"))
-    answer = workshop("run", "tiny.yaml")
-    assert answer.code == 0, answer.err
-    assert {run.info.status for run in runs_of("tiny")} == {"FINISHED"}
-
-
-def test_a_record_that_refuses_an_epoch_does_not_fail_the_training(workshop: Workshop) -> None:
-    from cifar_ablate.errors import TrackingError
-    from cifar_ablate.tracking import Delivery
-
-    workshop.write("tiny.yaml", STUDY)
-    push, refused = Delivery.push, []
-
-    def sometimes(delivery: Delivery, lines: Any) -> None:
-        if not refused:
-            refused.append(lines)
-            client, delivery.client = delivery.client, None  # type: ignore[assignment]
-            try:
-                push(delivery, lines)
-            except AttributeError:
-                raise TrackingError("away") from None
-            finally:
-                delivery.client = client
-        push(delivery, lines)
-
-    workshop.monkeypatch.setattr(Delivery, "push", sometimes)
-    assert workshop("run", "tiny.yaml", "--arm", "flip", "--seed", "0").code == 0
-    assert refused
-    (run,) = runs_of("tiny")
-    points = mlflow.MlflowClient().get_metric_history(run.info.run_id, "train_loss")
-    assert [point.step for point in points] == [1, 2]
-
-
-def test_two_commands_in_one_folder_divide_the_work_and_train_nothing_twice(workshop: Workshop) -> None:
-    workshop.write("tiny.yaml", STUDY.replace("epochs: 2", "epochs: 6"))
-    workshop.monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    (workshop.folder / "mlflow.db").unlink()  # they create the database at the same time, too
-    with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(lambda _: workshop.process("run", "tiny.yaml"), range(2)))
-    assert [answer.code for answer in answers] == [0, 0], answers
-    workshop.monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{workshop.folder / 'mlflow.db'}")
-    rows = snapshot("tiny")
-    assert len(rows) == 6
-    assert {status for _, status, *_ in rows} == {"FINISHED"}
-    for _, _, _, _, metrics, _ in rows:
-        assert [step for step, _ in metrics["train_loss"]] == [1, 2, 3, 4, 5, 6]
-        assert len(metrics["test_ece"]) == 1
-    assert sum(answer.out.count(": test ") for answer in answers) == 6
 
 
 def test_a_report_of_nothing_says_how_to_start(workshop: Workshop) -> None:

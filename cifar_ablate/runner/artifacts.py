@@ -13,6 +13,7 @@ from cifar_ablate.folder import RunFolder, atomic, damaged
 
 def write_artifacts(folder: RunFolder, class_names: Sequence[str]) -> None:
     """Write history.csv and the confusion matrix into the folder; raises RecordError where it is damaged."""
+    folder.recipe(), folder.environment()
     _write_history(folder)
     result = folder.result()
     if result is not None and result.status == "finished":

@@ -13,7 +13,6 @@ _WORDS = {
     "shared": "trained before, now recorded",
     "elsewhere": "left to another run command",
     "stopped": "interrupted",
-    "damaged": "with a damaged folder",
 }
 
 
@@ -59,4 +58,4 @@ def _undelivered(runs: tuple[tuple[str, str], ...]) -> Iterator[str]:
         yield f"not delivered: {name}" + (f": {trouble}" if trouble else "")
     if len(runs) > MAX_NAMED:
         yield f"not delivered: {len(runs) - MAX_NAMED} more"
-    yield "They are whole in mlruns/runs; `cifar-ablate sync` delivers them once MLflow answers."
+    yield "What they came to is in mlruns/runs; `cifar-ablate sync` tries again to deliver it."

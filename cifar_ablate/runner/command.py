@@ -119,7 +119,7 @@ class Command(Channel):
         if result is not None:
             self.courier.end(run, self._folder(run), result.status, result=result, reason=result.reason)
         is_known = self.kinds.get(run.key) == kind == "elsewhere"
-        self.kinds[run.key] = kind
+        self.kinds[run.key] = "failed" if kind == "damaged" else kind
         if kind in ("finished", "diverged", "failed") and result is not None:
             self.events.on_end(run, result)
         elif not is_known:

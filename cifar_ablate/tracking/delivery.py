@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from cifar_ablate.errors import TakenError
-from cifar_ablate.folder import RunFolder, RunResult, damaged
+from cifar_ablate.folder import RunFolder, RunResult
 from cifar_ablate.records import RunIdentity
 from cifar_ablate.tracking.answering import answering
 from cifar_ablate.tracking.claims import Claim, claims_of, new_claim, winner_of
@@ -34,10 +34,7 @@ class Delivery:
         Raises RecordError where the folder is damaged, and TakenError, with nothing changed, where a process that is
         alive claimed the run before, or MLflow has its result.
         """
-        try:
-            tags = _tags(planned, folder.environment())
-        except KeyError:
-            raise damaged(folder.path / "environment.json") from None
+        tags = _tags(planned, folder.environment())
         params = {"arm": planned.arm, "seed": planned.seed, **flat_params(folder.recipe())}
         self.client, self.claim = client, new_claim()
         with answering():

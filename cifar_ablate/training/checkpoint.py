@@ -134,7 +134,7 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))  # bytes: numpy knows no bfloat16
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)  # bytes: numpy knows no bfloat16
     return digest.hexdigest()
 
 
