@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -28,6 +29,10 @@ class _Commands(TyperGroup):
     """Ends an interrupted command with 130 and a sentence, where typer would say "Aborted" and exit with 1."""
 
     def invoke(self, ctx: Any) -> Any:
+        for name in ("SIGTERM", "SIGHUP"):  # while a command starts, they are what Ctrl-C is
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, signal.default_int_handler)
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -79,16 +84,17 @@ def run(
     from cifar_ablate.runner.closing import exit_code, lines_of
     from cifar_ablate.runner.estimate import images_of
     from cifar_ablate.runner.execute import RunOptions, run_plans
-    from cifar_ablate.runner.preflight import chosen_runs, prepare
+    from cifar_ablate.runner.preflight import advice, chosen_runs, open_tracking, prepare
     from cifar_ablate.terminal import Terminal
-    from cifar_ablate.tracking import Tracking
 
     EXECUTORS.get(executor)
     console = _console()
     ready = prepare(files, profile, settings, device=device, jobs=jobs, threads=threads, console=console)
     wanted = chosen_runs(ready.plans, arm, seed)
+    if hint := advice(ready.places):
+        console.print(hint, highlight=False)
     stops = Stops()
-    tracking = None if offline else Tracking()
+    tracking = None if offline else open_tracking()
     with Terminal(console, lambda run: images_of(run, ready.data[run.data_key])) as terminal, signals_stop(stops):
         summary = run_plans(
             ready.plans,

@@ -12,11 +12,12 @@ from rich.console import Console
 
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import Place, find_device, find_places
-from cifar_ablate.errors import UsageError, suggest
+from cifar_ablate.errors import TrackingError, UsageError, suggest
 from cifar_ablate.plan import Plan, PlannedRun, load_all_data, make_plan
 from cifar_ablate.spec.load import load_studies
 from cifar_ablate.spec.overlay import load_overlay
 from cifar_ablate.terminal import reporting
+from cifar_ablate.tracking import Tracking
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,14 @@ def prepare(
     with reporting(console) as report_progress:
         data = load_all_data(studies, report_progress)
     return Prepared([make_plan(study, data, found) for study in studies], data, places)
+
+
+def open_tracking() -> Tracking:
+    """The record; raises TrackingError, before anything is trained, where it does not answer."""
+    try:
+        return Tracking()
+    except TrackingError as error:
+        raise TrackingError(f"{error}; or train with --offline, and deliver with `cifar-ablate sync` later") from None
 
 
 def advice(places: Sequence[Place]) -> str:

@@ -1,0 +1,190 @@
+"""What recording, checkpoints and watching cost beside training: the whole runner against the bare training loop.
+
+    python benchmarks/overhead.py [--rounds 5] [--seconds 60] [--out overhead.json]
+
+Both train the same recipe to the same last accuracy, one after the other in each round. ``bare`` takes the steps and
+evaluates, and writes nothing. ``run`` is what ``cifar-ablate run`` does from the plan to the last artifact in MLflow:
+run folder, history, checkpoints, claim, heartbeat, delivery, confusion matrix. The number of epochs is chosen so that a
+run takes about --seconds. Starting Python and making a fresh database are not in it; the first round also imports
+matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import chdir
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cifar_ablate.data import DataSet
+from cifar_ablate.device import Place, find_device, find_places
+from cifar_ablate.folder import RunFolder
+from cifar_ablate.plan import Plan, load_all_data, make_plan
+from cifar_ablate.runner.execute import RUNS_ROOT, run_plans
+from cifar_ablate.spec.load import load_study
+from cifar_ablate.tracking import Tracking
+from cifar_ablate.training.batches import to_device
+from cifar_ablate.training.epoch import Watcher, train_epoch
+from cifar_ablate.training.evaluate import accuracy, predict_logits
+from cifar_ablate.training.fit import Fit, checkpoint_fit, set_up
+
+STUDY = """
+study: overhead
+question: What does the runner cost beside training?
+seeds: 1
+recipe:
+  data: digits
+  model: {model}
+  epochs: {epochs}
+  batch_size: 64
+  optimizer: {{name: sgd, lr: 0.01, momentum: 0.9, nesterov: true}}
+  augment: {{crop: {{padding: 2}}, cutout: {{}}}}
+arms: {{baseline: null}}
+"""
+CASES = {
+    "short epochs": "{name: resnet18-compact, width: 8}",
+    "large checkpoint": "resnet18",
+}
+
+
+class Alone(Watcher):
+    """Nobody watches."""
+
+    def on_start(self, *_: Any) -> None: ...
+    def on_step(self, *_: Any) -> None: ...
+    def on_epoch(self, *_: Any) -> None: ...
+    def should_stop(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case of the table."""
+
+    case: str
+    epochs: int
+    checkpoint_ms: float
+    bare_seconds: float
+    run_seconds: float
+    overhead_percent: float
+    """Median over the rounds of (run - bare) / bare."""
+    rounds_percent: tuple[float, ...]
+
+
+def planned(model: str, epochs: int) -> tuple[Plan, dict[str, DataSet], list[Place]]:
+    """A study of one run."""
+    path = Path("overhead.yaml")
+    path.write_text(STUDY.format(model=model, epochs=epochs), encoding="utf-8")
+    study, device = load_study(path), find_device("auto")
+    data = load_all_data([study], lambda *_: None)
+    return make_plan(study, data, device), data, find_places(device, 1, None)
+
+
+def bare(plan: Plan, data: dict[str, DataSet], places: list[Place]) -> tuple[float, float]:
+    """Seconds, and the last test accuracy, of the training alone."""
+    places[0].enter()
+    begun = time.perf_counter()
+    fit = ready(plan, data, places)
+    labels = fit.data.test_labels.cpu()
+    last = 0.0
+    while fit.epochs_done < fit.recipe.epochs:
+        train_epoch(fit, Alone())
+        fit.epochs_done, fit.steps_done, fit.epoch_seconds = fit.epochs_done + 1, 0, 0.0
+        last = accuracy(predict_logits(fit.model, fit.data.test_images, fit.pipeline, fit.precision), labels)
+    predict_logits(fit.model, fit.data.train_images, fit.pipeline, fit.precision)
+    return time.perf_counter() - begun, last
+
+
+def ready(plan: Plan, data: dict[str, DataSet], places: list[Place]) -> Fit:
+    run = plan.runs[0]
+    return set_up(run.recipe, run.seed, to_device(data[run.data_key], places[0].device.torch), run.precision)
+
+
+def whole(plan: Plan, data: dict[str, DataSet], places: list[Place]) -> tuple[float, float]:
+    """The same through the runner, in an empty folder with a fresh database."""
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        tracking = Tracking()
+        begun = time.perf_counter()
+        run_plans([plan], tracking=tracking, data=data, places=places)
+        seconds = time.perf_counter() - begun
+        result = RunFolder(RUNS_ROOT / plan.runs[0].fingerprint).result()
+    if result is None or result.status != "finished":
+        raise SystemExit(f"the run did not finish: {result}")
+    return seconds, result.metrics["test_accuracy"]
+
+
+def checkpoint_ms(plan: Plan, data: dict[str, DataSet], places: list[Place]) -> float:
+    """Median time of writing a checkpoint after a step."""
+    fit = ready(plan, data, places)
+    fit.epochs_done = fit.recipe.epochs - 1
+    train_epoch(fit, Alone())
+    folder = RunFolder(Path("checkpoints"))
+    folder.create({}, {})
+    return 1000 * statistics.median(seconds_of(lambda: checkpoint_fit(fit, folder)) for _ in range(5))
+
+
+def seconds_of(action: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    action()
+    return time.perf_counter() - begun
+
+
+def measure(case: str, *, rounds: int, seconds: float) -> Row:
+    model = CASES[case]
+    took, _ = bare(*planned(model, 2))  # the first time also warms up
+    took, _ = bare(*planned(model, 2))
+    epochs = max(2, round(2 * seconds / took))
+    plan, data, places = planned(model, epochs)
+    pairs = []
+    for index in range(rounds):
+        order = (bare, whole) if index % 2 == 0 else (whole, bare)
+        timed = {way.__name__: way(plan, data, places) for way in order}
+        if timed["bare"][1] != timed["whole"][1]:
+            raise SystemExit(f"{case}: the two trained to different accuracies: {timed}")
+        pairs.append((timed["bare"][0], timed["whole"][0]))
+        print(f"{case}, round {index + 1}: bare {pairs[-1][0]:.2f} s, run {pairs[-1][1]:.2f} s", flush=True)
+    percent = tuple(100 * (run - alone) / alone for alone, run in pairs)
+    bare_seconds, run_seconds = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return Row(
+        case,
+        epochs,
+        checkpoint_ms(plan, data, places),
+        bare_seconds,
+        run_seconds,
+        overhead_percent=statistics.median(percent),
+        rounds_percent=percent,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=60.0, help="about how long a run takes")
+    parser.add_argument("--case", choices=list(CASES), action="append")
+    parser.add_argument("--out", type=Path, help="write the table as JSON, too")
+    chosen = parser.parse_args()
+    out = chosen.out and chosen.out.absolute()
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        rows = [measure(case, rounds=chosen.rounds, seconds=chosen.seconds) for case in chosen.case or CASES]
+    print("\n| case | epochs | checkpoint ms | bare s | run s | overhead % | rounds |")
+    print("|---|---:|---:|---:|---:|---:|---|")
+    for row in rows:
+        each = ", ".join(f"{value:+.1f}" for value in row.rounds_percent)
+        times = f"{row.checkpoint_ms:.0f} | {row.bare_seconds:.1f} | {row.run_seconds:.1f}"
+        print(f"| {row.case} | {row.epochs} | {times} | {row.overhead_percent:+.2f} | {each} |")
+    if out:
+        place = find_places(find_device("auto"), 1, None)[0]
+        content = {"device": place.device.name, "threads": place.threads, "rows": [asdict(row) for row in rows]}
+        out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
