@@ -6,7 +6,7 @@ READY := .venv/.ready
 .PHONY: demo test check format clean
 
 demo: $(READY)  ## Run every shipped study in miniature (digits, narrow networks) and print the report.
-	$(BIN)/cifar-ablate run experiments/*.yaml --profile smoke
+	$(BIN)/cifar-ablate run experiments/*.yaml --profile smoke --jobs 2
 	$(BIN)/cifar-ablate report
 
 test: $(READY)  ## All tests; those on real images need CIFAR_ABLATE_TEST_DATA, a folder with the image archives.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 from contextlib import suppress
@@ -54,9 +55,14 @@ def this_process() -> Owner:
     return Owner(socket.gethostname(), os.getpid(), psutil.Process().create_time())
 
 
+NOT_WHAT_WAS_WRITTEN = (ValueError, TypeError, KeyError, OverflowError, RecursionError)
+"""What reading a damaged note can raise."""
+
+
 def owner_from(text: str) -> Owner | None:
-    """What ``to_text`` wrote; None where it is something else."""
-    with suppress(ValueError, TypeError, KeyError):
+    """What ``to_text`` wrote, with or without more; None where it is something else."""
+    with suppress(*NOT_WHAT_WAS_WRITTEN):
         values = json.loads(text)
-        return Owner(str(values["host"]), int(values["pid"]), float(values["started"]))
+        owner = Owner(str(values["host"]), int(values["pid"]), float(values["started"]))
+        return owner if owner.pid > 0 and math.isfinite(owner.started) else None
     return None

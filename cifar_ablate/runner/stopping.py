@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from cifar_ablate.records import Key
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 """The keyboard, a machine that shuts down, a terminal that closes."""
+ECHO_SECONDS = 0.5
 
 
 @dataclass
@@ -40,14 +42,20 @@ class Stops:
 def signals_stop(stops: Stops) -> Iterator[None]:
     """In the block, a first signal sets ``stops`` and a second one ends the process at once, with exit code 130.
 
-    A signal that was ignored before (nohup, a background job) stays ignored.
+    Signals close upon each other are one: ``timeout``, shells and service managers send theirs to a process and again
+    to its group. A signal that was ignored before (nohup, a background job) stays ignored.
     """
 
+    first = 0.0
+
     def heed(number: int, frame: FrameType | None) -> None:
-        if stops.signal:
+        nonlocal first
+        if not stops.signal:
+            first = time.monotonic()
+            stops.signal = signal.Signals(number).name
+            stops.everything(f"interrupted by {stops.signal}")
+        elif time.monotonic() - first > ECHO_SECONDS:
             _leave_at_once()
-        stops.signal = signal.Signals(number).name
-        stops.everything(f"interrupted by {stops.signal}")
 
     before = {}
     if threading.current_thread() is threading.main_thread():

@@ -8,18 +8,22 @@ again with every heartbeat, so that two machines whose claims crossed on the way
 from __future__ import annotations
 
 import json
+import math
 import time
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 
-from cifar_ablate.owner import Owner, this_process
+from cifar_ablate.owner import NOT_WHAT_WAS_WRITTEN, Owner, owner_from, this_process
 
 PREFIX = "ablate.claim."
 HEARTBEAT_SECONDS = 30.0
 STALE_SECONDS = 300.0
-"""A process of another machine that was silent for so long is taken for dead: ten heartbeats."""
+"""A process of another machine that was silent for so long is taken for dead: ten heartbeats.
+
+One whose heartbeats lie so far in the future, too: its clock is wrong, and nobody would ever take its run over.
+"""
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Claim:
 
     def is_alive(self) -> bool:
         """Does its process still train? One of this machine can be looked for, of another one its heartbeat tells."""
-        return self.owner.is_alive() if self.owner.is_here() else time.time() - self.beat < STALE_SECONDS
+        return self.owner.is_alive() if self.owner.is_here() else abs(time.time() - self.beat) < STALE_SECONDS
 
     def beating(self) -> Claim:
         """The same claim, alive now."""
@@ -57,10 +61,11 @@ def claims_of(tags: Mapping[str, str]) -> list[Claim]:
     claims = []
     for name, text in tags.items():
         if name.startswith(PREFIX):
-            with suppress(ValueError, TypeError, KeyError):
-                values = json.loads(text)
-                owner = Owner(str(values["host"]), int(values["pid"]), float(values["started"]))
-                claims.append(Claim(owner, float(values["claimed"]), float(values["beat"]), name))
+            with suppress(*NOT_WHAT_WAS_WRITTEN):
+                owner, values = owner_from(text), json.loads(text)
+                claimed, beat = float(values["claimed"]), float(values["beat"])
+                if owner is not None and math.isfinite(claimed) and math.isfinite(beat):
+                    claims.append(Claim(owner, claimed, beat, name))
     return sorted(claims, key=lambda claim: (claim.claimed, claim.tag))
 
 

@@ -6,6 +6,7 @@ them again.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ from cifar_ablate.tracking.store import Tracking
 
 MAX_REFUSALS = 5
 """So often a parcel is offered to an MLflow that answers, but does not take it; a locked database may the next time."""
+SETTLING_SECONDS = 1.0
+"""So long after a claim, before the first metric, it is looked at again: other claims of that moment are then written."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 15.0
 """Between two attempts to reach a server that does not answer; each pause is twice the one before."""
 
@@ -40,6 +43,15 @@ class Parcel:
     num_refusals: int = 0
     trouble: str = ""
     """Why it cannot be delivered, or could not be at the last attempt."""
+    claimed: float = -SETTLING_SECONDS
+    """When, by the monotonic clock."""
+
+    def wait_left(self) -> float:
+        """Seconds until its news may be delivered; infinite where it has none."""
+        if self.is_done or not self.has_news:
+            return math.inf
+        settling = self.delivery is not None and not self.delivery.is_confirmed
+        return max(0.0, self.claimed + SETTLING_SECONDS - time.monotonic()) if settling else 0.0
 
 
 class Courier:
@@ -120,7 +132,9 @@ class Courier:
                 self.changed.wait_for(self._has_work, timeout=self._until_next())
                 if self.is_closing and not self._left():
                     return
-                waiting = [parcel for parcel in self.parcels.values() if parcel.has_news and not parcel.is_done]
+                waiting = [
+                    parcel for parcel in self.parcels.values() if parcel.is_waiting() and parcel.wait_left() == 0
+                ]
             try:
                 refused = [parcel for parcel in waiting if not self._attempt(tracking, parcel)]
                 self._beat()
@@ -131,11 +145,12 @@ class Courier:
                     time.sleep(FIRST_PAUSE_SECONDS)
 
     def _has_work(self) -> bool:
-        news = any(parcel.has_news and not parcel.is_done for parcel in self.parcels.values())
+        news = any(parcel.wait_left() == 0 for parcel in self.parcels.values())
         return news or (self.is_closing and not self._left())
 
     def _until_next(self) -> float:
-        return max(0.0, self.last_beat + HEARTBEAT_SECONDS - time.monotonic())
+        next_beat = max(0.0, self.last_beat + HEARTBEAT_SECONDS - time.monotonic())
+        return min([next_beat, *(parcel.wait_left() for parcel in self.parcels.values())])
 
     def _attempt(self, tracking: Tracking, parcel: Parcel) -> bool:
         """Deliver a parcel's news; False where MLflow refuses them. Raises TrackingError where it does not answer."""
@@ -166,6 +181,9 @@ class Courier:
         if parcel.delivery is None:
             experiment = self.experiments[parcel.run.study]
             parcel.delivery = tracking.deliver(experiment, parcel.run, parcel.folder)
+            parcel.claimed, parcel.has_news = time.monotonic(), True
+            return
+        parcel.delivery.confirm()
         if outcome and result is not None:
             parcel.delivery.finish(parcel.folder, result)
         else:

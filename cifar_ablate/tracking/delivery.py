@@ -36,9 +36,11 @@ class Delivery:
         """
         tags = _tags(planned, folder.environment())
         params = {"arm": planned.arm, "seed": planned.seed, **flat_params(folder.recipe())}
-        self.client, self.claim = client, new_claim()
+        self.client = client
+        self.is_confirmed = False
         with answering():
             self.run_id = self._find_or_create(experiment_id, planned)
+            self.claim = new_claim()  # directly before it is written, so that the oldest claim is the first one written
             run = self._hold()
             # a parameter cannot be changed in MLflow; those that could differ now never decide a training, and
             # recipe.yaml has them as they are
@@ -47,6 +49,16 @@ class Delivery:
                 client.update_run(self.run_id, status="RUNNING")
             points = client.get_metric_history(self.run_id, "train_loss")
             self.epochs_delivered = max((point.step for point in points), default=0)
+
+    def confirm(self) -> None:
+        """Look again, once: of two claims written at one moment, each may have missed the other. Before any metric.
+
+        Raises TakenError where the run is another's.
+        """
+        if not self.is_confirmed:
+            with answering():
+                self._hold()
+            self.is_confirmed = True
 
     def beat(self) -> None:
         """Say that this process is alive; raises TakenError where an older claim has turned up."""
