@@ -98,11 +98,20 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise not_written(self.path, error) from None
-        for leftover in self.path.glob(".?*.[0-9]*"):  # of an attempt that was killed while it wrote
-            leftover.unlink(missing_ok=True)
+        self.tidy()
         text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
         write_atomically(self.path / "recipe.yaml", text)
         write_atomically(self.path / "environment.json", json.dumps(environment, indent=1))
+
+    def tidy(self) -> None:
+        """Remove what an attempt left that was killed while it wrote; only for the process that holds the lock."""
+        for leftover in self.path.glob(".?*.[0-9]*"):
+            leftover.unlink(missing_ok=True)
+
+    def drop_checkpoints(self) -> None:
+        """The run has its result."""
+        self.checkpoint.unlink(missing_ok=True)
+        self.checkpoint_before.unlink(missing_ok=True)
 
     def append_epoch(self, line: Mapping[str, Any]) -> None:
         """Add one epoch's line to the history."""
@@ -153,8 +162,7 @@ class RunFolder:
         """Write the end of the run, and drop the checkpoints unless the run may be tried again."""
         write_atomically(self.path / "result.json", json.dumps(asdict(result), indent=1))
         if result.status != "failed":
-            self.checkpoint.unlink(missing_ok=True)
-            self.checkpoint_before.unlink(missing_ok=True)
+            self.drop_checkpoints()
 
     def result(self) -> RunResult | None:
         """How the run ended; None while it has not."""

@@ -7,6 +7,7 @@ A run's folder belongs to no study; the plan says which studies want it, as whic
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,8 @@ def keep_plan(plan: Plan) -> None:
     except OSError as error:
         raise not_written(path, error) from None
     with lock(path.with_suffix(".lock"), on_wait=lambda: None):
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*"):  # of a command that was killed here
+            leftover.unlink(missing_ok=True)
         runs = {(run.arm, run.fingerprint): run for run in plan.runs}
         earlier = _read(path).runs if path.exists() else ()
         kept = [*runs.values(), *(run for run in earlier if (run.arm, run.fingerprint) not in runs)]

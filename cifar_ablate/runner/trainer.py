@@ -57,6 +57,9 @@ class GroupTrainer:
         try:
             earlier = folder.result()
             if earlier is not None and not (earlier.status == "failed" and self.retry_failed):
+                folder.tidy()
+                if earlier.status != "failed":
+                    folder.drop_checkpoints()
                 write_artifacts(folder, self.data[run.data_key].classes)  # a damaged folder ends here
                 return Ended(run.key, "shared", earlier.reason, earlier)
             self._open(run, folder, place)

@@ -22,7 +22,7 @@ from cifar_ablate.tracking.store import Tracking
 MAX_REFUSALS = 5
 """So often a parcel is offered to an MLflow that answers, but does not take it; a locked database may the next time."""
 SETTLING_SECONDS = 1.0
-"""So long after a claim, before the first metric, it is looked at again: other claims of that moment are then written."""
+"""So long after a claim it is looked at again, before any metric: other claims of that moment are then written."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 15.0
 """Between two attempts to reach a server that does not answer; each pause is twice the one before."""
 
@@ -132,9 +132,7 @@ class Courier:
                 self.changed.wait_for(self._has_work, timeout=self._until_next())
                 if self.is_closing and not self._left():
                     return
-                waiting = [
-                    parcel for parcel in self.parcels.values() if parcel.is_waiting() and parcel.wait_left() == 0
-                ]
+                waiting = [parcel for parcel in self.parcels.values() if parcel.wait_left() == 0]
             try:
                 refused = [parcel for parcel in waiting if not self._attempt(tracking, parcel)]
                 self._beat()

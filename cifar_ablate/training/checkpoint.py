@@ -94,6 +94,18 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
         save_file(dict(tensors), path, dict(metadata))
     except SafetensorError as error:  # it wraps the system's error in words of its own
         raise OSError(str(error).removeprefix("Error while serializing: ")) from None
+    _sort_header(path)
+
+
+def _sort_header(path: Path) -> None:
+    """Equal trainings shall give equal files; safetensors writes its metadata in an order of chance."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        text = json.dumps(header, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode().ljust(size)
+        if len(text) == size:
+            file.seek(8)
+            file.write(text)
 
 
 def _read(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]] | None:
