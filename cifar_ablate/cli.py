@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
 from cifar_ablate.registry import EXECUTORS, FORMATS
+from cifar_ablate.signals import stopping_on
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,22 +27,7 @@ if TYPE_CHECKING:
     from cifar_ablate.tracking import Tracking
 
 
-class _Commands(TyperGroup):
-    """Ends an interrupted command with 130 and a sentence, where typer would say "Aborted" and exit with 1."""
-
-    def invoke(self, ctx: Any) -> Any:
-        for name in ("SIGTERM", "SIGHUP"):  # while a command starts, they are what Ctrl-C is
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-                signal.signal(number, signal.default_int_handler)
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            _fail("interrupted; the same command again does what is left", 130)
-
-
 app = typer.Typer(
-    cls=_Commands,
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -260,12 +247,30 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is no reason to stop
             stream.reconfigure(errors="backslashreplace")
     try:
-        app(standalone_mode=True)
+        with _leaving_at_once():
+            app(standalone_mode=True)
     except AblateError as error:
         _fail(str(error), error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()
         raise SystemExit(0) from None
+
+
+@contextmanager
+def _leaving_at_once() -> Iterator[None]:
+    """A signal ends the process with 130 and a sentence, wherever it is; only a training has something to tidy up.
+
+    Everything is written whole or not at all, and an exception in the middle of an import comes out as anything.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        show_cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
+        with suppress(OSError):
+            os.write(2, f"{show_cursor}interrupted; the same command again does what is left\n".encode())
+        os._exit(130)
+
+    with stopping_on(leave):
+        yield
 
 
 if __name__ == "__main__":

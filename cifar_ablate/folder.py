@@ -105,13 +105,11 @@ class RunFolder:
 
     def tidy(self) -> None:
         """Remove what an attempt left that was killed while it wrote; only for the process that holds the lock."""
-        for leftover in self.path.glob(".?*.[0-9]*"):
-            leftover.unlink(missing_ok=True)
+        _remove(*self.path.glob(".?*.[0-9]*"))
 
     def drop_checkpoints(self) -> None:
         """The run has its result."""
-        self.checkpoint.unlink(missing_ok=True)
-        self.checkpoint_before.unlink(missing_ok=True)
+        _remove(self.checkpoint, self.checkpoint_before)
 
     def append_epoch(self, line: Mapping[str, Any]) -> None:
         """Add one epoch's line to the history."""
@@ -188,8 +186,7 @@ class RunFolder:
 
     def clear_result(self) -> None:
         """Forget how an earlier attempt ended, before the run is tried again; its checkpoint stays."""
-        for path in (self.path / "result.json", self.path / "failure.txt", *self.path.glob("weights*.safetensors")):
-            path.unlink(missing_ok=True)
+        _remove(self.path / "result.json", self.path / "failure.txt", *self.path.glob("weights*.safetensors"))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -228,6 +225,14 @@ def atomic(path: Path, *, before: Path | None = None) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise not_written(path, error) from None
 
 
 def _sync_names(folder: Path) -> None:

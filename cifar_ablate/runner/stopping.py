@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,9 +12,8 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from cifar_ablate.records import Key
+from cifar_ablate.signals import stopping_on
 
-SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
-"""The keyboard, a machine that shuts down, a terminal that closes."""
 ECHO_SECONDS = 0.5
 
 
@@ -57,17 +55,8 @@ def signals_stop(stops: Stops) -> Iterator[None]:
         elif time.monotonic() - first > ECHO_SECONDS:
             _leave_at_once()
 
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        for name in SIGNALS:
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, heed)
-    try:
+    with stopping_on(heed):
         yield
-    finally:
-        for number, action in before.items():
-            signal.signal(number, action)
 
 
 def _leave_at_once() -> None:

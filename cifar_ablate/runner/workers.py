@@ -23,6 +23,7 @@ from cifar_ablate.errors import DeviceError
 from cifar_ablate.plan import PlannedRun
 from cifar_ablate.records import Key
 from cifar_ablate.runner.messages import Channel, Ended, Group, Lost, Message, TrainGroup
+from cifar_ablate.signals import NAMES
 
 POLL_SECONDS = 0.2
 STILLBORN = 3
@@ -147,7 +148,7 @@ class _Stop:
 def _work(connection: Connection, place: Place) -> None:
     """What a worker process does: take a group, train it, ask for the next."""
     # a terminal's Ctrl-C and a machine's shutdown reach every process, but the command alone decides what follows
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+    for name in NAMES:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     train_group = connection.recv()

@@ -126,8 +126,8 @@ class Delivery:
         """Set how the run ended: finished, diverged, failed or killed."""
         with answering():
             self._log(tags={"ablate.outcome": outcome, "ablate.reason": reason[:MAX_TAG]})
+            self._drop(self.claim)  # killed after this, the run is RUNNING without an owner, and is delivered again
             self.client.set_terminated(self.run_id, _ENDS[outcome])
-            self._drop(self.claim)
 
     def _find_or_create(self, experiment_id: str, planned: RunIdentity) -> str:
         """Id of the oldest MLflow run of this training; one is made where there is none."""

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from cifar_ablate.device import Place
 from cifar_ablate.registry import EXECUTORS
-from cifar_ablate.runner.messages import Channel, Group, TrainGroup
-from cifar_ablate.runner.workers import train_in_workers
+
+if TYPE_CHECKING:  # ``--help`` lists the executors, and shall not wait for torch
+    from cifar_ablate.device import Place
+    from cifar_ablate.runner.messages import Channel, Group, TrainGroup
 
 
 @EXECUTORS.register("local")
 def local(groups: Sequence[Group], train_group: TrainGroup, places: Sequence[Place], channel: Channel) -> None:
     """Train on this machine: one group at a time, or with --jobs as many as there are worker processes."""
     if len(places) > 1:
+        from cifar_ablate.runner.workers import train_in_workers
+
         train_in_workers(groups, train_group, places, channel)
         return
     for group in groups:
