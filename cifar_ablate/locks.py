@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -71,6 +72,5 @@ def _take(file: IO[str], on_wait: Callable[[], None] | None) -> bool:
 
 def _write(file: IO[str], note: str) -> None:
     with suppress(OSError):  # a full disk: the lock holds without its note
-        file.truncate(0)
-        file.write(note)
-        file.flush()
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), note.encode())  # not into the buffer, which would be written again at the end

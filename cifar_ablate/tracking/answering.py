@@ -9,6 +9,13 @@ from pathlib import Path
 
 from cifar_ablate.errors import AblateError, OutputError, TrackingError
 
+_DISK_WORDS = (
+    "database or disk is full",
+    "attempt to write a readonly database",
+    "disk I/O error",
+    "unable to open database file",
+    "No space left on device",
+)
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
@@ -30,6 +37,10 @@ def answering() -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in _DISK:
             path = Path(error.filename or "mlruns")
             raise OutputError(path, str(error.strerror), "free space, or run where you may write") from None
+        words = next((words for words in _DISK_WORDS if words in str(error)), None)
+        if words and get_tracking_uri().startswith("sqlite:///"):
+            path = Path(get_tracking_uri().removeprefix("sqlite:///"))
+            raise OutputError(path, words, "free space, or run where you may write") from None
         first = str(error).strip().split("\n", 1)[0][:300]
         raise TrackingError(
             f"the tracking store at {without_password(get_tracking_uri())} does not answer as it should ({first}); "

@@ -157,7 +157,7 @@ class Courier:
             self._deliver(tracking, parcel)
         except (TrackingError, OutputError) as error:
             parcel.has_news, parcel.trouble = True, str(error)
-            if not tracking.answers():
+            if isinstance(error, OutputError) or not tracking.answers():  # a full disk may have room again in a while
                 raise
             parcel.num_refusals += 1
             parcel.is_done = parcel.num_refusals == MAX_REFUSALS

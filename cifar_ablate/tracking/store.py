@@ -43,6 +43,7 @@ class Tracking:
 
         for name in ("mlflow", "alembic"):  # after the import, which sets levels of its own
             logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for what our errors say
         with answering():
             uri = mlflow.get_tracking_uri()
             self.uri = without_password(uri)
