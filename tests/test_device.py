@@ -1,0 +1,47 @@
+"""Where runs are trained: places, divided among the GPUs that are there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cifar_ablate.device import Device, find_device, find_places
+from cifar_ablate.runner.preflight import advice
+
+GPU = Device("cuda", "a GPU", fast_bf16=True)
+
+
+def test_a_run_on_a_cpu_has_one_thread_unless_told_otherwise() -> None:
+    cpu = find_device("cpu")
+    assert [place.threads for place in find_places(cpu, 3, None)] == [1, 1, 1]
+    assert [place.threads for place in find_places(cpu, 2, 4)] == [4, 4]
+
+
+def test_gpus_are_divided_among_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    places = find_places(GPU, 5, None)
+    assert [place.device.index for place in places] == [0, 1, 0, 1, 0]
+    assert [str(place.device.torch) for place in places[:2]] == ["cuda:0", "cuda:1"]
+    assert {place.device.name for place in places} == {"a GPU"}
+
+
+@pytest.mark.parametrize(
+    ("jobs", "threads", "said"),
+    [
+        (1, None, "1 of 4 cores in use: --jobs 4 uses all"),
+        (1, 2, "2 of 4 cores in use: --jobs 2 uses all"),
+        (4, None, ""),
+        (3, 2, "--jobs 3 with 2 threads each want more than the 4 cores here"),
+    ],
+)
+def test_idle_and_crowded_cores_are_told(
+    monkeypatch: pytest.MonkeyPatch, jobs: int, threads: int | None, said: str
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
+    assert advice(find_places(find_device("cpu"), jobs, threads)) == said
+
+
+def test_idle_gpus_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert advice(find_places(GPU, 1, None)) == "2 more GPUs are idle: --jobs 3 uses all"
+    assert advice(find_places(GPU, 4, None)) == ""
