@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import IO, TYPE_CHECKING, Annotated, NoReturn, cast
 
 import typer
 
@@ -230,12 +230,15 @@ def _chosen(records: Sequence[object], labels: Sequence[str] | None, folder: Pat
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(soft_wrap=True)
+    from cifar_ablate.terminal import Quiet
+
+    return Console(file=cast("IO[str]", Quiet(sys.stdout)), soft_wrap=True)
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.write(f"{message}\n")
+    with suppress(OSError):  # a terminal that was closed
+        sys.stdout.flush()
+        sys.stderr.write(f"{message}\n")
     raise SystemExit(code)
 
 

@@ -38,6 +38,22 @@ class Device:
         return "bf16" if precision == "bf16" else "fp32"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Does it say that the device or the machine has no memory left?"""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def out_of_memory(error: BaseException) -> DeviceError:
+    """The error for a recipe that is too large for where it is trained, with the cure."""
+    said = " ".join(str(error).split())[:160]
+    return DeviceError(
+        f"out of memory ({type(error).__name__}: {said}); make batch_size or the network smaller, or give fewer "
+        "--jobs, then try --retry failed"
+    )
+
+
 @dataclass(frozen=True)
 class Place:
     """Where one run at a time is trained: a device, and this many CPU threads."""

@@ -30,7 +30,7 @@ import yaml
 
 from cifar_ablate.errors import OutputError, RecordError
 
-DESCRIBED = {"data", "data_digest", "device", "threads", "torch", "git_commit", "git_dirty"}
+DESCRIBED = {"classes", "data", "data_digest", "device", "threads", "torch", "git_commit", "git_dirty"}
 """What a run's environment says at least."""
 
 Status = Literal["finished", "diverged", "failed"]
@@ -102,6 +102,10 @@ class RunFolder:
         text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
         write_atomically(self.path / "recipe.yaml", text)
         write_atomically(self.path / "environment.json", json.dumps(environment, indent=1))
+
+    def is_begun(self) -> bool:
+        """Has a training been prepared here?"""
+        return (self.path / "environment.json").exists()
 
     def tidy(self) -> None:
         """Remove what an attempt left that was killed while it wrote; only for the process that holds the lock."""

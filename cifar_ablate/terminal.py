@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
@@ -18,6 +20,43 @@ from cifar_ablate.records import Key
 from cifar_ablate.runner.events import Events
 
 REFRESH_SECONDS = 0.5
+
+
+class Quiet(io.TextIOBase):
+    """A stream whose reader may leave (``| head``, a closed terminal): what is written then goes nowhere.
+
+    What is shown must not decide what is trained.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except OSError:
+            self._give_up()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError:
+            self._give_up()
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self.stream.encoding
+
+    def _give_up(self) -> None:
+        with suppress(OSError, ValueError):  # at its end Python writes what it has not written yet
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
 
 def duration(seconds: float) -> str:

@@ -785,7 +785,6 @@ def test_temporary_files_of_a_killed_attempt_are_removed_and_nothing_else(folder
     assert all((folder.path / name).read_text() == name for name in kept)
 
 
-@pytest.mark.xfail(strict=True, reason="RunFolder.create removes leftovers outside of its try: a bare OSError")
 def test_a_leftover_on_a_read_only_disk_is_an_output_error(disk: Path) -> None:
     folder = RunFolder(disk / "run")
     folder.create({}, {})

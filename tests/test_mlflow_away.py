@@ -1,20 +1,32 @@
-"""MLflow goes away: stopped, frozen, stopped for good, cut off in the middle; folders keep everything, MLflow gets it."""
+"""MLflow goes away: stopped, frozen, stopped for good, cut off; the folders keep everything, and MLflow gets it."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tests.comparing import start
+import pytest
+
+from tests.comparing import bits, leftovers, runs_of, snapshot, start, without_speed
+from tests.conftest import Answer, Workshop
 
 STUDY = """
     study: away
@@ -24,12 +36,16 @@ STUDY = """
       data: digits
       train_size: 200
       model: {name: resnet18-compact, width: 4}
-      epochs: 60
+      epochs: 50
       batch_size: 50
       optimizer: {name: sgd, lr: 0.05, momentum: 0.9}
-    arms: {baseline: null, flip: {augment: {hflip: {p: 0.5}}}}
+    arms:
+      baseline:
+      flip: {augment: {hflip: {p: 0.5}}}
+      wild: {optimizer: {lr: 1.0e+30}}
 """
 OUTAGE_SECONDS = 20.0
+AWAY, BACK = "Training goes on", "MLflow answers again"
 
 
 class Server:
@@ -90,8 +106,9 @@ class Command:
             thread.start()
 
     def _read(self, stream: Any) -> None:
-        for line in stream:
-            self.lines.append((time.monotonic(), line.rstrip("\n")))
+        with stream:
+            for line in stream:
+                self.lines.append((time.monotonic(), line.rstrip("\n")))
 
     @property
     def text(self) -> str:
@@ -112,9 +129,369 @@ class Command:
         finally:
             self.kill()
 
+    def kill_now(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
     def kill(self) -> None:
         if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            self.kill_now()
         self.process.wait()
         for thread in self.threads:
             thread.join(10)
+
+
+class Tap:
+    """Stands between a command and the server, and cuts the line once: the server did what was asked, nobody hears."""
+
+    command: Command
+    """Killed when ``at`` (asked with all requests so far) says so, before it gets the answer to the last one."""
+
+    def __init__(self, server: Server, at: Callable[[list[str]], bool]) -> None:
+        self.server, self.at = server, at
+        self.requests: list[str] = []
+        self.is_cut = False
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.uri = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def kill(self, folder: Path, *arguments: str) -> int:
+        """Run a command until it is killed; gives its exit code."""
+        with self.listener:
+            self.command = Command(folder, *arguments, MLFLOW_TRACKING_URI=self.uri)
+            return self.command.end()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                client, _ = self.listener.accept()
+                upstream = socket.create_connection(("127.0.0.1", self.server.port))
+                for way in ((client, upstream, True), (upstream, client, False)):
+                    threading.Thread(target=self._carry, args=way, daemon=True).start()
+
+    def _carry(self, source: socket.socket, target: socket.socket, is_request: bool) -> None:
+        with suppress(OSError), source, target:
+            while data := source.recv(65536):
+                if is_request and (line := re.match(rb"[A-Z]+ \S+ HTTP", data)):
+                    self.requests.append(line[0].decode())
+                elif not is_request and not self.is_cut and self.at(self.requests):
+                    self.is_cut = True
+                    self.command.kill_now()
+                if self.is_cut:
+                    return
+                target.sendall(data)
+
+
+@dataclass(frozen=True)
+class Outage:
+    """A study during which MLflow was away, and when."""
+
+    folder: Path
+    server: Server
+    command: Command
+    code: int
+    begun: float
+    over: float
+    """When MLflow was there again; of one that stayed away, when the command ended."""
+    ended: float
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """What the study comes to when nothing happens: in the folders, and in MLflow."""
+
+    folder: Path
+    bits: Any
+    record: Any
+
+
+def recorded(label: str = "away") -> Any:
+    """What MLflow holds of a study, comparable to the bit; one run for each training, each step once, no claim left."""
+    found = snapshot(label)
+    assert len({(tags["ablate.arm"], tags["ablate.seed"]) for _, _, tags, *_ in found}) == len(found)
+    for _, _, tags, _, metrics, _ in found:
+        assert not [name for name in tags if name.startswith("ablate.claim.")], tags
+        for name, points in metrics.items():
+            assert len({step for step, _ in points}) == len(points), (tags["ablate.arm"], name, points)
+    names = ("ablate.arm", "ablate.seed", "ablate.fingerprint", "ablate.outcome", "ablate.reason")
+    ends = sorted(
+        (
+            *(tags[name] for name in names),
+            [(path, size) for path, size in artifacts if path.endswith((".npy", ".safetensors"))],
+        )
+        for _, _, tags, _, _, artifacts in found
+    )
+    return without_speed(label), ends
+
+
+def go_to(workshop: Workshop, folder: Path, uri: str) -> Workshop:
+    """The next commands are run in this folder, and record there."""
+    workshop.monkeypatch.chdir(folder)
+    workshop.monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return workshop
+
+
+def is_one_sentence(answer: Answer) -> bool:
+    return answer.code == 1 and len(answer.err.strip().splitlines()) == 1
+
+
+@pytest.fixture(scope="session")
+def places(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Callable[[str], Any]]:
+    """Makes a folder with the study, and a server beside it that is ended with the session."""
+    with ExitStack() as stack:
+
+        def make(name: str) -> tuple[Path, Server]:
+            root = tmp_path_factory.mktemp(name)
+            folder, server = root / "work", Server(root / "server")
+            folder.mkdir()
+            (folder / "away.yaml").write_text(textwrap.dedent(STUDY), encoding="utf-8")
+            shutil.copy(empty_database, server.folder / "mlflow.db")
+            stack.callback(server.kill)
+            return folder, server
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def outages(places: Callable[[str], Any]) -> Iterator[dict[str, Future[Any]]]:
+    """The studies that take long, beside each other: most of their time is waiting for an outage to end."""
+    made = {name: places(name) for name in ("undisturbed", "gone", "stopped", "frozen", "interrupted")}
+    scenes = {"undisturbed": _undisturbed, "interrupted": _interrupted}
+    with ThreadPoolExecutor(3) as pool:
+        yield {name: pool.submit(scenes.get(name, _outage), name, *made[name]) for name in made}
+
+
+@pytest.fixture(scope="session")
+def undisturbed(outages: dict[str, Future[Any]]) -> Undisturbed:
+    folder, uri = outages["undisturbed"].result()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        return Undisturbed(folder, bits(folder), recorded())
+
+
+def _undisturbed(name: str, folder: Path, server: Server) -> tuple[Path, str]:
+    uri = f"sqlite:///{server.folder / 'mlflow.db'}"
+    command = Command(folder, "run", "away.yaml", MLFLOW_TRACKING_URI=uri)
+    assert command.end() == 0, command.text
+    return folder, uri
+
+
+def _outage(name: str, folder: Path, server: Server) -> Outage:
+    """MLflow goes in the fifth epoch, and is back after 20 s, if it comes back at all."""
+    server.start()
+    # a frozen server is found out by its silence; three seconds of it are enough for a test
+    patience = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3"} if name == "frozen" else {}
+    command = Command(folder, "run", "away.yaml", MLFLOW_TRACKING_URI=server.uri, **patience)
+    try:
+        command.until("epoch 5/50")
+        begun = time.monotonic()
+        server.signal(signal.SIGSTOP) if name == "frozen" else server.kill()
+        if name != "gone":
+            time.sleep(OUTAGE_SECONDS)
+            server.signal(signal.SIGCONT) if name == "frozen" else server.start()
+        over = time.monotonic()
+        code = command.end()
+        return Outage(folder, server, command, code, begun, over, time.monotonic())
+    finally:
+        command.kill()
+
+
+def _interrupted(name: str, folder: Path, server: Server) -> Outage:
+    """A Ctrl-C while MLflow is away."""
+    server.start()
+    command = Command(folder, "run", "away.yaml", MLFLOW_TRACKING_URI=server.uri)
+    try:
+        command.until("epoch 5/50")
+        server.kill()
+        command.until(AWAY)
+        begun = time.monotonic()
+        command.process.send_signal(signal.SIGINT)
+        code = command.end()
+        return Outage(folder, server, command, code, begun, begun, time.monotonic())
+    finally:
+        command.kill()
+
+
+@pytest.mark.parametrize("how", ["stopped", "frozen"])
+def test_a_server_that_comes_back_gets_each_epoch_once_and_no_training_waits_for_it(
+    workshop: Workshop, outages: dict[str, Future[Any]], undisturbed: Undisturbed, how: str
+) -> None:
+    outage: Outage = outages[how].result()
+    text = outage.command.text
+    assert outage.code == 0, text
+    assert outage.over - outage.begun >= OUTAGE_SECONDS
+    assert text.count(AWAY) == 1, text
+    assert text.count(BACK) == 1, text
+    assert "Traceback" not in text
+    epochs = [at for at, line in outage.command.lines if "epoch" in line]
+    assert sum(outage.begun < at < outage.over for at in epochs) > 20
+    assert max(later - earlier for earlier, later in pairwise(epochs)) < 5
+    assert bits(outage.folder) == undisturbed.bits
+    assert leftovers(outage.folder) == []
+    workshop.monkeypatch.setenv("MLFLOW_TRACKING_URI", outage.server.uri)
+    assert recorded() == undisturbed.record
+
+
+def test_a_server_that_stays_away_costs_half_a_minute_and_sync_brings_it_everything_later(
+    workshop: Workshop, outages: dict[str, Future[Any]], undisturbed: Undisturbed
+) -> None:
+    outage: Outage = outages["gone"].result()
+    text = outage.command.text
+    assert outage.code == 1, text
+    assert bits(outage.folder) == undisturbed.bits
+    assert "Traceback" not in text
+    assert text.count(AWAY) == 1, text
+    assert "not delivered: away flip seed 1" in text
+    assert "`cifar-ablate sync` tries again" in text
+    trained = max(at for at, line in outage.command.lines if line.startswith("away ") and "test" in line)
+    assert 25 < outage.ended - trained < 45
+
+    go_to(workshop, outage.folder, outage.server.uri)
+    still_away = workshop("sync")
+    assert is_one_sentence(still_away), still_away
+    assert "does not answer" in still_away.err
+    outage.server.start()
+    delivered = workshop("sync")
+    assert delivered.code == 0, delivered
+    assert "6 delivered" in delivered.out
+    assert recorded() == undisturbed.record
+    before = snapshot("away")
+    assert "0 delivered" in workshop("sync").out
+    assert snapshot("away") == before
+    again = workshop("run", "away.yaml")
+    assert again.code == 0
+    assert "0 to train, 6 done before" in again.out
+    assert snapshot("away") == before
+
+
+def test_ctrl_c_while_mlflow_is_away_ends_soon_and_the_same_command_goes_on(
+    workshop: Workshop, outages: dict[str, Future[Any]], undisturbed: Undisturbed
+) -> None:
+    outage: Outage = outages["interrupted"].result()
+    assert outage.code == 130, outage.command.text
+    assert outage.ended - outage.begun < 12
+    assert "The same command again does what is left." in outage.command.text
+    outage.server.start()
+    answer = go_to(workshop, outage.folder, outage.server.uri)("run", "away.yaml")
+    assert answer.code == 0, answer
+    assert "(from epoch " in answer.out
+    assert bits(outage.folder) == undisturbed.bits
+    assert recorded() == undisturbed.record
+
+
+def test_a_server_that_is_away_at_the_start_is_one_sentence_and_nothing_is_trained(workshop: Workshop) -> None:
+    workshop.write("away.yaml", STUDY)
+    begun = time.monotonic()
+    answer = workshop.process("run", "away.yaml", MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert time.monotonic() - begun < 15
+    assert is_one_sentence(answer), answer
+    assert "does not answer" in answer.err
+    assert "--offline" in answer.err
+    assert not list(workshop.folder.glob("mlruns/runs/*"))
+
+
+def test_sync_where_nothing_was_trained_says_what_makes_run_folders(workshop: Workshop) -> None:
+    answer = workshop("sync")
+    assert is_one_sentence(answer), answer
+    assert "`cifar-ablate run` makes them" in answer.err
+
+
+def test_runs_trained_offline_are_delivered_as_what_they_are(
+    workshop: Workshop, places: Callable[[str], Any], undisturbed: Undisturbed
+) -> None:
+    """Finished, diverged, failed (its worker was killed), interrupted and running, each told from the others."""
+    folder, server = places("offline")
+    go_to(workshop, folder, f"sqlite:///{server.folder / 'mlflow.db'}")
+    done = workshop("run", "away.yaml", "--offline", "--arm", "baseline", "--arm", "wild", "--seed", "0")
+    assert done.code == 0, done
+    assert "2 runs wait in mlruns/runs; `cifar-ablate sync`" in done.out
+    assert workshop("report").code == 1  # nothing is in MLflow
+    prints = {(run["arm"], run["seed"]): run["fingerprint"] for run in _kept_runs(folder)}
+    options = ("--offline", "--jobs", "2", "--seed", "1", "--arm", "baseline", "--arm", "flip")
+    command = Command(folder, "run", "away.yaml", *options)
+    try:
+        command.until("baseline seed 1: epoch 3/50")
+        command.until("flip seed 1: epoch 3/50")
+        lock = folder / "mlruns" / "runs" / prints["baseline", 1] / ".lock"
+        os.kill(json.loads(lock.read_text())["pid"], signal.SIGKILL)
+        command.until("away baseline seed 1: failed")
+        during = workshop("sync")
+        assert "3 delivered, 1 running" in during.out, during
+        assert "away flip seed 1" not in during.out
+        assert command.process.poll() is None
+        assert len(runs_of("away")) == 3
+        command.process.send_signal(signal.SIGINT)
+        assert command.end() == 130, command.text
+    finally:
+        command.kill()
+    assert "memory ran out" in command.text
+    after = workshop("sync")
+    assert "1 delivered" in after.out, after
+    ends = {(run.data.tags["ablate.arm"], run.data.tags["ablate.seed"]): run for run in runs_of("away")}
+    assert {key: (run.info.status, run.data.tags["ablate.outcome"]) for key, run in ends.items()} == {
+        ("baseline", "0"): ("FINISHED", "finished"),
+        ("wild", "0"): ("FINISHED", "diverged"),
+        ("baseline", "1"): ("FAILED", "failed"),
+        ("flip", "1"): ("KILLED", "killed"),
+    }
+    history = (folder / "mlruns" / "runs" / prints["flip", 1] / "history.jsonl").read_text().splitlines()
+    assert len(history) >= 3
+    late = next(metrics for _, _, tags, _, metrics, _ in snapshot("away") if tags["ablate.outcome"] == "killed")
+    assert [step for step, _ in late["train_loss"]] == list(range(1, len(history) + 1))
+
+    rest = workshop("run", "away.yaml", "--retry", "failed")
+    assert rest.code == 0, rest
+    assert bits(folder) == undisturbed.bits
+    assert recorded() == undisturbed.record
+    ids = {run.info.run_id for run in runs_of("away")}
+    assert {run.info.run_id for run in ends.values()} <= ids
+    server.start()  # a second store, which has the same database: what it has is not delivered again
+    workshop.monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    assert "0 delivered" in workshop("sync").out
+
+
+def _kept_runs(folder: Path) -> list[dict[str, Any]]:
+    return list(json.loads((folder / "mlruns" / "plans" / "away.json").read_text())["runs"])
+
+
+def test_a_delivery_killed_at_any_request_is_taken_up_again_without_doubles(
+    workshop: Workshop, places: Callable[[str], Any], undisturbed: Undisturbed
+) -> None:
+    folder, server = places("killed")
+    shutil.copytree(undisturbed.folder / "mlruns" / "runs", folder / "mlruns" / "runs")
+    shutil.copytree(undisturbed.folder / "mlruns" / "plans", folder / "mlruns" / "plans")
+    server.start()
+    ends: list[tuple[int, int]] = []
+    for arguments, number in [
+        (["sync"], 5),
+        (["sync"], 12),
+        (["sync"], 30),
+        (["run", "away.yaml"], 20),
+        (["sync"], 45),
+    ]:
+        tap = Tap(server, lambda seen, number=number: len(seen) == number)
+        ends.append((tap.kill(folder, *arguments), len(tap.requests)))
+    assert ends == [(-signal.SIGKILL, number) for number in (5, 12, 30, 20, 45)]
+    last = go_to(workshop, folder, server.uri)("sync")
+    assert last.code == 0, last
+    assert recorded() == undisturbed.record
+    assert bits(folder) == undisturbed.bits
+
+
+def test_a_delivery_killed_between_two_pages_of_metrics_loses_no_part_of_an_epoch(
+    workshop: Workshop, places: Callable[[str], Any]
+) -> None:
+    folder, server = places("paged")
+    go_to(workshop, folder, f"sqlite:///{server.folder / 'mlflow.db'}")
+    many = [*("--set", "epochs=180"), *("--set", "train_size=50"), *("--seed", "0"), *("--arm", "baseline")]
+    assert workshop("run", "away.yaml", "--offline", *many).code == 0
+    label = "away@epochs=180,train_size=50"
+    server.start()
+    tap = Tap(server, lambda seen: sum("log-batch" in line for line in seen) == 2)
+    assert tap.kill(folder, "sync") == -signal.SIGKILL
+    workshop.monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    assert workshop("sync").code == 0
+    ((_, status, _, _, metrics, _),) = snapshot(label)
+    assert status == "FINISHED"
+    for name in ("train_loss", "lr", "test_accuracy", "test_nll"):
+        assert [step for step, _ in metrics[name]] == list(range(1, 181)), name

@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from cifar_ablate.device import is_out_of_memory, out_of_memory
 from cifar_ablate.errors import AblateError, UsageError
 from cifar_ablate.registry import MODELS
 
@@ -58,7 +59,10 @@ def build_model(
             logits = _answer(model, image_size_px)
         except AblateError:
             raise
-        except Exception as error:  # models of other libraries say it with any class, from KeyError to AssertionError
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise out_of_memory(error) from error
+            # models of other libraries say it with any class, from KeyError to AssertionError
             raise UsageError(
                 f"model {name!r} cannot be built for images of {image_size_px} px "
                 f"({type(error).__name__}: {error}); choose another image size or another model"

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cifar_ablate.errors import OutputError, RecordError
 from cifar_ablate.folder import RunFolder, RunResult
 from cifar_ablate.locks import lock
 from cifar_ablate.plan import PlannedRun
 from cifar_ablate.records import Key
+from cifar_ablate.runner.artifacts import write_artifacts
 from cifar_ablate.runner.events import Events
 from cifar_ablate.runner.messages import Channel, Ended, EpochEnded, Lost, Message, Started, Stepped
 from cifar_ablate.runner.stopping import Stops
@@ -145,10 +147,22 @@ class Command(Channel):
     def _settle(self, run: PlannedRun, reason: str) -> Ended:
         """A process died in a run: its folder says so from now on, and keeps its checkpoint."""
         folder = self._folder(run)
-        result = RunResult("failed", len(folder.history()), 0, 0, {}, reason)
-        with lock(folder.lock, on_wait=lambda: None):
-            folder.write_result(result)
-        return Ended(run.key, "failed", reason, result)
+        with lock(folder.lock) as mine:
+            if not mine:
+                return Ended(run.key, "elsewhere", "is being trained by another run command")
+            if not folder.is_begun():  # nothing to settle: the next command trains it
+                return Ended(run.key, "failed", reason)
+            try:
+                result = folder.result()
+                if result is None or result.status == "failed":
+                    result = RunResult("failed", len(folder.history()), 0, 0, {}, reason)
+                    folder.write_result(result)
+                else:  # it died when all was done
+                    folder.drop_checkpoints()
+                    write_artifacts(folder, folder.environment()["classes"])
+            except (RecordError, OutputError) as error:
+                return Ended(run.key, "damaged", str(error))
+        return Ended(run.key, result.status, result.reason, result)
 
     def _folder(self, run: PlannedRun) -> RunFolder:
         return RunFolder(self.runs_root / run.fingerprint)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from types import FrameType
 
 from cifar_ablate.records import Key
-from cifar_ablate.signals import stopping_on
+from cifar_ablate.signals import NAMES, stopping_on
 
 ECHO_SECONDS = 0.5
+"""A signal so soon after another one is the same one, sent to the process and to its group."""
 
 
 @dataclass
@@ -40,13 +41,12 @@ class Stops:
 def signals_stop(stops: Stops) -> Iterator[None]:
     """In the block, a first signal sets ``stops`` and a second one ends the process at once, with exit code 130.
 
-    Signals close upon each other are one: ``timeout``, shells and service managers send theirs to a process and again
-    to its group. A signal that was ignored before (nohup, a background job) stays ignored.
+    A signal that was ignored before (nohup, a background job) stays ignored.
     """
 
     first = 0.0
 
-    def heed(number: int, frame: FrameType | None) -> None:
+    def heed(number: int) -> None:
         nonlocal first
         if not stops.signal:
             first = time.monotonic()
@@ -55,8 +55,38 @@ def signals_stop(stops: Stops) -> Iterator[None]:
         elif time.monotonic() - first > ECHO_SECONDS:
             _leave_at_once()
 
-    with stopping_on(heed):
+    with _heard(heed):
         yield
+
+
+@contextmanager
+def _heard(heed: Callable[[int], None]) -> Iterator[None]:
+    """Call ``heed`` from a thread of its own.
+
+    Python runs its handlers between two steps of the main thread, and on a CPU one call of torch can take a minute: two
+    signals that arrive meanwhile would be one.
+    """
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
+        with stopping_on(lambda number, frame: heed(number)):
+            yield
+        return
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def listen() -> None:
+        while number := os.read(reader, 1):
+            if signal.Signals(number[0]).name in NAMES:
+                heed(number[0])
+        os.close(reader)
+
+    threading.Thread(target=listen, name="signals", daemon=True).start()
+    with stopping_on(lambda number, frame: None):
+        before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            os.close(writer)
 
 
 def _leave_at_once() -> None:

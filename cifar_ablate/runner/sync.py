@@ -45,7 +45,7 @@ def sync(tracking: Tracking, runs_root: Path, on_note: Callable[[str], None]) ->
                 running.append(run.name)
                 continue
             try:
-                outcome = _end(run, folder, recorded)
+                outcome = _end(run, folder, recorded, tracking)
                 if outcome:
                     courier.end(run, folder, outcome, result=folder.result(), reason=_reason(folder))
                     offered.append(run)
@@ -70,7 +70,7 @@ def _open(tracking: Tracking, plan: KeptPlan, experiments: dict[str, str]) -> li
     return tracking.runs(experiments[plan.label])
 
 
-def _end(run: RunIdentity, folder: RunFolder, recorded: list[RecordedRun]) -> str:
+def _end(run: RunIdentity, folder: RunFolder, recorded: list[RecordedRun], tracking: Tracking) -> str:
     """How the folder says the run ended, if MLflow does not know it yet; else nothing."""
     mine = [record for record in recorded if (record.arm, record.fingerprint) == (run.arm, run.fingerprint)]
     known = max(mine, key=worth, default=None)
@@ -78,9 +78,15 @@ def _end(run: RunIdentity, folder: RunFolder, recorded: list[RecordedRun]) -> st
         return ""
     result = folder.result()
     if result is None:
-        is_open = known is None or known.reason == ABANDONED
-        return "killed" if folder.history() and is_open else ""
+        has_end = known is not None and known.outcome == "killed" and known.reason != ABANDONED
+        recorded_epochs = _num_epochs(tracking, known) if known is not None and has_end else 0
+        return "killed" if len(folder.history()) > recorded_epochs else ""
     return "" if known is not None and known.outcome == result.status else result.status
+
+
+def _num_epochs(tracking: Tracking, run: RecordedRun) -> int:
+    points = tracking.curves(run.run_id, ["train_loss"])["train_loss"]
+    return max((epoch for epoch, _ in points), default=0)
 
 
 def _reason(folder: RunFolder) -> str:

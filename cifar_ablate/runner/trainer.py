@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from cifar_ablate.data import DataSet
-from cifar_ablate.device import Device, Place
+from cifar_ablate.device import Device, Place, is_out_of_memory, out_of_memory
 from cifar_ablate.environment import describe_environment
 from cifar_ablate.errors import AblateError, OutputError, RecordError
 from cifar_ablate.folder import RunFolder, RunResult, write_atomically
@@ -24,8 +24,6 @@ from cifar_ablate.runner.messages import Channel, Ended, EpochEnded, Group, Star
 from cifar_ablate.training.batches import DeviceData, to_device
 from cifar_ablate.training.epoch import Stopped, Watcher
 from cifar_ablate.training.train import train_run
-
-MEMORY = "out of {kind} memory ({error}); make batch_size smaller, or give fewer --jobs, then try --retry failed"
 
 
 @dataclass
@@ -97,7 +95,7 @@ class GroupTrainer:
         except AblateError as error:
             reason = str(error)
         except Exception as error:
-            reason = _reason(error, place.device)
+            reason = _reason(error)
             write_atomically(folder.path / "failure.txt", traceback.format_exc())
         if place.device.kind == "cuda":
             torch.cuda.empty_cache()  # what a failed run held may be what the next one lacks
@@ -112,14 +110,11 @@ class GroupTrainer:
         return self.resident[2]
 
 
-def _reason(error: Exception, device: Device) -> str:
+def _reason(error: Exception) -> str:
     """Why a run failed, in one line."""
-    first = f"{type(error).__name__}: {error}".split("\n", 1)[0]
-    if isinstance(error, torch.OutOfMemoryError):
-        return MEMORY.format(kind=device.name, error=first)
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
-        return MEMORY.format(kind="main", error=first)
-    return first
+    if is_out_of_memory(error):
+        return str(out_of_memory(error))
+    return f"{type(error).__name__}: {error}".split("\n", 1)[0]
 
 
 def _elsewhere(run: PlannedRun, folder: RunFolder) -> Ended:

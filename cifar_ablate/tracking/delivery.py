@@ -95,16 +95,19 @@ class Delivery:
         from mlflow.entities import Metric
 
         waiting = [line for line in lines if line["epoch"] > self.epochs_delivered]
-        metrics = [
-            Metric(key, float(value), int(line["time_ms"]), line["epoch"])
-            for line in waiting
-            for key, value in line.items()
-            if key not in ("epoch", "time_ms")
-        ]
-        with answering():
-            for start in range(0, len(metrics), PAGE):
-                self.client.log_batch(self.run_id, metrics=metrics[start : start + PAGE])
-        self.epochs_delivered = max((line["epoch"] for line in waiting), default=self.epochs_delivered)
+        longest = max((len(line) for line in waiting), default=1)
+        per_page = max(1, PAGE // longest)
+        for start in range(0, len(waiting), per_page):  # whole epochs: one that has its train_loss is not sent again
+            page = waiting[start : start + per_page]
+            metrics = [
+                Metric(key, float(value), int(line["time_ms"]), line["epoch"])
+                for line in page
+                for key, value in line.items()
+                if key not in ("epoch", "time_ms")
+            ]
+            with answering():
+                self.client.log_batch(self.run_id, metrics=metrics)
+            self.epochs_delivered = page[-1]["epoch"]
 
     def finish(self, folder: RunFolder, result: RunResult) -> None:
         """Deliver the end of a run: what is left of its history, headline metrics, artifacts, and how it ended."""
@@ -114,6 +117,7 @@ class Delivery:
         self.push(history)
         last = history[-1] if history else {"time_ms": 0}
         times = {"train_seconds": result.train_seconds, "eval_seconds": result.eval_seconds}
+        times = {} if result.status == "failed" else times  # nobody knows how long it took
         headline = {name: value for name, value in {**result.metrics, **times}.items() if name not in last}
         metrics = [Metric(name, value, int(last["time_ms"]), result.epochs) for name, value in headline.items()]
         with answering():
@@ -131,26 +135,24 @@ class Delivery:
 
     def _find_or_create(self, experiment_id: str, planned: RunIdentity) -> str:
         """Id of the oldest MLflow run of this training; one is made where there is none."""
-        oldest = self._find(experiment_id, planned)
-        if oldest is not None:
-            return oldest
-        made = self.client.create_run(
-            experiment_id,
-            run_name=f"{planned.arm} seed {planned.seed}",
-            tags={"ablate.fingerprint": planned.fingerprint, "ablate.arm": planned.arm},
-        )
-        mine = str(made.info.run_id)
-        oldest = self._find(experiment_id, planned) or mine
-        if oldest != mine:  # another process made one at the same moment
-            self.client.delete_run(mine)
-        return oldest
+        if not self._all(experiment_id, planned):
+            self.client.create_run(
+                experiment_id,
+                run_name=f"{planned.arm} seed {planned.seed}",
+                tags={"ablate.fingerprint": planned.fingerprint, "ablate.arm": planned.arm},
+            )
+        oldest, *doubles = self._all(experiment_id, planned)
+        for run in doubles:  # two processes at one moment, or a server whose answer was lost
+            if not run.data.params:
+                self.client.delete_run(run.info.run_id)
+        return str(oldest.info.run_id)
 
-    def _find(self, experiment_id: str, planned: RunIdentity) -> str | None:
+    def _all(self, experiment_id: str, planned: RunIdentity) -> list[Any]:
+        """All MLflow runs of this training, the oldest first."""
         query = f"tags.`ablate.fingerprint` = '{planned.fingerprint}'"
         found = self.client.search_runs([experiment_id], query, max_results=PAGE)
         mine = [run for run in found if run.data.tags.get("ablate.arm") == planned.arm]
-        oldest = min(mine, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
-        return None if oldest is None else str(oldest.info.run_id)
+        return sorted(mine, key=lambda run: (run.info.start_time, run.info.run_id))
 
     def _log(self, *, tags: Mapping[str, str], params: Mapping[str, Any] | None = None) -> None:
         from mlflow.entities import Param, RunTag
