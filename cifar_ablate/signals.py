@@ -13,6 +13,19 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
 @contextmanager
+def held_back() -> Iterator[None]:
+    """In the block, these signals do not reach this thread, nor ever a process that is started in it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {getattr(signal, name) for name in NAMES})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def stopping_on(action: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """In the block, these signals call ``action``; those ignored before (nohup, a background job) stay ignored.
 

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -23,7 +24,7 @@ from cifar_ablate.errors import DeviceError
 from cifar_ablate.plan import PlannedRun
 from cifar_ablate.records import Key
 from cifar_ablate.runner.messages import Channel, Ended, Group, Lost, Message, TrainGroup
-from cifar_ablate.signals import NAMES
+from cifar_ablate.signals import held_back
 
 POLL_SECONDS = 0.2
 STILLBORN = 3
@@ -80,7 +81,10 @@ class _Worker:
         context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(theirs, self.place), daemon=True)
-        self.process.start()
+        # a terminal's Ctrl-C and a machine's shutdown reach every process, but the command alone decides what follows
+        resource_tracker.ensure_running()  # starting it lets signals through again
+        with held_back():
+            self.process.start()
         theirs.close()  # or its death would not be seen
         # the data take a while, which other workers need not wait for
         threading.Thread(target=self._send, args=(self.train_group,), daemon=True).start()
@@ -154,11 +158,10 @@ class _Stop:
 
 def _work(connection: Connection, place: Place) -> None:
     """What a worker process does: take a group, train it, ask for the next."""
-    # a terminal's Ctrl-C and a machine's shutdown reach every process, but the command alone decides what follows
-    for name in NAMES:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    train_group = connection.recv()
+    try:
+        train_group = connection.recv()
+    except GONE:
+        os._exit(1)
     inbox: queue.SimpleQueue[Group | None] = queue.SimpleQueue()
     there = _Command(connection)
     threading.Thread(target=_listen, args=(connection, inbox, there), daemon=True).start()
