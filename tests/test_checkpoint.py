@@ -421,7 +421,6 @@ def test_a_process_killed_at_any_moment_of_writing_leaves_a_usable_checkpoint(ki
     assert any(kill["left"] for kill in kills), "killed between the writes only"
 
 
-@pytest.mark.xfail(strict=True, reason="safetensors writes to a .tmpXXXXXX of its own, which nobody removes")
 def test_nothing_of_a_process_killed_while_writing_is_left_by_the_next_attempt(kills: list[dict[str, Any]]) -> None:
     assert [kill["kept"] for kill in kills] == [[]] * len(kills)
 
@@ -599,7 +598,6 @@ def test_a_damaged_checkpoint_before_does_not_matter_while_the_newest_is_whole(
     assert resumed.equals(reference)
 
 
-@pytest.mark.xfail(strict=True, reason="the damaged file becomes the one before, in place of the whole one")
 def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one_before_it(
     two_generations: RunFolder, data: DeviceData
 ) -> None:

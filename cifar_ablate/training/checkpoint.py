@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from cifar_ablate.folder import atomic
@@ -70,8 +70,8 @@ def load_checkpoint(
 ) -> tuple[Progress | None, list[Path]]:
     """Restore both in place from the first of ``paths`` that is whole and fits.
 
-    A checkpoint that has more than ``max_epochs`` epochs is passed over: the history must have a line for each.
-    Gives how far the training had come (None: no usable file, and nothing is changed) and the files that are damaged.
+    A checkpoint that has more than ``max_epochs`` epochs does not: the history must have a line for each.
+    Gives how far the training had come (None: no usable file, and nothing is changed), and the files passed over.
     """
     damaged: list[Path] = []
     for path in paths:
@@ -83,6 +83,7 @@ def load_checkpoint(
             continue
         tensors, values, scalars = read
         if values["epochs"] > max_epochs:
+            damaged.append(path)
             continue
         _restore(tensors, scalars, model, optimizer)
         return Progress(values, _part(tensors, "progress")), damaged
@@ -90,22 +91,19 @@ def load_checkpoint(
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    try:
-        save_file(dict(tensors), path, dict(metadata))
-    except SafetensorError as error:  # it wraps the system's error in words of its own
-        raise OSError(str(error).removeprefix("Error while serializing: ")) from None
-    _sort_header(path)
+    """Equal trainings shall give equal files: safetensors writes its metadata in an order of chance.
 
-
-def _sort_header(path: Path) -> None:
-    """Equal trainings shall give equal files; safetensors writes its metadata in an order of chance."""
-    with path.open("r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        text = json.dumps(header, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode().ljust(size)
-        if len(text) == size:
-            file.seek(8)
-            file.write(text)
+    Its ``save_file`` also leaves a temporary file of its own when it is killed, and makes files that only their owner
+    can read.
+    """
+    content = save(dict(tensors), dict(metadata))
+    size = int.from_bytes(content[:8], "little")
+    text = json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        file.write(memoryview(content)[8 + size :])
 
 
 def _read(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]] | None:

@@ -85,7 +85,7 @@ def set_up(recipe: Recipe, seed: int, data: DeviceData, precision: str) -> Fit:
 
 
 def resume(fit: Fit, folder: RunFolder) -> list[Path]:
-    """Go on from the newest usable checkpoint; gives those that are damaged."""
+    """Go on from the newest usable checkpoint; those that are damaged are removed, and given back."""
     paths = (folder.checkpoint, folder.checkpoint_before)
     progress, damaged = load_checkpoint(paths, fit.model, fit.optimizer, max_epochs=len(folder.history()))
     if progress is not None:
@@ -97,6 +97,8 @@ def resume(fit: Fit, folder: RunFolder) -> list[Path]:
             name: value if name.startswith("random_") else value.to(device) for name, value in progress.tensors.items()
         }
     folder.keep_history(fit.epochs_done)
+    for path in damaged:  # the next one would make it the one before, in the place of a whole one
+        path.unlink()
     return damaged
 
 
