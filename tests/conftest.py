@@ -7,10 +7,15 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.disturbing import Begin, Undisturbed
 
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
@@ -107,3 +112,19 @@ def workshop(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     return Workshop(tmp_path, capsys, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Undisturbed:
+    """What the study of ``tests.disturbing`` leaves behind where nothing happens."""
+    from tests.disturbing import train_undisturbed
+
+    return train_undisturbed(tmp_path_factory.mktemp("undisturbed"), empty_database)
+
+
+@pytest.fixture
+def begin(workshop: Workshop) -> Iterator[Begin]:
+    """Starts commands in the folder of a test, where the study is; what is left of them is ended with the test."""
+    from tests.disturbing import commands_in
+
+    yield from commands_in(workshop)

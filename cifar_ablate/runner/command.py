@@ -77,7 +77,9 @@ class Command(Channel):
             self.courier.begin(run, self._folder(run))
             if message.damaged:
                 names = " and ".join(message.damaged)
-                self.events.on_note(f"{run.name}: {names} damaged, or ahead of the history; it goes on from what was before")
+                self.events.on_note(
+                    f"{run.name}: {names} damaged, or ahead of the history; it goes on from what was before"
+                )
             self.events.on_start(run, message.epochs_done)
         elif isinstance(message, Stepped):
             self.events.on_step(run, message.epoch, message.step, message.num_steps, message.loss)
