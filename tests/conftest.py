@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,3 +129,35 @@ def begin(workshop: Workshop) -> Iterator[Begin]:
     from tests.disturbing import commands_in
 
     yield from commands_in(workshop)
+
+
+FAULTS: Counter[tuple[str, bool]] = Counter()
+"""Faults that the tests of this session inflicted, and whether the test passed."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.when == "call":
+        FAULTS.update((fault, report.passed) for fault in getattr(item, "faults", ()))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how often each fault was tried, and how often everything was in the end as if it had not been."""
+    if FAULTS:
+        terminalreporter.section("faults")
+        terminalreporter.line("| fault | tried | ended as undisturbed |")
+        for fault in sorted({name for name, _ in FAULTS}):
+            num_well = FAULTS[fault, True]
+            terminalreporter.line(f"| {fault} | {num_well + FAULTS[fault, False]} | {num_well} |")
+
+
+Tried = Callable[[str], None]
+
+
+@pytest.fixture
+def tried(request: pytest.FixtureRequest) -> Tried:
+    """Called with the name of each fault that a test inflicts; the names are those of docs/reliability.md."""
+    request.node.faults = []
+    return request.node.faults.append

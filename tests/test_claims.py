@@ -25,7 +25,7 @@ import pytest
 from cifar_ablate.plan import PlannedRun
 from cifar_ablate.tracking.claims import PREFIX, claims_of, winner_of
 from tests.comparing import bits, leftovers, runs_of, snapshot
-from tests.conftest import Workshop
+from tests.conftest import Tried, Workshop
 from tests.test_mlflow_away import Command, Server, go_to, recorded
 
 STUDY = """
@@ -41,6 +41,8 @@ STUDY = """
       optimizer: {name: sgd, lr: 0.05, momentum: 0.9}
     arms: {baseline: null, flip: {augment: {hflip: {p: 0.5}}}}
 """
+pytestmark = pytest.mark.faults
+
 ELSEWHERE = "another-machine"
 
 
@@ -143,9 +145,10 @@ def started_elsewhere(experiment: str, run: PlannedRun, claim_text: str) -> str:
 
 
 def test_two_machines_that_start_together_train_each_run_into_one_mlflow_run(
-    workshop: Workshop, alone: tuple[Path, Any]
+    workshop: Workshop, alone: tuple[Path, Any], tried: Tried
 ) -> None:
     """They share a store and no folder, so nothing but their claims keeps them apart."""
+    tried("two machines start one study at once")
     uri = os.environ["MLFLOW_TRACKING_URI"]
     study = workshop.write("shared.yaml", STUDY)
     machines = []
@@ -169,7 +172,7 @@ def test_two_machines_that_start_together_train_each_run_into_one_mlflow_run(
 
 
 def test_a_claim_is_respected_while_its_process_lives_and_taken_over_after(
-    workshop: Workshop, alone: tuple[Path, Any]
+    workshop: Workshop, alone: tuple[Path, Any], tried: Tried
 ) -> None:
     study = workshop.write("shared.yaml", STUDY)
     runs, experiment = planned(study)
@@ -185,6 +188,8 @@ def test_a_claim_is_respected_while_its_process_lives_and_taken_over_after(
             "dead": claim(here, dead.pid, now - 900, claimed=now - 800, beat=now),
             "its pid is somebody else's": claim(here, sleeper.pid, born - 900, claimed=now - 800, beat=now),
         }
+        for _ in claims:
+            tried("run of an owner that lives, is silent or is dead")
         ids = [started_elsewhere(experiment, run, text) for run, text in zip(runs, claims.values(), strict=True)]
         answer = workshop("run", "shared.yaml")
     finally:
@@ -211,8 +216,11 @@ def test_a_claim_is_respected_while_its_process_lives_and_taken_over_after(
     assert recorded("shared") == alone[1]
 
 
-def test_an_older_claim_that_turns_up_later_stops_the_younger_one_with_a_checkpoint(workshop: Workshop) -> None:
+def test_an_older_claim_that_turns_up_later_stops_the_younger_one_with_a_checkpoint(
+    workshop: Workshop, tried: Tried
+) -> None:
     """Clocks differ, and claims cross on their way: each heartbeat reads them again."""
+    tried("older claim that turns up while a run is trained")
     workshop.monkeypatch.setattr("cifar_ablate.tracking.courier.HEARTBEAT_SECONDS", 0.2)
     study = workshop.write("shared.yaml", STUDY)
     only = ("--arm", "flip", "--seed", "1", "--set", "epochs=60")
@@ -311,7 +319,7 @@ def test_the_oldest_living_claim_wins_whatever_the_order_of_the_tags() -> None:
 
 
 def test_a_delivery_killed_at_any_request_is_taken_up_again_without_doubles(
-    workshop: Workshop, alone: tuple[Path, Any], server: Server
+    workshop: Workshop, alone: tuple[Path, Any], server: Server, tried: Tried
 ) -> None:
     workshop.write("shared.yaml", STUDY)
     shutil.copytree(alone[0] / "mlruns" / "runs", workshop.folder / "mlruns" / "runs")
@@ -321,6 +329,7 @@ def test_a_delivery_killed_at_any_request_is_taken_up_again_without_doubles(
         tap = Tap(server, lambda seen, number=number: len(seen) == number)
         assert tap.kill(workshop.folder, *arguments) == -signal.SIGKILL
         assert len(tap.requests) == number
+        tried("delivery killed before it hears the answer")
     last = go_to(workshop, workshop.folder, server.uri)("sync")
     assert last.code == 0, last
     assert recorded("shared") == alone[1]
@@ -328,13 +337,14 @@ def test_a_delivery_killed_at_any_request_is_taken_up_again_without_doubles(
 
 
 def test_a_delivery_killed_between_two_pages_of_metrics_loses_no_part_of_an_epoch(
-    workshop: Workshop, server: Server
+    workshop: Workshop, server: Server, tried: Tried
 ) -> None:
     """Six metrics an epoch: the thousandth is in the middle of epoch 167."""
     workshop.write("shared.yaml", STUDY)
     many = [*("--set", "epochs=170"), *("--set", "train_size=50"), *("--seed", "0"), *("--arm", "baseline")]
     assert workshop("run", "shared.yaml", "--offline", *many).code == 0
     tap = Tap(server, lambda seen: sum("log-batch" in line for line in seen) == 2)
+    tried("delivery killed before it hears the answer")
     assert tap.kill(workshop.folder, "sync") == -signal.SIGKILL
     assert go_to(workshop, workshop.folder, server.uri)("sync").code == 0
     ((_, status, _, _, metrics, _),) = snapshot("shared@epochs=170,train_size=50")

@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 from tests.comparing import bits, leftovers, runs_of, snapshot, start, without_speed
-from tests.conftest import Answer, Workshop
+from tests.conftest import Answer, Tried, Workshop
 
 STUDY = """
     study: away
@@ -43,6 +43,8 @@ STUDY = """
       flip: {augment: {hflip: {p: 0.5}}}
       wild: {optimizer: {lr: 1.0e+30}}
 """
+pytestmark = pytest.mark.faults
+
 OUTAGE_SECONDS = 20.0
 AWAY, BACK = "Training goes on", "MLflow answers again"
 ONE = ("--arm", "baseline", "--seed", "0")
@@ -281,8 +283,9 @@ def _interrupted(name: str, folder: Path, server: Server) -> Outage:
 
 @pytest.mark.parametrize("how", ["stopped", "frozen"])
 def test_a_server_that_comes_back_gets_each_epoch_once_and_no_training_waits_for_it(
-    workshop: Workshop, outages: dict[str, Future[Any]], undisturbed: Undisturbed, how: str
+    workshop: Workshop, outages: dict[str, Future[Any]], undisturbed: Undisturbed, tried: Tried, how: str
 ) -> None:
+    tried(f"MLflow server {how} for 20 s")
     outage: Outage = outages[how].result()
     text = outage.command.text
     assert outage.code == 0, text
@@ -298,8 +301,9 @@ def test_a_server_that_comes_back_gets_each_epoch_once_and_no_training_waits_for
 
 
 def test_a_server_that_stays_away_costs_half_a_minute_and_sync_brings_it_everything_later(
-    workshop: Workshop, outages: dict[str, Future[Any]], undisturbed: Undisturbed
+    workshop: Workshop, outages: dict[str, Future[Any]], undisturbed: Undisturbed, tried: Tried
 ) -> None:
+    tried("MLflow server stopped for good")
     outage: Outage = outages["gone"].result()
     text = outage.command.text
     assert outage.code == 1, text
@@ -330,8 +334,9 @@ def test_a_server_that_stays_away_costs_half_a_minute_and_sync_brings_it_everyth
 
 
 def test_ctrl_c_while_mlflow_is_away_ends_soon_and_the_same_command_goes_on(
-    workshop: Workshop, outages: dict[str, Future[Any]], undisturbed: Undisturbed
+    workshop: Workshop, outages: dict[str, Future[Any]], undisturbed: Undisturbed, tried: Tried
 ) -> None:
+    tried("MLflow server stopped for good")
     outage: Outage = outages["interrupted"].result()
     assert outage.code == 130, outage.command.text
     assert outage.ended - outage.begun < 12
@@ -361,8 +366,9 @@ def test_sync_where_nothing_was_trained_says_what_makes_run_folders(workshop: Wo
 
 
 def test_runs_trained_offline_are_delivered_as_what_they_are(
-    workshop: Workshop, places: Callable[[str], Any], undisturbed: Undisturbed
+    workshop: Workshop, places: Callable[[str], Any], undisturbed: Undisturbed, tried: Tried
 ) -> None:
+    tried("trained with --offline, delivered later")
     """Finished, diverged, failed (its worker was killed), interrupted and running, each told from the others."""
     folder, server = places("offline")
     go_to(workshop, folder, f"sqlite:///{server.folder / 'mlflow.db'}")

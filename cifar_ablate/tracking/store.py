@@ -73,8 +73,11 @@ class Tracking:
             if experiment is None:
                 try:
                     experiment_id = str(self.client.create_experiment(label))
-                except MlflowException:  # another process was first
-                    experiment_id = self.experiment_id(label)
+                except MlflowException:  # another process was first, or the store cannot write
+                    experiment = self.client.get_experiment_by_name(label)
+                    if experiment is None:
+                        raise
+                    experiment_id = str(experiment.experiment_id)
             else:
                 experiment_id = str(experiment.experiment_id)
                 if experiment.lifecycle_stage == "deleted":

@@ -1,0 +1,262 @@
+"""Several commands and several workers at one study: each run is trained once, and no bit depends on who trains it."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.comparing import bits, runs_of, snapshot
+from tests.conftest import Tried, Workshop
+from tests.disturbing import (
+    NUM_RUNS,
+    ONE_RUN,
+    RUN,
+    STUDY,
+    Begin,
+    Undisturbed,
+    assert_undisturbed,
+    epochs_kept,
+    gone_within,
+    planned,
+    starts,
+    statuses,
+    wait_until,
+)
+
+pytestmark = pytest.mark.faults
+
+
+# ------------------------------------------------------------------------------------------- several commands
+
+
+@pytest.mark.parametrize("num", [2, 4])
+def test_commands_that_start_together_on_a_fresh_folder_divide_the_work_and_train_nothing_twice(
+    workshop: Workshop, begin: Begin, undisturbed: Undisturbed, tried: Tried, num: int
+) -> None:
+    (workshop.folder / "mlflow.db").unlink()  # they make it together, too
+    commands = [begin(*RUN) for _ in range(num)]
+    for _ in commands:
+        tried("command beside others at one fresh study")
+    for command in commands:
+        assert command.end() == 0, command.said
+    trained = Counter(name for command in commands for name in starts(command.said))
+    assert len(trained) == NUM_RUNS
+    assert set(trained.values()) == {1}
+    assert not any("Traceback" in command.said for command in commands)
+    assert_undisturbed(workshop.folder, undisturbed)
+    assert len(runs_of("tiny")) == NUM_RUNS
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_a_killed_command_was_at_is_taken_up_by_another_one_that_is_still_there(
+    workshop: Workshop, begin: Begin, undisturbed: Undisturbed, tried: Tried, jobs: int
+) -> None:
+    tried("command killed beside another that goes on")
+    one = begin(*RUN, "--jobs", str(jobs))
+    one.wait_for(r"\[1/[^z]*epoch 1/")
+    before = {run.info.run_id for run in runs_of("tiny")}
+    other = begin(*RUN)
+    other.wait_for(r"is being trained by process \d+")
+    one.send(signal.SIGKILL, to_group=False)
+    kept = epochs_kept(workshop.folder)
+    assert other.end() == 0, other.said
+    assert f"is being trained by process {one.pid}" in other.said or jobs == 2
+    went_on = {name: epochs for name, epochs in starts(other.said).items() if epochs}
+    assert went_on, other.said
+    assert all(kept[name] - epochs <= 1 for name, epochs in went_on.items())
+    assert_undisturbed(workshop.folder, undisturbed)
+    assert before <= {run.info.run_id for run in runs_of("tiny")}  # taken over in the MLflow run it had
+
+
+def test_plan_says_who_trains_what_and_where_the_rest_stands(workshop: Workshop, begin: Begin) -> None:
+    long = ("tiny.yaml", "--set", "epochs=60")
+    command = begin("run", *long, "--checkpoint-seconds", "0", "--arm", "baseline", "--seed", "0")
+    command.wait_for("epoch 5/")
+    answer = workshop("plan", *long)
+    command.send(signal.SIGKILL, to_group=True)
+    command.end()
+    assert answer.code == 0, answer.err
+    assert re.fullmatch(rf"running: process {command.pid}, epoch \d+/60", states(answer.out)["baseline 0"])
+    assert {states(answer.out)[run] for run in ("baseline 1", "flip 0", "flip 1")} == {"to do"}
+    assert "4 runs: 0 done, 1 running, 0 failed, 3 to do" in answer.out
+    after = workshop("plan", *long)
+    assert re.fullmatch(r"interrupted at epoch \d+/60", states(after.out)["baseline 0"])
+    assert "4 runs: 0 done, 0 failed, 1 interrupted, 3 to do" in after.out
+    assert workshop("run", *long, "--arm", "baseline", "--seed", "0").code == 0
+    assert states(workshop("plan", *long).out)["baseline 0"] == "done"
+
+
+def states(said: str) -> dict[str, str]:
+    """State of each run, by arm and seed, from the table of ``plan``."""
+    rows = re.findall(r"^(\w+) +(\d+) +\d+ +\d+ +\w+ +(.+?)(?: {2,}\S.*)?$", said, re.MULTILINE)
+    return {f"{arm} {seed}": state.strip() for arm, seed, state in rows}
+
+
+def test_a_command_whose_work_is_done_by_others_says_so_and_ends_well(workshop: Workshop, begin: Begin) -> None:
+    one = begin(*RUN, *ONE_RUN)
+    one.wait_for("epoch 1/")
+    other = begin(*RUN, *ONE_RUN)
+    assert (one.end(), other.end()) == (0, 0), other.said
+    assert f"tiny flip seed 0: is being trained by process {one.pid}" in other.said
+    assert "Runs: 1 left to another run command" in other.said or "1 trained before" in other.said
+
+
+# --------------------------------------------------------------------------------------------- several workers
+
+
+@pytest.mark.parametrize(("jobs", "threads"), [(3, 1), (1, 2), (2, 2)])
+def test_results_are_equal_to_the_bit_whatever_the_number_of_jobs(
+    workshop: Workshop, begin: Begin, undisturbed: Undisturbed, jobs: int, threads: int
+) -> None:
+    """Jobs 1 and 2 with one thread are compared where the undisturbed study is trained."""
+    command = begin(*RUN, "--jobs", str(jobs), "--threads", str(threads))
+    assert command.end() == 0, command.said
+    if threads == 1:
+        assert_undisturbed(workshop.folder, undisturbed)
+        return
+    TWO_THREADS.append(bits(workshop.folder))
+    assert TWO_THREADS[0] == TWO_THREADS[-1]
+
+
+TWO_THREADS: list[object] = []
+
+
+def test_a_run_on_a_cpu_has_one_thread_unless_told_otherwise(workshop: Workshop, begin: Begin) -> None:
+    assert begin(*RUN, *ONE_RUN).end() == 0
+    assert "(1 CPU threads per run)" in workshop("plan", "tiny.yaml").out
+    environment = next(workshop.folder.glob("mlruns/runs/*/environment.json")).read_text()
+    assert '"threads": 1,' in environment
+
+
+def test_a_worker_that_is_killed_fails_its_run_and_no_other(
+    workshop: Workshop, begin: Begin, undisturbed: Undisturbed, tried: Tried
+) -> None:
+    tried("worker process killed")
+    command = begin(*RUN, "--jobs", "2")
+    command.wait_for(r"\[2/[^z]*epoch \d/")
+    trainers = {}
+    for run in planned():
+        note = workshop.folder / "mlruns" / "runs" / run.fingerprint / ".lock"
+        if note.exists() and (found := re.search(r'"pid": (\d+)', note.read_text())):
+            trainers[int(found[1])] = run
+    worker = next(process for process in command.workers() if process.pid in trainers)
+    worker.kill()
+    assert command.end() == 1
+    (failed,) = re.findall(r"^failed: tiny (\w+) seed (\d): (.*)$", command.said, re.MULTILINE)
+    assert failed[2].startswith("its worker process was killed by SIGKILL, most often because memory ran out")
+    name = f"{failed[0]} {failed[1]}"
+    assert re.search(r"^Runs: (3 finished, 1 failed|1 failed, 3 finished)$", command.said, re.MULTILINE)
+    assert statuses()[name] == ("FAILED", failed[2])
+    assert states(workshop("plan", "tiny.yaml").out)[name].startswith("failed: its worker process was killed")
+    ids = {run.info.run_id for run in runs_of("tiny")}
+
+    before = snapshot("tiny")
+    skipped = workshop(*RUN)
+    assert skipped.code == 1
+    assert "1 skipped as failed" in skipped.out
+    assert snapshot("tiny") == before
+    again = workshop(*RUN, "--retry", "failed")
+    assert again.code == 0, again.err
+    assert re.search(rf"tiny {failed[0]} seed {failed[1]} \(from epoch \d\)", again.out)  # its checkpoint was kept
+    assert_undisturbed(workshop.folder, undisturbed)
+    assert {run.info.run_id for run in runs_of("tiny")} == ids
+
+
+def test_a_worker_that_is_killed_before_it_trains_costs_nothing(
+    workshop: Workshop, begin: Begin, undisturbed: Undisturbed, tried: Tried
+) -> None:
+    tried("worker process killed")
+    command = begin(*RUN, "--jobs", "2")
+    command.wait_for("Runs: 4 to train")
+
+    def first_worker() -> psutil.Process | None:
+        return next((p for p in command.workers() if "spawn_main" in " ".join(p.cmdline())), None)
+
+    wait_until(lambda: first_worker() is not None)
+    worker = first_worker()
+    assert worker is not None
+    worker.kill()
+    assert command.end() == 0, command.said
+    assert_undisturbed(workshop.folder, undisturbed)
+
+
+def test_workers_end_with_a_command_that_is_killed(workshop: Workshop, begin: Begin) -> None:
+    command = begin(*RUN, "--jobs", "3")
+    command.wait_for(r"\[2/[^z]*epoch \d/")
+    workers = command.workers()
+    assert len(workers) >= 3
+    command.send(signal.SIGKILL, to_group=False)
+    assert gone_within(workers, 5)
+
+
+# ---------------------------------------------------------------------------------- runs that fail by themselves
+
+LARGE = STUDY.replace("seeds: 2", "seeds: 4").replace("train_size: 400", "train_size: 1400")
+LARGE += "  large: {model: {width: 24}, batch_size: 1400}\n".replace("  ", "      ", 1)
+"""With the memory that these tests leave, two arms have enough, and the third runs out of it in its first step."""
+MEGABYTES = 700
+
+
+def test_a_run_that_runs_out_of_memory_fails_in_one_sentence_and_the_others_go_on(
+    workshop: Workshop, begin: Begin, tried: Tried
+) -> None:
+    tried("memory too small for a run")
+    workshop.write("tiny.yaml", LARGE)
+    command = begin(*RUN, "--seed", "0", megabytes=MEGABYTES)
+    assert command.end() == 1
+    (reason,) = re.findall(r"^failed: tiny large seed 0: (.*)$", command.said, re.MULTILINE)
+    assert "memory" in reason
+    assert "batch_size" in reason  # the cure
+    assert "Traceback" not in command.said
+    recorded = statuses()
+    assert recorded == {"baseline 0": ("FINISHED", ""), "flip 0": ("FINISHED", ""), "large 0": ("FAILED", reason)}
+    assert states(workshop("plan", "tiny.yaml").out)["large 0"].startswith("failed: ")
+
+
+def test_three_runs_that_fail_alike_at_their_start_stop_the_study_with_one_explanation(
+    workshop: Workshop, begin: Begin, tried: Tried
+) -> None:
+    tried("memory too small for a run")
+    workshop.write("tiny.yaml", LARGE)
+    command = begin(*RUN, "--arm", "large", megabytes=MEGABYTES)
+    assert command.end() == 1
+    assert len(re.findall("^Stopped: 3 runs in a row failed at their start for one reason: ", command.said, re.M)) == 1
+    assert "Runs: 3 failed, 1 not tried" in command.said
+    assert [status for status, _ in statuses().values()] == ["FAILED"] * 3
+
+
+def test_failures_between_runs_that_learn_do_not_stop_a_study(workshop: Workshop, begin: Begin) -> None:
+    workshop.write("tiny.yaml", LARGE)
+    command = begin(*RUN, "--arm", "baseline", "--arm", "large", megabytes=MEGABYTES)
+    assert command.end() == 1
+    assert "Stopped" not in command.said
+    assert Counter(status for status, _ in statuses().values()) == {"FAILED": 4, "FINISHED": 4}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_fail_fast_stops_the_others_with_their_checkpoints(workshop: Workshop, begin: Begin, jobs: int) -> None:
+    workshop.write("tiny.yaml", LARGE)
+    # a worker starts without what the command has imported: it has more room
+    megabytes = MEGABYTES if jobs == 1 else 300
+    only = ("--seed", "0", "--arm", "large", "--arm", "flip")
+    command = begin(*RUN, *only, "--fail-fast", "--set", "epochs=40", "--jobs", str(jobs), megabytes=megabytes)
+    assert command.end() == 1
+    assert "Stopped: tiny@epochs=40 large seed 0 failed, and --fail-fast was given" in command.said
+    assert "The same command again does what is left." in command.said
+    recorded = {run.data.tags["ablate.arm"]: run.info.status for run in runs_of("tiny@epochs=40")}
+    assert recorded["large"] == "FAILED"
+    assert recorded.get("flip", "KILLED") in ("KILLED", "FINISHED" if jobs == 1 else "KILLED")
+
+
+def test_the_folder_of_a_failed_run_tells_more_than_its_sentence(workshop: Workshop, begin: Begin) -> None:
+    workshop.write("tiny.yaml", LARGE)
+    begin(*RUN, "--arm", "large", "--seed", "0", megabytes=MEGABYTES).end()
+    (failure,) = workshop.folder.glob("mlruns/runs/*/failure.txt")
+    assert "Traceback" in Path(failure).read_text()
+    assert time.time() - failure.stat().st_mtime < 600
