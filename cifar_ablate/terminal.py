@@ -34,14 +34,14 @@ class Quiet(io.TextIOBase):
     def write(self, text: str) -> int:
         try:
             return self.stream.write(text)
-        except OSError:
+        except (OSError, ValueError):  # the reader is gone, or the stream is closed
             self._give_up()
             return len(text)
 
     def flush(self) -> None:
         try:
             self.stream.flush()
-        except OSError:
+        except (OSError, ValueError):
             self._give_up()
 
     def isatty(self) -> bool:
@@ -56,7 +56,8 @@ class Quiet(io.TextIOBase):
 
     def _give_up(self) -> None:
         with suppress(OSError, ValueError):  # at its end Python writes what it has not written yet
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            number = self.stream.fileno()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 def duration(seconds: float) -> str:

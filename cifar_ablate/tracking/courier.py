@@ -74,6 +74,8 @@ class Courier:
         self.parcels: dict[Key, Parcel] = {}
         self.changed = threading.Condition()
         self.is_closing = False
+        self.is_over = False
+        """What is not delivered now will not be."""
         self.is_away = False
         self.pause_seconds = FIRST_PAUSE_SECONDS
         self.last_beat = self.last_success = time.monotonic()
@@ -121,6 +123,7 @@ class Courier:
                 if time.monotonic() - self.last_success > patience_seconds:
                     break
                 self.changed.wait(0.1)
+            self.is_over = True
             return [parcel for parcel in self.parcels.values() if not parcel.is_done or parcel.trouble]
 
     def _left(self) -> bool:
@@ -130,11 +133,11 @@ class Courier:
         while True:
             with self.changed:
                 self.changed.wait_for(self._has_work, timeout=self._until_next())
-                if self.is_closing and not self._left():
+                if self.is_over or (self.is_closing and not self._left()):
                     return
                 waiting = [parcel for parcel in self.parcels.values() if parcel.wait_left() == 0]
             try:
-                refused = [parcel for parcel in waiting if not self._attempt(tracking, parcel)]
+                refused = [parcel for parcel in waiting if not (self.is_over or self._attempt(tracking, parcel))]
                 self._beat()
             except (TrackingError, OutputError) as error:
                 self._wait_for_mlflow(error)
@@ -144,7 +147,7 @@ class Courier:
 
     def _has_work(self) -> bool:
         news = any(parcel.wait_left() == 0 for parcel in self.parcels.values())
-        return news or (self.is_closing and not self._left())
+        return news or self.is_over or (self.is_closing and not self._left())
 
     def _until_next(self) -> float:
         next_beat = max(0.0, self.last_beat + HEARTBEAT_SECONDS - time.monotonic())
@@ -169,7 +172,7 @@ class Courier:
         else:
             parcel.trouble, parcel.num_refusals = "", 0
         self.last_success = time.monotonic()
-        if self.is_away:
+        if self.is_away and not self.is_over:
             self.is_away, self.pause_seconds = False, FIRST_PAUSE_SECONDS
             self.on_note("MLflow answers again; it gets what it missed.")
         return True

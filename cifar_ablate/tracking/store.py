@@ -86,10 +86,19 @@ class Tracking:
             digest = hashlib.sha256(text.encode()).hexdigest()[:8]
             pieces = [text[start : start + CHUNK] for start in range(0, len(text), CHUNK)]
             for index, piece in enumerate(pieces):
-                self.client.set_experiment_tag(experiment_id, f"{DOCUMENT}.{digest}.{index}", piece)
-            self.client.set_experiment_tag(experiment_id, DOCUMENT, f"{digest}:{len(pieces)}")
-            self.client.set_experiment_tag(experiment_id, "mlflow.note.content", str(document["question"]))
+                self._tag(experiment_id, f"{DOCUMENT}.{digest}.{index}", piece)
+            self._tag(experiment_id, DOCUMENT, f"{digest}:{len(pieces)}")
+            self._tag(experiment_id, "mlflow.note.content", str(document["question"]))
         return experiment_id
+
+    def _tag(self, experiment_id: str, name: str, value: str) -> None:
+        """Set a tag of an experiment; of two processes that do so at once, MLflow lets one fail (UNIQUE constraint)."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.set_experiment_tag(experiment_id, name, value)
+        except MlflowException:
+            self.client.set_experiment_tag(experiment_id, name, value)
 
     def labels(self) -> list[str]:
         """Labels of all recorded studies, sorted."""
