@@ -837,6 +837,13 @@ def test_evaluations_of_a_stopped_and_resumed_run_are_added_up(data: DeviceData,
     assert train_in(folder, chosen, data).result.eval_seconds > progress["eval_seconds"]
 
 
+def test_an_evaluation_that_was_stopped_counts(data: DeviceData, folder: RunFolder) -> None:
+    stopped(folder, recipe(epochs=1), data, at_question(NUM_STEPS + 3))
+    progress = read_progress(folder.checkpoint)
+    assert progress is not None
+    assert progress["eval_seconds"] > 0
+
+
 def test_a_stop_keeps_the_seconds_of_the_epoch_under_way(data: DeviceData, folder: RunFolder) -> None:
     stopped(folder, recipe(), data, after_step(2, 2))
     progress = read_progress(folder.checkpoint)

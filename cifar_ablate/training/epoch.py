@@ -53,6 +53,7 @@ def train_epoch(fit: Fit, watcher: Watcher) -> tuple[float, float]:
             _steps(fit, watcher)
             loss, running = (fit.sums["loss"] / num).item(), (100 * fit.sums["num_right"] / num).item()
         except Stopped:
+            fit.sums["loss"].item()  # the device is waited for: the clock is read next
             fit.sums |= _random_state(device)
             raise
         finally:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -99,37 +100,44 @@ def _epoch(fit: Fit, watcher: Watcher) -> dict[str, Any]:
     }
     every = fit.recipe.eval_every
     if every and epoch % every == 0 and epoch < fit.recipe.epochs and math.isfinite(loss):
-        begun = time.perf_counter()
-        logits = predict_logits(
-            fit.model, fit.data.test_images, fit.pipeline, fit.precision, partial(stop_if_asked, watcher)
-        )
-        labels = fit.data.test_labels.cpu()
-        line["test_accuracy"] = accuracy(logits, labels)
-        line["test_nll"] = negative_log_likelihood(logits, labels)
-        fit.eval_seconds += time.perf_counter() - begun
+        with _evaluation(fit):
+            logits = predict_logits(
+                fit.model, fit.data.test_images, fit.pipeline, fit.precision, partial(stop_if_asked, watcher)
+            )
+            labels = fit.data.test_labels.cpu()
+            line["test_accuracy"] = accuracy(logits, labels)
+            line["test_nll"] = negative_log_likelihood(logits, labels)
     return line
+
+
+@contextmanager
+def _evaluation(fit: Fit) -> Iterator[None]:
+    """Count the time of the block, also of one that is left early."""
+    begun = time.perf_counter()
+    try:
+        yield
+    finally:
+        fit.eval_seconds += time.perf_counter() - begun
 
 
 def _final_metrics(fit: Fit, folder: RunFolder, watcher: Watcher) -> dict[str, float]:
     """Headline metrics of the last epoch's network; the test logits go to the folder."""
-    begun = time.perf_counter()
-    data, between = fit.data, partial(stop_if_asked, watcher)
-    test = predict_logits(fit.model, data.test_images, fit.pipeline, fit.precision, between)
-    train = predict_logits(fit.model, data.train_images, fit.pipeline, fit.precision, between)
-    labels = data.test_labels.cpu()
-    # the largest logit of each image becomes 0: the same softmax, and float16 keeps the order and cannot overflow
-    kept = (test - test.amax(1, keepdim=True)).to(torch.float16)
-    for path, values in ((folder.logits, kept), (folder.labels, labels)):
-        with atomic(path) as temporary, temporary.open("wb") as file:
-            np.save(file, values.numpy(), allow_pickle=False)
-    metrics = {
-        "test_accuracy": accuracy(test, labels),
-        "test_nll": negative_log_likelihood(test, labels),
-        "test_ece": expected_calibration_error(test, labels),
-        "train_accuracy": accuracy(train, data.train_labels.cpu()),
-    }
-    fit.eval_seconds += time.perf_counter() - begun
-    return metrics
+    with _evaluation(fit):
+        data, between = fit.data, partial(stop_if_asked, watcher)
+        test = predict_logits(fit.model, data.test_images, fit.pipeline, fit.precision, between)
+        train = predict_logits(fit.model, data.train_images, fit.pipeline, fit.precision, between)
+        labels = data.test_labels.cpu()
+        # the largest logit of each image becomes 0: the same softmax, and float16 keeps the order and cannot overflow
+        kept = (test - test.amax(1, keepdim=True)).to(torch.float16)
+        for path, values in ((folder.logits, kept), (folder.labels, labels)):
+            with atomic(path) as temporary, temporary.open("wb") as file:
+                np.save(file, values.numpy(), allow_pickle=False)
+        return {
+            "test_accuracy": accuracy(test, labels),
+            "test_nll": negative_log_likelihood(test, labels),
+            "test_ece": expected_calibration_error(test, labels),
+            "train_accuracy": accuracy(train, data.train_labels.cpu()),
+        }
 
 
 def _end(
