@@ -3,9 +3,9 @@
     python benchmarks/overhead.py [--rounds 6] [--seconds 60] [--out overhead.json]
 
 Both train the same recipe to the same last accuracy. ``bare`` takes the steps and evaluates, and writes nothing.
-``run`` is what ``cifar-ablate run`` does from the plan to the last artifact in MLflow: run folder, history, checkpoints,
-claim, heartbeat, delivery, confusion matrix. The number of epochs is chosen so that a run takes about --seconds.
-Starting Python and making a fresh database are not in it; importing what draws the confusion matrix is.
+``run`` is what ``cifar-ablate run`` does from the plan to the last artifact in MLflow: run folder, history,
+checkpoints, claim, heartbeat, delivery, confusion matrix. The number of epochs is chosen so that a run takes about
+--seconds. Starting Python and making a fresh database are not in it; importing what draws the confusion matrix is.
 
 A machine that others share is 10% faster in one minute than in the next, which is more than what is measured. So the
 two run at the same moment, each process bound to one core, and change cores after each round. The thread that delivers

@@ -263,13 +263,14 @@ def main() -> None:
 def _leaving_at_once() -> Iterator[None]:
     """A signal ends the process with 130 and a sentence, wherever it is; only a training has something to tidy up.
 
-    Everything is written whole or not at all, and an exception in the middle of an import comes out as anything.
+    Files are written whole or not at all, and an exception in the middle of an import comes out as anything.
     """
 
     def leave(number: int, frame: FrameType | None) -> None:
         show_cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
         with suppress(OSError):
-            os.write(2, f"{show_cursor}interrupted; the same command again does what is left\n".encode())
+            rest = "; the same command again does what is left" if sys.argv[1:2] == ["run"] else ""
+            os.write(2, f"{show_cursor}interrupted{rest}\n".encode())
         os._exit(130)
 
     with stopping_on(leave):

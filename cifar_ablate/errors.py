@@ -5,6 +5,7 @@ Programmer mistakes are assertions and never pass through here. Only ``cli.py`` 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -97,6 +98,10 @@ class TakenError(AblateError, RuntimeError):
     """A run that another process trains, or has trained."""
 
 
+class BusyError(AblateError, RuntimeError):
+    """A run that another process is just done with; to be asked for again in a moment."""
+
+
 class OutputError(AblateError, OSError):
     """A place that cannot be written."""
 
@@ -105,6 +110,19 @@ class OutputError(AblateError, OSError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+CURES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space, or run where there is more"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "run where you may write"),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "its folder was removed; the same command makes it again"),
+}
+"""What helps where a place cannot be written, by error number."""
+
+
+def not_written(path: Path, error: OSError) -> OutputError:
+    """The error for a place that cannot be written, with the cure."""
+    return OutputError(path, str(error.strerror or error), CURES.get(error.errno or 0, "look after that disk"))
 
 
 def suggest(name: str, known: Iterable[str], *, limit: int = 12) -> str:

@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 import yaml
 
-from cifar_ablate.errors import OutputError, RecordError
+from cifar_ablate.errors import RecordError, not_written
 
 DESCRIBED = {"classes", "data", "data_digest", "device", "threads", "torch", "git_commit", "git_dirty"}
 """What a run's environment says at least."""
@@ -189,8 +189,11 @@ class RunFolder:
         return [path for path in paths if path.exists()]
 
     def clear_result(self) -> None:
-        """Forget how an earlier attempt ended, before the run is tried again; its checkpoint stays."""
-        _remove(self.path / "result.json", self.path / "failure.txt", *self.path.glob("weights*.safetensors"))
+        """Forget how an earlier attempt ended, before the run is tried again.
+
+        Its checkpoint stays, and so do the weights of epochs before it: they are not trained again.
+        """
+        _remove(self.path / "result.json", self.path / "failure.txt", self.weights)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -253,8 +256,3 @@ def write_atomically(path: Path, text: str) -> None:
     """Write text whole or not at all; raises OutputError where the place cannot be written."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def not_written(path: Path, error: OSError) -> OutputError:
-    """The error for a place that cannot be written, with the cure."""
-    return OutputError(path, str(error.strerror or error), "free space, or run where you may write")

@@ -12,6 +12,8 @@ A compact record is a folder of plain files, under 2 MB for 25 runs of CIFAR-10:
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cifar_ablate.errors import OutputError, RecordError
+from cifar_ablate.errors import RecordError, not_written
 
 Key = tuple[str, str, str]
 """Study, arm and fingerprint of a run."""
@@ -134,35 +136,51 @@ def save_record(
     environments: Mapping[str, Mapping[str, Any]],
     predictions: Predictions | None,
 ) -> None:
-    """Write a compact record; raises OutputError where the folder cannot be written."""
+    """Write a compact record; raises OutputError, with what was there before, where the folder cannot be written."""
+    unfinished = folder / f".unfinished.{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        header = {"format": RECORD_FORMAT, "label": record.label, **record.document}
-        (folder / "study.json").write_text(json.dumps(header, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        text = json.dumps(environments, indent=1, ensure_ascii=False)
-        (folder / "environments.json").write_text(text + "\n", encoding="utf-8")
-        rows = [
-            {
-                **{name: getattr(run, name) for name in _COLUMNS},
-                **{METRIC + key: run.metrics[key] for key in run.metrics},
-            }
-            for run in record.runs
-        ]
-        pd.DataFrame(rows).to_csv(folder / "runs.csv", index=False)
-        curves.to_csv(folder / "curves.csv", index=False, float_format="%.6g")
-        path = folder / "predictions.npz"
-        path.unlink(missing_ok=True)
-        if predictions is not None:
-            small = np.uint8 if predictions.labels.max(initial=0) < 256 else np.uint16
-            np.savez_compressed(
-                path,
-                fingerprints=np.array(predictions.fingerprints),
-                labels=predictions.labels.astype(small),
-                predicted=predictions.predicted.astype(small),
-                loss=predictions.loss,
-            )
+        for left in folder.glob(".unfinished.*"):  # by an export that was killed
+            shutil.rmtree(left)
+        unfinished.mkdir(parents=True)
+        _write_record(unfinished, record, curves, environments, predictions)
+        (folder / "predictions.npz").unlink(missing_ok=True)
+        for path in sorted(unfinished.iterdir()):
+            path.replace(folder / path.name)
     except OSError as error:
-        raise OutputError(folder, str(error.strerror), "choose a folder you may write, or free space") from None
+        raise not_written(folder, error) from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write_record(
+    folder: Path,
+    record: StudyRecord,
+    curves: pd.DataFrame,
+    environments: Mapping[str, Mapping[str, Any]],
+    predictions: Predictions | None,
+) -> None:
+    header = {"format": RECORD_FORMAT, "label": record.label, **record.document}
+    (folder / "study.json").write_text(json.dumps(header, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(environments, indent=1, ensure_ascii=False)
+    (folder / "environments.json").write_text(text + "\n", encoding="utf-8")
+    rows = [
+        {
+            **{name: getattr(run, name) for name in _COLUMNS},
+            **{METRIC + key: run.metrics[key] for key in run.metrics},
+        }
+        for run in record.runs
+    ]
+    pd.DataFrame(rows).to_csv(folder / "runs.csv", index=False)
+    curves.to_csv(folder / "curves.csv", index=False, float_format="%.6g")
+    if predictions is not None:
+        small = np.uint8 if predictions.labels.max(initial=0) < 256 else np.uint16
+        np.savez_compressed(
+            folder / "predictions.npz",
+            fingerprints=np.array(predictions.fingerprints),
+            labels=predictions.labels.astype(small),
+            predicted=predictions.predicted.astype(small),
+            loss=predictions.loss,
+        )
 
 
 def load_record(folder: Path) -> StudyRecord:

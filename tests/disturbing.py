@@ -41,6 +41,7 @@ STUDY = f"""
       model: {{name: resnet18-compact, width: 4}}
       epochs: {NUM_EPOCHS}
       batch_size: 25
+      checkpoint_every: 2
       optimizer: {{name: sgd, lr: 0.05, momentum: 0.9}}
     arms:
       baseline:

@@ -15,13 +15,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlflow
-import psutil
 import pytest
 
+from cifar_ablate.errors import TakenError
+from cifar_ablate.folder import RunFolder
+from cifar_ablate.owner import this_machine, this_process
 from cifar_ablate.plan import PlannedRun
 from cifar_ablate.tracking.claims import PREFIX, claims_of, winner_of
 from tests.comparing import bits, leftovers, runs_of, snapshot
@@ -112,9 +115,11 @@ def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> It
         server.kill()
 
 
-def claim(host: str, pid: int, started: float, *, claimed: float, beat: float) -> str:
-    """A claim as another machine writes it."""
-    return json.dumps({"host": host, "pid": pid, "started": started, "claimed": claimed, "beat": beat})
+def claim(host: str, pid: int, started: float, *, claimed: float, beat: float, delivers: bool = False) -> str:
+    """A claim as another machine, or for this host name another process here, writes it."""
+    machine = this_machine() if host == socket.gethostname() else host
+    times = {"claimed": claimed, "beat": beat, "delivers": delivers}
+    return json.dumps({"host": host, "machine": machine, "pid": pid, "started": started, **times})
 
 
 def planned(study: Path, *settings: str) -> tuple[list[PlannedRun], str]:
@@ -181,12 +186,11 @@ def test_a_claim_is_respected_while_its_process_lives_and_taken_over_after(
     dead.wait()
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     try:
-        born = psutil.Process(sleeper.pid).create_time()
         claims = {
             "alive elsewhere": claim(ELSEWHERE, 4711, now - 900, claimed=now - 800, beat=now),
             "silent for long": claim(ELSEWHERE, 4711, now - 900, claimed=now - 800, beat=now - 301),
             "dead": claim(here, dead.pid, now - 900, claimed=now - 800, beat=now),
-            "its pid is somebody else's": claim(here, sleeper.pid, born - 900, claimed=now - 800, beat=now),
+            "its pid is somebody else's": claim(here, sleeper.pid, 1.0, claimed=now - 800, beat=now),
         }
         for _ in claims:
             tried("run of an owner that lives, is silent or is dead")
@@ -269,7 +273,95 @@ def test_an_older_claim_that_turns_up_later_stops_the_younger_one_with_a_checkpo
     assert recorded(run.study) == record
 
 
-GOOD = {"host": ELSEWHERE, "pid": 1, "started": 1.0, "claimed": 1.0, "beat": 1.0}
+def test_a_run_that_is_only_being_delivered_is_trained_and_recorded_when_that_is_done(workshop: Workshop) -> None:
+    """A command that was interrupted, or sync, still has the run in MLflow when the next command comes."""
+    study = workshop.write("shared.yaml", STUDY)
+    only = ("--arm", "flip", "--seed", "1")
+    runs, experiment = planned(study)
+    (run,) = (run for run in runs if (run.arm, run.seed) == ("flip", 1))
+    now = time.time()
+    theirs = claim(ELSEWHERE, 4711, now - 900, claimed=now - 800, beat=now, delivers=True)
+    run_id = started_elsewhere(experiment, run, theirs)
+    ended = threading.Timer(6.0, mlflow.MlflowClient().delete_tag, (run_id, f"{PREFIX}theirs"))
+    ended.start()
+    answer = workshop("run", "shared.yaml", *only)
+    ended.join()
+    assert answer.code == 0, answer
+    assert "Runs: 1 finished" in answer.out
+    (recorded_run,) = runs_of("shared")
+    assert (recorded_run.info.run_id, recorded_run.info.status) == (run_id, "FINISHED")
+
+
+def test_who_was_silent_for_long_looks_again_before_it_delivers(workshop: Workshop) -> None:
+    """A machine slept, or lost its network: another one has taken its run over, and has delivered more of it."""
+    from cifar_ablate.tracking import Tracking
+
+    study = workshop.write("shared.yaml", STUDY)
+    only = ("--arm", "flip", "--seed", "1")
+    assert workshop("run", "shared.yaml", *only, "--offline").code == 0
+    runs, experiment = planned(study)
+    (run,) = (run for run in runs if (run.arm, run.seed) == ("flip", 1))
+    folder = RunFolder(workshop.folder / "mlruns" / "runs" / run.fingerprint)
+    sleeper = Tracking().deliver(experiment, run, folder, is_training=True)
+    sleeper.confirm(is_training=True)
+    sleeper.push(folder.history()[:5])
+    sleeper.claim = replace(sleeper.claim, beat=time.time() - 301)
+    client = mlflow.MlflowClient()
+    client.delete_tag(sleeper.run_id, sleeper.claim.tag)  # what a machine does that finds it dead
+    now = time.time()
+    client.set_tag(sleeper.run_id, f"{PREFIX}theirs", claim(ELSEWHERE, 4711, 1.0, claimed=now - 60, beat=now))
+    for step in (6, 7):
+        client.log_metric(sleeper.run_id, "train_loss", 1.0, step=step)
+    for is_training in (True, False):
+        with pytest.raises(TakenError, match=f"process 4711 on {ELSEWHERE}, whose claim is older"):
+            sleeper.confirm(is_training=is_training)
+
+    client.delete_tag(sleeper.run_id, f"{PREFIX}theirs")  # the other one has stopped after its seventh epoch
+    sleeper.claim = replace(sleeper.claim, beat=time.time() - 301)
+    sleeper.confirm(is_training=True)
+    sleeper.push(folder.history()[:9])
+    steps = [point.step for point in client.get_metric_history(sleeper.run_id, "train_loss")]
+    assert steps == list(range(1, 10))
+
+
+def test_a_process_believes_its_own_claim_whatever_the_clocks_say(workshop: Workshop) -> None:
+    from cifar_ablate.tracking import Tracking
+
+    study = workshop.write("shared.yaml", STUDY)
+    only = ("--arm", "flip", "--seed", "1")
+    assert workshop("run", "shared.yaml", *only, "--offline").code == 0
+    runs, experiment = planned(study)
+    (run,) = (run for run in runs if (run.arm, run.seed) == ("flip", 1))
+    folder = RunFolder(workshop.folder / "mlruns" / "runs" / run.fingerprint)
+    delivery = Tracking().deliver(experiment, run, folder, is_training=True)
+    clock = time.time
+    for step_seconds in (5.0, -5.0, 3600.0, -3600.0):
+        workshop.monkeypatch.setattr(time, "time", lambda step_seconds=step_seconds: clock() + step_seconds)
+        delivery.beat()
+        (held,) = claims_of(mlflow.MlflowClient().get_run(delivery.run_id).data.tags)
+        assert held.tag == delivery.claim.tag
+        assert held.owner == this_process()
+        assert held.is_alive()
+
+
+def test_machines_that_make_one_database_together_find_it_whole(workshop: Workshop, alone: tuple[Path, Any]) -> None:
+    uri = f"sqlite:///{workshop.folder / 'fresh.db'}"
+    study = workshop.write("shared.yaml", STUDY)
+    machines = []
+    try:
+        for name in ("one", "other", "third"):
+            (workshop.folder / name).mkdir()
+            machines.append(Command(workshop.folder / name, "run", str(study), MLFLOW_TRACKING_URI=uri))
+        for machine in machines:
+            assert machine.end() == 0, machine.text
+    finally:
+        for machine in machines:
+            machine.kill()
+    workshop.monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert recorded("shared") == alone[1]
+
+
+GOOD = {"host": ELSEWHERE, "machine": ELSEWHERE, "pid": 1, "started": 1.0, "claimed": 1.0, "beat": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -288,7 +380,7 @@ GOOD = {"host": ELSEWHERE, "pid": 1, "started": 1.0, "claimed": 1.0, "beat": 1.0
         *(json.dumps(GOOD | {name: "soon"}) for name in ("pid", "started", "claimed", "beat")),
         *(json.dumps(GOOD | {name: float("inf")}) for name in ("pid", "started", "claimed", "beat")),
         *(json.dumps(GOOD | {name: float("nan")}) for name in ("pid", "started", "claimed", "beat")),
-        *(json.dumps(GOOD | {"host": socket.gethostname(), "pid": pid}) for pid in (-1, 0, 2**31, 2**70)),
+        *(json.dumps(GOOD | {"machine": this_machine(), "pid": pid}) for pid in (-1, 0, 2**31, 2**70)),
         '{"host": "x", "pid": ' + "9" * 5000 + "}",
     ],
     ids=lambda text: text[:60],

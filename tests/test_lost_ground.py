@@ -85,7 +85,7 @@ def use(disk: SmallDisk, workshop: Workshop, *, for_what: str) -> None:
 
 def sentences(said: str) -> list[str]:
     """What was said of places that cannot be written."""
-    return re.findall(r"cannot write .+?: .+?; free space, or run where you may write", said)
+    return re.findall(r"cannot write .+?: .+?; (?:free space|run where you may write|its folder was removed)", said)
 
 
 # -------------------------------------------------------------------------------------------------- a full disk

@@ -18,20 +18,21 @@ _WORDS = {
 
 def lines_of(summary: Summary) -> Iterator[str]:
     """The end of ``run``: counts, then each failure, then what to do next."""
-    said = [f"{count} {_WORDS.get(kind, kind)}" for kind, count in summary.kinds.items()]
+    words = _WORDS | ({"shared": "trained before"} if summary.is_offline else {})
+    said = [f"{count} {words.get(kind, kind)}" for kind, count in summary.kinds.items()]
     said += [f"{summary.num_done_before} skipped as done"] if summary.num_done_before else []
     said += [f"{summary.num_failed_before} skipped as failed"] if summary.num_failed_before else []
     said += [f"{summary.num_not_tried} not tried"] if summary.num_not_tried else []
-    is_well = not exit_code(summary) and not summary.is_offline
+    is_well = not (exit_code(summary) or summary.is_offline or summary.kinds.get("elsewhere"))
     yield "Runs: " + (", ".join(said) or "none") + (". Next: cifar-ablate report" if is_well else "")
     for run, reason in summary.failures:
         yield f"failed: {run.name}: {reason}"
     if summary.stopped_because:
         yield f"Stopped: {summary.stopped_because}"
-    if summary.failures:
+    if summary.kinds.get("failed") or summary.num_failed_before:
         yield "Try them again with --retry failed once the cause is gone."
     if summary.undelivered and summary.is_offline:
-        yield f"{len(summary.undelivered)} runs wait in mlruns/runs; `cifar-ablate sync` delivers them to MLflow."
+        yield f"{len(summary.undelivered)} runs wait in mlruns/runs; `cifar-ablate sync` delivers what MLflow lacks."
     elif summary.undelivered:
         yield from _undelivered(summary.undelivered)
     if summary.stopped_because or summary.kinds.get("stopped"):

@@ -15,7 +15,7 @@ from cifar_ablate.plan import PlannedRun
 from cifar_ablate.records import Key
 from cifar_ablate.runner.artifacts import write_artifacts
 from cifar_ablate.runner.events import Events
-from cifar_ablate.runner.messages import Channel, Ended, EpochEnded, Lost, Message, Started, Stepped
+from cifar_ablate.runner.messages import Channel, Ended, EpochEnded, Lost, Message, Noted, Started, Stepped
 from cifar_ablate.runner.stopping import Stops
 from cifar_ablate.tracking import Courier, Parcel
 
@@ -72,6 +72,9 @@ class Command(Channel):
         return self.stops.should_stop(key)
 
     def tell(self, message: Message) -> None:
+        if isinstance(message, Noted):
+            self.events.on_note(message.text)
+            return
         run = self.runs[message.key]
         if isinstance(message, Started):
             self.courier.begin(run, self._folder(run))
@@ -123,11 +126,12 @@ class Command(Channel):
         if result is not None:
             self.courier.end(run, self._folder(run), result.status, result=result, reason=result.reason)
         is_known = self.kinds.get(run.key) == kind == "elsewhere"
-        self.kinds[run.key] = "failed" if kind == "damaged" else kind
+        self.kinds[run.key] = kind
         if kind in ("finished", "diverged", "failed") and result is not None:
             self.events.on_end(run, result)
         elif not is_known:
-            self.events.on_not_trained(run, "trained before, now recorded here" if kind == "shared" else reason)
+            shared = "trained before" if self.courier.is_offline else "trained before, now recorded here"
+            self.events.on_not_trained(run, shared if kind == "shared" else reason)
         self._judge(run, ended, kind)
 
     def _judge(self, run: PlannedRun, ended: Ended, kind: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import Place
+from cifar_ablate.owner import this_process
 from cifar_ablate.plan import DataKey, Plan, PlannedRun
 from cifar_ablate.records import RecordedRun
 from cifar_ablate.registry import EXECUTORS
@@ -17,6 +18,7 @@ from cifar_ablate.runner.events import Events
 from cifar_ablate.runner.kept_plans import keep_plan, mark_recorded
 from cifar_ablate.runner.messages import Group
 from cifar_ablate.runner.reconcile import reconcile
+from cifar_ablate.runner.states import has_ended
 from cifar_ablate.runner.stopping import Stops
 from cifar_ablate.runner.trainer import GroupTrainer
 from cifar_ablate.tracking import Courier, Tracking
@@ -63,7 +65,12 @@ def run_plans(
     experiments: dict[str, str] = {}
     for plan in plans:
         recorded = _open(plan, tracking, experiments)
-        status = reconcile([run for run in plan.runs if wanted(run)], recorded, retry_failed=options.retry_failed)
+        status = reconcile(
+            [run for run in plan.runs if wanted(run)],
+            recorded,
+            retry_failed=options.retry_failed,
+            has_ended=partial(has_ended, runs_root=RUNS_ROOT),
+        )
         todo.extend(status.todo)
         failed.extend(status.failed)
         num_done += len(status.done)
@@ -71,16 +78,24 @@ def run_plans(
     courier = Courier(tracking, experiments, on_note=events.on_note, on_taken=stops.withdrawn.__setitem__)
     command = Command(todo, RUNS_ROOT, courier, events, stops, fail_fast=options.fail_fast)
     train_group = GroupTrainer(
-        data, RUNS_ROOT.absolute(), options.retry_failed, options.checkpoint_seconds, events.step_seconds
+        data,
+        RUNS_ROOT.absolute(),
+        options.retry_failed,
+        options.checkpoint_seconds,
+        events.step_seconds,
+        this_process(),
     )
     execute = partial(_execute, options.executor, train_group, places, command)
-    execute(todo)
-    if not stops.reason:  # what others were at when we came to it may have been left since
-        execute([run for run in todo if command.kinds.get(run.key) == "elsewhere"])
-    left = courier.close(
-        patience_seconds=HURRIED_SECONDS if stops.signal else PATIENCE_SECONDS,
-        hurry=partial(_was_signalled_since, stops, stops.signal),
-    )
+    try:
+        execute(todo)
+        if not stops.reason:  # what others were at when we came to it may have been left since
+            stops.withdrawn.clear()
+            execute([run for run in todo if command.kinds.get(run.key) == "elsewhere"])
+    finally:
+        left = courier.close(
+            patience_seconds=HURRIED_SECONDS if stops.signal else PATIENCE_SECONDS,
+            hurry=partial(_was_signalled_since, stops, stops.signal),
+        )
     return command.summary(num_done, failed, left)
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from cifar_ablate.errors import RecordError
-from cifar_ablate.folder import not_written, write_atomically
+from cifar_ablate.errors import RecordError, not_written
+from cifar_ablate.folder import write_atomically
 from cifar_ablate.locks import lock
 from cifar_ablate.plan import Plan
 from cifar_ablate.records import RunIdentity

@@ -67,7 +67,14 @@ class Lost:
     reason: str
 
 
-Message = Started | Stepped | EpochEnded | Ended | Lost
+@dataclass(frozen=True)
+class Noted:
+    """Something that a person should know of; of no single run."""
+
+    text: str
+
+
+Message = Started | Stepped | EpochEnded | Ended | Lost | Noted
 
 
 class Channel(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from cifar_ablate.plan import PlannedRun
@@ -19,8 +19,17 @@ class Reconciled:
     todo: tuple[PlannedRun, ...]
 
 
-def reconcile(runs: Sequence[PlannedRun], recorded: Iterable[RecordedRun], *, retry_failed: bool = False) -> Reconciled:
-    """Sort planned runs into done, failed and to do. Finished and diverged are both results: done."""
+def reconcile(
+    runs: Sequence[PlannedRun],
+    recorded: Iterable[RecordedRun],
+    *,
+    retry_failed: bool = False,
+    has_ended: Callable[[PlannedRun], bool] = lambda run: False,
+) -> Reconciled:
+    """Sort planned runs into done, failed and to do. Finished and diverged are both results: done.
+
+    ``has_ended``: its folder holds a result of either kind, which the record may have missed.
+    """
     outcomes: dict[tuple[str, str], RecordedRun] = {}
     for record in recorded:
         key = (record.arm, record.fingerprint)
@@ -33,7 +42,7 @@ def reconcile(runs: Sequence[PlannedRun], recorded: Iterable[RecordedRun], *, re
         found = outcomes.get((run.arm, run.fingerprint))
         if found is not None and found.outcome in ("finished", "diverged"):
             done.append(run)
-        elif found is not None and found.outcome == "failed" and not retry_failed:
+        elif found is not None and found.outcome == "failed" and not retry_failed and not has_ended(run):
             failed.append((run, found.reason))
         else:
             todo.append(run)

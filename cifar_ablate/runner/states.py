@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,11 +57,19 @@ def _of_folder(run: PlannedRun, folder: RunFolder, record: RecordedRun | None) -
         result = folder.result()
     except RecordError as error:
         return State("failed", f"damaged: {error}")
+    if result is not None and result.status != "failed":
+        return RECORDABLE
     if record is not None and record.outcome == "failed":
         return State("failed", f"failed: {record.reason}")
-    if result is not None:
-        return State("failed", f"failed: {result.reason}") if result.status == "failed" else RECORDABLE
-    return _unfinished(run, folder, record)
+    return _unfinished(run, folder, record) if result is None else State("failed", f"failed: {result.reason}")
+
+
+def has_ended(run: PlannedRun, runs_root: Path) -> bool:
+    """Does its folder hold a result that is not a failure?"""
+    with suppress(RecordError):
+        result = RunFolder(runs_root / run.fingerprint).result()
+        return result is not None and result.status != "failed"
+    return False
 
 
 def _unfinished(run: PlannedRun, folder: RunFolder, record: RecordedRun | None) -> State:

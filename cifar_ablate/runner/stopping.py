@@ -80,13 +80,13 @@ def _heard(heed: Callable[[int], None]) -> Iterator[None]:
         os.close(reader)
 
     threading.Thread(target=listen, name="signals", daemon=True).start()
-    with stopping_on(lambda number, frame: None):
-        before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        try:
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        with stopping_on(lambda number, frame: None):  # within: no signal finds neither of the two
             yield
-        finally:
-            signal.set_wakeup_fd(before)
-            os.close(writer)
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writer)
 
 
 def _leave_at_once() -> None:

@@ -77,6 +77,8 @@ def _end(run: RunIdentity, folder: RunFolder, recorded: list[RecordedRun], track
     if known is not None and (known.outcome in ("finished", "diverged") or known.trained_by):
         return ""
     result = folder.result()
+    if result is None and known is not None and known.reason == ABANDONED and folder.is_begun():
+        return "killed"
     if result is None:
         has_end = known is not None and known.outcome == "killed" and known.reason != ABANDONED
         recorded_epochs = _num_epochs(tracking, known) if known is not None and has_end else 0

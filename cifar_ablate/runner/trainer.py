@@ -17,7 +17,7 @@ from cifar_ablate.environment import describe_environment
 from cifar_ablate.errors import AblateError, OutputError, RecordError
 from cifar_ablate.folder import RunFolder, RunResult, write_atomically
 from cifar_ablate.locks import holder, lock
-from cifar_ablate.owner import owner_from, this_process
+from cifar_ablate.owner import Owner, owner_from
 from cifar_ablate.plan import TRAINER_VERSION, DataKey, PlannedRun
 from cifar_ablate.runner.artifacts import write_artifacts
 from cifar_ablate.runner.messages import Channel, Ended, EpochEnded, Group, Started, Stepped
@@ -37,6 +37,8 @@ class GroupTrainer:
     checkpoint_seconds: float
     step_seconds: float | None
     """Time between two steps that are told; None: none is."""
+    owner: Owner
+    """Who is told to train these runs: the command, not the worker, for that is whom a person can stop."""
     resident: tuple[DataKey, Device, DeviceData] | None = field(default=None, init=False)
     """The data set on the device; one at a time is kept there."""
 
@@ -46,7 +48,7 @@ class GroupTrainer:
             if channel.should_stop(run.key):
                 continue
             folder = RunFolder(self.runs_root / run.fingerprint)
-            with lock(folder.lock, note=this_process().to_text()) as mine:  # of two processes, one trains the run
+            with lock(folder.lock, note=self.owner.to_text()) as mine:  # of two processes, one trains the run
                 ended = self._end_of(run, folder, place, channel) if mine else _elsewhere(run, folder)
             channel.tell(ended)
 

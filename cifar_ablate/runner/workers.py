@@ -23,12 +23,12 @@ from cifar_ablate.device import Place
 from cifar_ablate.errors import DeviceError
 from cifar_ablate.plan import PlannedRun
 from cifar_ablate.records import Key
-from cifar_ablate.runner.messages import Channel, Ended, Group, Lost, Message, TrainGroup
+from cifar_ablate.runner.messages import Channel, Ended, Group, Lost, Message, Noted, TrainGroup
 from cifar_ablate.signals import held_back
 
 POLL_SECONDS = 0.2
-STILLBORN = 3
-"""So many workers in a row that die before they train anything: none will."""
+ATTEMPTS = 3
+"""So many workers that die at one place before they train anything: it is given up."""
 GONE = (EOFError, OSError)
 """What a pipe raises when the other end is dead."""
 
@@ -39,7 +39,6 @@ def train_in_workers(
     """Train all groups with one worker process for each place; raises DeviceError where workers cannot live."""
     pending = deque(groups)
     crew = [_Worker(place, train_group) for place in places[: len(groups)]]
-    stillborn = 0
     try:
         while crew and (pending or any(worker.left for worker in crew)):
             if channel.should_stop():
@@ -48,11 +47,10 @@ def train_in_workers(
             for worker in list(crew):
                 if worker.connection in ready and not worker.hear(channel):
                     pending.extendleft(worker.bury(channel))
-                    stillborn = 0 if worker.has_trained else stillborn + 1
-                    if stillborn == STILLBORN:
-                        raise DeviceError(f"worker processes end before they train: one {worker.end()}; try --jobs 1")
                     crew.remove(worker)
-                    crew += [_Worker(worker.place, train_group)] if pending else []
+                    crew += _in_place_of(worker, channel) if pending else []
+                    if pending and not crew:
+                        raise DeviceError(f"worker processes end before they train: one {worker.end()}; try --jobs 1")
                 elif worker.is_idle and pending:
                     worker.give(pending.popleft())
                 worker.pass_on_stops(channel)
@@ -63,12 +61,24 @@ def train_in_workers(
             worker.await_end()
 
 
+def _in_place_of(worker: _Worker, channel: Channel) -> list[_Worker]:
+    """A new worker where one has died, unless that has come to nothing too often there: then the others go on alone."""
+    if worker.has_trained:
+        return [_Worker(worker.place, worker.train_group)]
+    if worker.attempt < ATTEMPTS:
+        return [_Worker(worker.place, worker.train_group, worker.attempt + 1)]
+    channel.tell(Noted(f"one worker less: {ATTEMPTS} in its place ended before they trained; the last {worker.end()}"))
+    return []
+
+
 @dataclass(eq=False)
 class _Worker:
     """One worker process, seen from the command."""
 
     place: Place
     train_group: TrainGroup
+    attempt: int = 1
+    """So many workers were started at this place since one of them has trained."""
     left: list[PlannedRun] = field(default_factory=list, init=False)
     """Runs of its group that have not ended, in their order; it is at the first one."""
     is_ready: bool = field(default=False, init=False)
@@ -87,7 +97,7 @@ class _Worker:
             self.process.start()
         theirs.close()  # or its death would not be seen
         # the data take a while, which other workers need not wait for
-        threading.Thread(target=self._send, args=(self.train_group,), daemon=True).start()
+        threading.Thread(target=self._send_data, daemon=True).start()
 
     def hear(self, channel: Channel) -> bool:
         """Pass on one message of the worker's; False: it is dead."""
@@ -135,6 +145,7 @@ class _Worker:
     def dismiss(self) -> None:
         """Nothing is left for it to do."""
         if self.is_ready:
+            self._send(_Stop(None))  # where an error ends the command, what it is at is kept, too
             self._send(None)
         else:  # another thread is sending it the data
             self.process.kill()
@@ -142,6 +153,12 @@ class _Worker:
     def await_end(self) -> None:
         self.process.join(5)
         if self.process.is_alive():
+            self.process.kill()
+
+    def _send_data(self) -> None:
+        try:
+            self._send(self.train_group)
+        except Exception:  # it cannot be pickled, or memory is short: a worker without data would wait for ever
             self.process.kill()
 
     def _send(self, what: Any) -> None:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cifar_ablate.errors import AblateError, OutputError, TrackingError
+from cifar_ablate.errors import CURES, AblateError, OutputError, TrackingError, not_written
 
-_DISK_WORDS = (
-    "database or disk is full",
-    "attempt to write a readonly database",
-    "disk I/O error",
-    "unable to open database file",
-    "No space left on device",
-)
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+_DISK_WORDS = {
+    "database or disk is full": "free space, or run where there is more",
+    "No space left on device": "free space, or run where there is more",
+    "attempt to write a readonly database": "run where you may write",
+    "unable to open database file": "run where you may write",
+    "disk I/O error": "look after that disk",
+}
 
 
 @contextmanager
@@ -34,17 +32,18 @@ def answering() -> Iterator[None]:
     except AblateError:
         raise
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in _DISK:
-            path = Path(error.filename or "mlruns")
-            raise OutputError(path, str(error.strerror), "free space, or run where you may write") from None
+        if isinstance(error, OSError) and error.errno in CURES:
+            raise not_written(Path(error.filename or "mlruns"), error) from None
+        uri = get_tracking_uri()
         words = next((words for words in _DISK_WORDS if words in str(error)), None)
-        if words and get_tracking_uri().startswith("sqlite:///"):
-            path = Path(get_tracking_uri().removeprefix("sqlite:///"))
-            raise OutputError(path, words, "free space, or run where you may write") from None
+        if words and uri.startswith("sqlite:///"):
+            raise OutputError(Path(uri.removeprefix("sqlite:///")), words, _DISK_WORDS[words]) from None
         first = str(error).strip().split("\n", 1)[0][:300]
+        cure = "check MLFLOW_TRACKING_URI, or unset it to use mlflow.db in this folder"
+        if "database is locked" in str(error):
+            cure = "another program holds it: end that one, or wait"
         raise TrackingError(
-            f"the tracking store at {without_password(get_tracking_uri())} does not answer as it should ({first}); "
-            "check MLFLOW_TRACKING_URI, or unset it to use mlflow.db in this folder"
+            f"the tracking store at {without_password(uri)} does not answer as it should ({first}); {cure}"
         ) from None
 
 

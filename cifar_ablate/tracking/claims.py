@@ -35,25 +35,34 @@ class Claim:
     """When, in seconds since 1970, by the clock of its machine."""
     beat: float
     """When it last said that it is alive."""
+    delivers: bool = False
+    """It trains nothing, and will be done in a moment: the run has ended, and MLflow gets what it missed of it."""
     tag: str = field(default_factory=lambda: f"{PREFIX}{uuid.uuid4().hex[:8]}")
 
     def is_alive(self) -> bool:
         """Does its process still train? One of this machine can be looked for, of another one its heartbeat tells."""
-        return self.owner.is_alive() if self.owner.is_here() else abs(time.time() - self.beat) < STALE_SECONDS
+        return self.owner.is_alive() if self.owner.is_here() else self.silent_seconds < STALE_SECONDS
 
-    def beating(self) -> Claim:
-        """The same claim, alive now."""
-        return replace(self, beat=time.time())
+    @property
+    def silent_seconds(self) -> float:
+        """Since its last heartbeat, by the clock on the wall: that one also runs while a machine sleeps."""
+        return abs(time.time() - self.beat)
+
+    def beating(self, *, delivers: bool) -> Claim:
+        """The same claim, alive now; one that was silent for too long has lost its age to those who came since."""
+        now = time.time()
+        claimed = self.claimed if self.silent_seconds < STALE_SECONDS else now
+        return replace(self, claimed=claimed, beat=now, delivers=delivers)
 
     def to_text(self) -> str:
         """The tag's value."""
-        return json.dumps({**asdict(self.owner), "claimed": self.claimed, "beat": self.beat})
+        return json.dumps({**asdict(self.owner), "claimed": self.claimed, "beat": self.beat, "delivers": self.delivers})
 
 
-def new_claim() -> Claim:
+def new_claim(*, delivers: bool) -> Claim:
     """A claim of this process, made now."""
     now = time.time()
-    return Claim(this_process(), now, now)
+    return Claim(this_process(), now, now, delivers)
 
 
 def claims_of(tags: Mapping[str, str]) -> list[Claim]:
@@ -65,10 +74,10 @@ def claims_of(tags: Mapping[str, str]) -> list[Claim]:
                 owner, values = owner_from(text), json.loads(text)
                 claimed, beat = float(values["claimed"]), float(values["beat"])
                 if owner is not None and math.isfinite(claimed) and math.isfinite(beat):
-                    claims.append(Claim(owner, claimed, beat, name))
+                    claims.append(Claim(owner, claimed, beat, values.get("delivers") is True, name))
     return sorted(claims, key=lambda claim: (claim.claimed, claim.tag))
 
 
-def winner_of(tags: Mapping[str, str]) -> Claim | None:
-    """The claim that holds: the oldest one of a process that is alive."""
-    return next((claim for claim in claims_of(tags) if claim.is_alive()), None)
+def winner_of(tags: Mapping[str, str], *, ours: str = "") -> Claim | None:
+    """The claim that holds: the oldest one of a process that is alive. The tag ``ours`` is of the process that asks."""
+    return next((claim for claim in claims_of(tags) if claim.tag == ours or claim.is_alive()), None)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cifar_ablate.errors import AblateError, OutputError, TakenError, TrackingError
+from cifar_ablate.errors import AblateError, BusyError, OutputError, TakenError, TrackingError
 from cifar_ablate.folder import RunFolder, RunResult
 from cifar_ablate.records import Key, RunIdentity
 from cifar_ablate.tracking.claims import HEARTBEAT_SECONDS
@@ -20,7 +20,9 @@ from cifar_ablate.tracking.delivery import Delivery
 from cifar_ablate.tracking.store import Tracking
 
 MAX_REFUSALS = 5
-"""So often a parcel is offered to an MLflow that answers, but does not take it; a locked database may the next time."""
+"""So often a run that has ended is offered to an MLflow that answers and does not take it; then it is left to sync."""
+PUSH_SECONDS = 5.0
+"""Epochs of a run that goes on are delivered together, at most so often: each request takes time from the training."""
 SETTLING_SECONDS = 1.0
 """So long after a claim it is looked at again, before any metric: other claims of that moment are then written."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 15.0
@@ -43,15 +45,17 @@ class Parcel:
     num_refusals: int = 0
     trouble: str = ""
     """Why it cannot be delivered, or could not be at the last attempt."""
-    claimed: float = -SETTLING_SECONDS
-    """When, by the monotonic clock."""
+    not_before: float = -math.inf
+    """Its next delivery, by the monotonic clock."""
 
     def wait_left(self) -> float:
         """Seconds until its news may be delivered; infinite where it has none."""
         if self.is_done or not self.has_news:
             return math.inf
-        settling = self.delivery is not None and not self.delivery.is_confirmed
-        return max(0.0, self.claimed + SETTLING_SECONDS - time.monotonic()) if settling else 0.0
+        is_settling = self.delivery is not None and not self.delivery.is_confirmed
+        if self.outcome and not is_settling:
+            return 0.0
+        return max(0.0, self.not_before - time.monotonic())
 
 
 class Courier:
@@ -136,14 +140,30 @@ class Courier:
                 if self.is_over or (self.is_closing and not self._left()):
                     return
                 waiting = [parcel for parcel in self.parcels.values() if parcel.wait_left() == 0]
-            try:
-                refused = [parcel for parcel in waiting if not (self.is_over or self._attempt(tracking, parcel))]
-                self._beat()
-            except (TrackingError, OutputError) as error:
-                self._wait_for_mlflow(error)
-            else:
-                if refused:
-                    time.sleep(FIRST_PAUSE_SECONDS)
+            self._make_round(tracking, waiting)
+
+    def _make_round(self, tracking: Tracking, waiting: Sequence[Parcel]) -> None:
+        """Offer each of these parcels once, and say where it is due that this process is alive."""
+        trouble: AblateError | None = None
+        was_refused = False
+        try:
+            self._beat()
+            for parcel in waiting:
+                if self.is_over:
+                    return
+                try:
+                    was_refused |= not self._attempt(tracking, parcel)
+                except OutputError as error:  # what cannot be written for one run may be for the next
+                    trouble = error
+        except TrackingError as error:
+            trouble = error
+        if trouble is not None:
+            self._wait_for_mlflow(trouble)
+        elif was_refused:
+            time.sleep(FIRST_PAUSE_SECONDS)
+        elif waiting and self.is_away and not self.is_over:
+            self.is_away, self.pause_seconds = False, FIRST_PAUSE_SECONDS
+            self.on_note("MLflow answers again; it gets what it missed.")
 
     def _has_work(self) -> bool:
         news = any(parcel.wait_left() == 0 for parcel in self.parcels.values())
@@ -162,8 +182,11 @@ class Courier:
             parcel.has_news, parcel.trouble = True, str(error)
             if isinstance(error, OutputError) or not tracking.answers():  # a full disk may have room again in a while
                 raise
-            parcel.num_refusals += 1
+            parcel.num_refusals += bool(parcel.outcome)
             parcel.is_done = parcel.num_refusals == MAX_REFUSALS
+            return False
+        except BusyError as error:
+            parcel.delivery, parcel.has_news, parcel.trouble = None, True, str(error)
             return False
         except TakenError as error:
             self._give_up(parcel, error)
@@ -171,22 +194,25 @@ class Courier:
             parcel.trouble, parcel.is_done = str(error) or type(error).__name__, True
         else:
             parcel.trouble, parcel.num_refusals = "", 0
-        self.last_success = time.monotonic()
-        if self.is_away and not self.is_over:
-            self.is_away, self.pause_seconds = False, FIRST_PAUSE_SECONDS
-            self.on_note("MLflow answers again; it gets what it missed.")
+        self._note_success()
         return True
 
+    def _note_success(self) -> None:
+        self.last_success = time.monotonic()
+
     def _deliver(self, tracking: Tracking, parcel: Parcel) -> None:
-        outcome, result = parcel.outcome, parcel.result
+        outcome, result, is_training = parcel.outcome, parcel.result, not parcel.outcome
         if parcel.delivery is None:
             experiment = self.experiments[parcel.run.study]
-            parcel.delivery = tracking.deliver(experiment, parcel.run, parcel.folder)
-            parcel.claimed, parcel.has_news = time.monotonic(), True
+            parcel.delivery = tracking.deliver(
+                experiment, parcel.run, parcel.folder, is_training=is_training, on_success=self._note_success
+            )
+            parcel.not_before, parcel.has_news = time.monotonic() + SETTLING_SECONDS, True
             return
-        parcel.delivery.confirm()
+        parcel.delivery.confirm(is_training=is_training)
+        parcel.not_before = time.monotonic() + PUSH_SECONDS
         if outcome and result is not None:
-            parcel.delivery.finish(parcel.folder, result)
+            parcel.delivery.finish(result)
         else:
             parcel.delivery.push(parcel.folder.history())
             if outcome:
@@ -198,11 +224,13 @@ class Courier:
             return
         self.last_beat = time.monotonic()
         with self.changed:
-            trained = [parcel for parcel in self.parcels.values() if parcel.delivery and not parcel.is_done]
+            trained = [parcel for parcel in self.parcels.values() if parcel.delivery and not parcel.outcome]
         for parcel in trained:
             if parcel.delivery is not None:
                 try:
                     parcel.delivery.beat()
+                except BusyError:
+                    parcel.delivery, parcel.has_news = None, True
                 except TakenError as error:
                     self._give_up(parcel, error)
 

@@ -7,15 +7,15 @@ last epoch, and MLflow keeps one of equal (key, step, time, value) points. So de
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from cifar_ablate.errors import TakenError
+from cifar_ablate.errors import BusyError, TakenError
 from cifar_ablate.folder import RunFolder, RunResult
 from cifar_ablate.records import RunIdentity
 from cifar_ablate.tracking.answering import answering
-from cifar_ablate.tracking.claims import Claim, claims_of, new_claim, winner_of
+from cifar_ablate.tracking.claims import HEARTBEAT_SECONDS, claims_of, new_claim, winner_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,67 +28,102 @@ _ENDS = {"finished": "FINISHED", "diverged": "FINISHED", "failed": "FAILED", "ki
 class Delivery:
     """One MLflow run that receives one run folder."""
 
-    def __init__(self, client: MlflowClient, experiment_id: str, planned: RunIdentity, folder: RunFolder) -> None:
+    def __init__(
+        self,
+        client: MlflowClient,
+        experiment_id: str,
+        planned: RunIdentity,
+        folder: RunFolder,
+        *,
+        is_training: bool = False,
+        on_success: Callable[[], None] = lambda: None,
+    ) -> None:
         """Find the MLflow run, or create it; claim it; it is then RUNNING, and describes the folder as it is now.
 
-        Raises RecordError where the folder is damaged, and TakenError, with nothing changed, where a process that is
-        alive claimed the run before, or MLflow has its result.
+        Raises RecordError where the folder is damaged; with nothing changed, TakenError where a process that is alive
+        claimed the run before, or MLflow has its result, and BusyError where that process is only delivering.
+        ``is_training``: more will come from this process. ``on_success`` is called when MLflow has more than before.
         """
-        tags = _tags(planned, folder.environment())
-        params = {"arm": planned.arm, "seed": planned.seed, **flat_params(folder.recipe())}
-        self.client = client
+        self.client, self.experiment_id, self.planned, self.folder = client, experiment_id, planned, folder
+        self.on_success = on_success
         self.is_confirmed = False
+        self.artifacts_delivered: set[str] = set()
+        self._open(is_training)
+
+    def confirm(self, *, is_training: bool = False) -> None:
+        """See that the run is still ours, where that is not certain: before any metric, after a silence, at the end.
+
+        Of two claims written at one moment each may have missed the other, and so may two creations; after a silence
+        others may have taken the run over, and delivered epochs of it. Raises TakenError and BusyError as above.
+        """
+        if not self.is_confirmed:
+            with answering():
+                oldest = self._find_or_create()
+                if oldest != self.run_id:  # another process made one at the same moment
+                    self._drop(self.claim.tag)
+                    if not self.epochs_delivered:
+                        self.client.delete_run(self.run_id)
+                    self._open(is_training)
+                self._hold(is_training)
+            self.is_confirmed = True
+        elif self.claim.silent_seconds > HEARTBEAT_SECONDS or self.claim.delivers == is_training:
+            with answering():
+                self._hold(is_training)
+                self._read_progress()
+
+    def beat(self) -> None:
+        """Say that this process is alive and trains; raises TakenError where an older claim has turned up."""
         with answering():
-            self.run_id = self._find_or_create(experiment_id, planned)
-            self.claim = new_claim()  # directly before it is written, so that the oldest claim is the first one written
-            run = self._hold()
+            was_long_silent = self.claim.silent_seconds > 2 * HEARTBEAT_SECONDS
+            self._hold(is_training=True)
+            if was_long_silent:
+                self._read_progress()
+
+    def _open(self, is_training: bool) -> None:
+        tags = _tags(self.planned, self.folder.environment())
+        params = {"arm": self.planned.arm, "seed": self.planned.seed, **flat_params(self.folder.recipe())}
+        with answering():
+            self.run_id = self._find_or_create()
+            # directly before it is written, so that the oldest claim is the first one written
+            self.claim = new_claim(delivers=not is_training)
+            run = self._hold(is_training)
             # a parameter cannot be changed in MLflow; those that could differ now never decide a training, and
             # recipe.yaml has them as they are
             self._log(tags=tags, params={name: value for name, value in params.items() if name not in run.data.params})
             if run.info.status != "RUNNING":
-                client.update_run(self.run_id, status="RUNNING")
-            points = client.get_metric_history(self.run_id, "train_loss")
-            self.epochs_delivered = max((point.step for point in points), default=0)
+                self.client.update_run(self.run_id, status="RUNNING")
+            self._read_progress()
 
-    def confirm(self) -> None:
-        """Look again, once: of two claims written at one moment, each may have missed the other. Before any metric.
+    def _read_progress(self) -> None:
+        points = self.client.get_metric_history(self.run_id, "train_loss")
+        self.epochs_delivered = max((point.step for point in points), default=0)
 
-        Raises TakenError where the run is another's.
-        """
-        if not self.is_confirmed:
-            with answering():
-                self._hold()
-            self.is_confirmed = True
-
-    def beat(self) -> None:
-        """Say that this process is alive; raises TakenError where an older claim has turned up."""
-        with answering():
-            self.claim = self.claim.beating()
-            self._hold()
-
-    def _hold(self) -> Any:
-        """Claim the run, and give it as it is; raises TakenError, without the claim, where it is another's."""
+    def _hold(self, is_training: bool) -> Any:
+        """Claim the run, and give it as it is; without the claim, raises TakenError where it is another's."""
+        self.claim = self.claim.beating(delivers=not is_training)
         self.client.set_tag(self.run_id, self.claim.tag, self.claim.to_text())
         run = self.client.get_run(self.run_id)
-        winner = winner_of(run.data.tags)
-        taken = ""
+        # our own claim is alive, whatever its text says of clocks
+        winner = winner_of(run.data.tags, ours=self.claim.tag)
+        is_ours = winner is None or winner.tag == self.claim.tag or winner.owner == self.claim.owner
+        if run.info.status == "FINISHED" or not is_ours:
+            self._drop(self.claim.tag)
         if run.info.status == "FINISHED":
-            taken = "is recorded as finished by another run command"
-        elif winner is not None and winner.owner != self.claim.owner:
-            taken = f"is being trained by {winner.owner}, whose claim is older"
-        if taken:
-            self._drop(self.claim)
-            raise TakenError(taken)
+            raise TakenError("is recorded as finished by another run command")
+        if winner is not None and not is_ours:
+            if winner.delivers and is_training:
+                raise BusyError(f"is being delivered by {winner.owner}")
+            raise TakenError(f"is being trained by {winner.owner}, whose claim is older")
         for claim in claims_of(run.data.tags):
-            if not claim.is_alive() or (claim.owner == self.claim.owner and claim.tag != self.claim.tag):
-                self._drop(claim)
+            if claim.tag != self.claim.tag and (claim.owner == self.claim.owner or not claim.is_alive()):
+                self._drop(claim.tag)
         return run
 
-    def _drop(self, claim: Claim) -> None:
+    def _drop(self, tag: str) -> None:
         from mlflow.exceptions import MlflowException
 
         with suppress(MlflowException):  # somebody else took it away
-            self.client.delete_tag(self.run_id, claim.tag)
+            self.client.delete_tag(self.run_id, tag)
 
     def push(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Deliver the lines of a run's history that are not delivered yet."""
@@ -108,12 +143,13 @@ class Delivery:
             with answering():
                 self.client.log_batch(self.run_id, metrics=metrics)
             self.epochs_delivered = page[-1]["epoch"]
+            self.on_success()
 
-    def finish(self, folder: RunFolder, result: RunResult) -> None:
+    def finish(self, result: RunResult) -> None:
         """Deliver the end of a run: what is left of its history, headline metrics, artifacts, and how it ended."""
         from mlflow.entities import Metric
 
-        history = folder.history()
+        history = self.folder.history()
         self.push(history)
         last = history[-1] if history else {"time_ms": 0}
         times = {"train_seconds": result.train_seconds, "eval_seconds": result.eval_seconds}
@@ -122,36 +158,39 @@ class Delivery:
         metrics = [Metric(name, value, int(last["time_ms"]), result.epochs) for name, value in headline.items()]
         with answering():
             self.client.log_batch(self.run_id, metrics=metrics)
-            for path in folder.artifacts():
-                self.client.log_artifact(self.run_id, str(path))
+            for path in self.folder.artifacts():
+                if path.name not in self.artifacts_delivered:
+                    self.client.log_artifact(self.run_id, str(path))
+                    self.artifacts_delivered.add(path.name)
+                    self.on_success()
         self.end(result.status, result.reason)
 
     def end(self, outcome: str, reason: str = "") -> None:
         """Set how the run ended: finished, diverged, failed or killed."""
         with answering():
             self._log(tags={"ablate.outcome": outcome, "ablate.reason": reason[:MAX_TAG]})
-            self._drop(self.claim)  # killed after this, the run is RUNNING without an owner, and is delivered again
+            self._drop(self.claim.tag)  # killed after this, the run is RUNNING without an owner, and is delivered again
             self.client.set_terminated(self.run_id, _ENDS[outcome])
 
-    def _find_or_create(self, experiment_id: str, planned: RunIdentity) -> str:
+    def _find_or_create(self) -> str:
         """Id of the oldest MLflow run of this training; one is made where there is none."""
-        if not self._all(experiment_id, planned):
+        if not self._all():
             self.client.create_run(
-                experiment_id,
-                run_name=f"{planned.arm} seed {planned.seed}",
-                tags={"ablate.fingerprint": planned.fingerprint, "ablate.arm": planned.arm},
+                self.experiment_id,
+                run_name=f"{self.planned.arm} seed {self.planned.seed}",
+                tags={"ablate.fingerprint": self.planned.fingerprint, "ablate.arm": self.planned.arm},
             )
-        oldest, *doubles = self._all(experiment_id, planned)
+        oldest, *doubles = self._all()
         for run in doubles:  # two processes at one moment, or a server whose answer was lost
             if not run.data.params:
                 self.client.delete_run(run.info.run_id)
         return str(oldest.info.run_id)
 
-    def _all(self, experiment_id: str, planned: RunIdentity) -> list[Any]:
+    def _all(self) -> list[Any]:
         """All MLflow runs of this training, the oldest first."""
-        query = f"tags.`ablate.fingerprint` = '{planned.fingerprint}'"
-        found = self.client.search_runs([experiment_id], query, max_results=PAGE)
-        mine = [run for run in found if run.data.tags.get("ablate.arm") == planned.arm]
+        query = f"tags.`ablate.fingerprint` = '{self.planned.fingerprint}'"
+        found = self.client.search_runs([self.experiment_id], query, max_results=PAGE)
+        mine = [run for run in found if run.data.tags.get("ablate.arm") == self.planned.arm]
         return sorted(mine, key=lambda run: (run.info.start_time, run.info.run_id))
 
     def _log(self, *, tags: Mapping[str, str], params: Mapping[str, Any] | None = None) -> None:

@@ -129,9 +129,9 @@ class Tracking:
             found = self._pages(self.client.search_runs, experiment_ids=[experiment_id])
             return [_recorded(run) for run in found if "ablate.recipe" in run.data.tags]
 
-    def deliver(self, experiment_id: str, planned: RunIdentity, folder: RunFolder) -> Delivery:
-        """Start, or take up again, the delivery of a run's folder."""
-        return Delivery(self.client, experiment_id, planned, folder)
+    def deliver(self, experiment_id: str, planned: RunIdentity, folder: RunFolder, **options: Any) -> Delivery:
+        """Start, or take up again, the delivery of a run's folder; options are those of ``Delivery``."""
+        return Delivery(self.client, experiment_id, planned, folder, **options)
 
     def curves(self, run_id: str, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
         """Points (epoch, value) of each named metric of a run."""
@@ -194,7 +194,7 @@ def _make_database(uri: str) -> None:
     path = _database_file(uri)
     if path is None or path.exists():
         return
-    with lock(Path("mlruns/.database.lock"), on_wait=lambda: None):
+    with lock(path.with_name(f".{path.name}.lock"), on_wait=lambda: None):
         if path.exists():
             return
         unfinished = path.with_name(f".{path.name}.unfinished")
