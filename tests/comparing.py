@@ -50,8 +50,9 @@ def without_speed(label: str) -> Any:
             status,
             sorted(params.items()),
             sorted((name, points) for name, points in metrics.items() if "second" not in name),
+            [(path, size if path.endswith((".npy", ".safetensors")) else None) for path, size in artifacts],
         )
-        for _, status, tags, params, metrics, _ in snapshot(label)
+        for _, status, tags, params, metrics, artifacts in snapshot(label)
     )
 
 

@@ -144,10 +144,10 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how often each fault was tried, and how often everything was in the end as if it had not been."""
+    """Print how often each fault was tried, and in how many of these all was well in the end."""
     if FAULTS:
         terminalreporter.section("faults")
-        terminalreporter.line("| fault | tried | ended as undisturbed |")
+        terminalreporter.line("| fault | tried | mended |")
         for fault in sorted({name for name, _ in FAULTS}):
             num_well = FAULTS[fault, True]
             terminalreporter.line(f"| {fault} | {num_well + FAULTS[fault, False]} | {num_well} |")

@@ -90,6 +90,7 @@ class Command:
                 start = [*fresh, *comparing.command(*arguments)]
                 self.process = subprocess.Popen(start, cwd=folder, stdout=log, stderr=log, start_new_session=True)
         self.pid: int = self.process.pid
+        wait_until(lambda: self.code is not None or os.getpgid(self.pid) == self.pid)  # so its group can be killed
 
     @property
     def code(self) -> int | None:
@@ -115,7 +116,14 @@ class Command:
             (os.killpg if to_group else os.kill)(self.pid, number)
 
     def workers(self) -> list[psutil.Process]:
-        return psutil.Process(self.pid).children(recursive=True)
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            return psutil.Process(self.pid).children(recursive=True)
+        return []
+
+    def hears_signals(self) -> bool:
+        """Does it catch SIGTERM by now? Until then Python itself ends it."""
+        caught = re.search(r"^SigCgt:\s*(\w+)$", Path(f"/proc/{self.pid}/status").read_text(), re.MULTILINE)
+        return caught is not None and bool(int(caught[1], 16) & 1 << signal.SIGTERM - 1)
 
     def clear_away(self) -> None:
         if self.code is None:

@@ -222,30 +222,36 @@ def count_steps(workshop: Workshop) -> list[None]:
     return steps
 
 
-@pytest.mark.parametrize(("name", "moment"), [("SIGINT", 0.8), ("SIGTERM", 1.5), ("SIGHUP", 2.2)])
+@pytest.mark.parametrize(("name", "seconds"), [("SIGINT", 0.0), ("SIGTERM", 0.2), ("SIGHUP", 0.4)])
 def test_a_signal_while_a_command_starts_ends_it_with_one_sentence(
-    begin: Begin, tried: Tried, name: str, moment: float
+    workshop: Workshop, begin: Begin, undisturbed: Undisturbed, tried: Tried, name: str, seconds: float
 ) -> None:
     tried("Ctrl-C, SIGTERM or SIGHUP while the command starts")
-    command = begin(*RUN, fresh=[])
-    time.sleep(moment)
+    command = begin(*RUN, *ONE_RUN, fresh=[])
+    wait_until(command.hears_signals)
+    time.sleep(seconds)  # in the middle of imports, which take seconds
     command.send(getattr(signal, name), to_group=True)
     assert command.end(seconds=5) == 130
     assert command.said == "interrupted; the same command again does what is left\n"
+    assert workshop(*RUN, *ONE_RUN).code == 0
+    assert_undisturbed(workshop.folder, undisturbed, only=["flip 0"])
 
 
-def test_a_ctrl_c_while_workers_start_shows_no_traceback(workshop: Workshop, begin: Begin, tried: Tried) -> None:
+def test_a_ctrl_c_while_workers_start_shows_no_traceback(
+    workshop: Workshop, begin: Begin, undisturbed: Undisturbed, tried: Tried
+) -> None:
     tried("Ctrl-C, SIGTERM or SIGHUP while the command starts")
     command = begin(*RUN, "--jobs", "2")
     command.wait_for("Runs: 4 to train")
     wait_until(lambda: len(command.workers()) >= 2)
-    time.sleep(0.5)
     workers = command.workers()
     command.send(signal.SIGINT, to_group=True)
     assert command.end(seconds=10) == 130
     assert "Runs: 4 not tried" in command.said
     assert "Traceback" not in command.said
     assert gone_within(workers, 2)
+    assert workshop(*RUN).code == 0
+    assert_undisturbed(workshop.folder, undisturbed)
 
 
 def test_a_second_ctrl_c_while_mlflow_hangs_leaves_at_once_and_the_same_command_heals_everything(
@@ -277,12 +283,13 @@ def test_a_second_ctrl_c_leaves_at_once_in_the_middle_of_a_long_step(
     workshop.write("tiny.yaml", STUDY.replace("width: 4", "width: 32").replace("batch_size: 25", "batch_size: 400"))
     command = begin(*RUN, *ONE_RUN)
     command.wait_for(r"\[1/1\]")
-    time.sleep(2.5)
+    time.sleep(1)
     command.send(signal.SIGINT, to_group=True)
     time.sleep(0.8)
-    assert command.code is None
+    assert command.code is None  # it takes its step to the end
     command.send(signal.SIGINT, to_group=True)
     assert command.end(seconds=1) == 130
+    assert "left at once" in command.said
 
 
 def test_a_command_under_nohup_survives_its_terminal(
@@ -328,6 +335,13 @@ def test_a_command_whose_reader_is_gone_stops_as_it_should(
     assert "RUNNING" not in {status for status, _ in recorded.values()}
     assert workshop(*RUN).code == 0
     assert_undisturbed(workshop.folder, undisturbed)
+
+
+def test_sync_marks_a_run_that_was_killed_in_its_first_epoch(workshop: Workshop, begin: Begin) -> None:
+    assert begin(*RUN, *ONE_RUN, fate="mlflow log_batch").end() == -signal.SIGKILL
+    assert [run.info.status for run in runs_of("tiny")] == ["RUNNING"]
+    assert workshop("sync").code == 0
+    assert statuses() == {"flip 0": ("KILLED", "interrupted; `cifar-ablate run` goes on")}
 
 
 # ------------------------------------------------------------------------------------------------------- edits

@@ -22,6 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 
 from tests.comparing import bits, leftovers, runs_of, snapshot, start, without_speed
@@ -413,6 +414,35 @@ def test_runs_trained_offline_are_delivered_as_what_they_are(
     assert rest.code == 0, rest
     undisturbed.holds(folder, 4)
     assert {run.info.run_id for run in runs_of("away")} == {run.info.run_id for run in ends.values()}
+
+
+def test_a_run_whose_artifacts_cannot_be_kept_does_not_hold_up_the_others(workshop: Workshop) -> None:
+    """Something else is in the place of its artifacts; MLflow takes everything but those."""
+    study = STUDY.replace("epochs: 50", "epochs: 3")
+    workshop.write("away.yaml", study)
+    assert workshop("run", "away.yaml", "--offline", "--seed", "0", "--arm", "baseline", "--arm", "flip").code == 0
+    create, blocked = mlflow.MlflowClient.create_run, []
+
+    def create_and_block(*arguments: Any, **options: Any) -> Any:
+        run = create(*arguments, **options)
+        if not blocked:
+            place = Path(run.info.artifact_uri)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text("in the way")
+            blocked.append(place)
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "create_run", create_and_block)
+        patch.setattr("cifar_ablate.runner.sync.PATIENCE_SECONDS", 4.0)
+        answer = workshop("sync")
+    assert answer.code == 1
+    assert "Runs: 1 delivered" in answer.out
+    assert answer.out.count("not delivered: ") == 1
+    assert sorted(run.info.status for run in runs_of("away")) == ["FINISHED", "RUNNING"]
+    blocked[0].unlink()
+    assert "Runs: 1 delivered" in workshop("sync").out
+    assert {run.info.status for run in runs_of("away")} == {"FINISHED"}
 
 
 def _kept_runs(folder: Path) -> list[dict[str, Any]]:

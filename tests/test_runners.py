@@ -201,7 +201,7 @@ def test_workers_end_with_a_command_that_is_killed(workshop: Workshop, begin: Be
 
 
 def test_a_place_where_no_worker_can_live_is_given_up_and_the_others_do_its_work(workshop: Workshop) -> None:
-    told = train_with_dying_workers(workshop.folder, num_dying=3, num_places=2)
+    told = train_with_dying_workers(workshop.folder, num_dying=5, num_places=2)
     assert [message.key for message in told if isinstance(message, Ended)] == RUNS
     (note,) = [message.text for message in told if isinstance(message, Noted)]
     assert note.startswith("one worker less: 3 in its place ended before they trained; the last ended with exit code 7")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -239,6 +240,39 @@ def test_a_failing_run_is_recorded_and_does_not_stop_the_rest(workshop: Workshop
     assert workshop("run", "tiny.yaml", "--retry", "failed").code == 0
     assert "| 2/2 |" in workshop("report").out
     assert {run.info.status for run in runs_of("tiny")} == {"FINISHED"}
+
+
+def test_a_failed_run_that_was_trained_again_while_mlflow_was_away_is_not_taken_for_failed(workshop: Workshop) -> None:
+    from cifar_ablate.runner import trainer
+
+    def unlucky(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("out of luck")
+
+    workshop.write("tiny.yaml", STUDY)
+    train, one = trainer.train_run, ("tiny.yaml", "--arm", "flip", "--seed", "0")
+    workshop.monkeypatch.setattr(trainer, "train_run", unlucky)
+    assert workshop("run", *one).code == 1
+    workshop.monkeypatch.setattr(trainer, "train_run", train)
+    assert workshop("run", *one, "--retry", "failed", "--offline").code == 0
+    assert "trained, to record" in workshop("plan", "tiny.yaml").out
+    answer = workshop("run", *one)
+    assert answer.code == 0
+    assert "1 trained before, now recorded" in answer.out
+    assert {run.info.status for run in runs_of("tiny")} == {"FINISHED"}
+
+
+def test_an_export_that_fails_leaves_the_record_that_was_there(trained: Workshop) -> None:
+    assert trained("export", "tiny", "record").code == 0
+    before = {path.name: path.read_bytes() for path in Path("record").iterdir()}
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    trained.monkeypatch.setattr("numpy.savez_compressed", full)
+    answer = trained("export", "tiny", "record")
+    assert answer.code == 1
+    assert "free space" in answer.err
+    assert {path.name: path.read_bytes() for path in Path("record").iterdir()} == before
 
 
 def test_a_report_of_nothing_says_how_to_start(workshop: Workshop) -> None:
