@@ -111,7 +111,7 @@ class Delivery:
         if run.info.status == "FINISHED":
             raise TakenError("is recorded as finished by another run command")
         if winner is not None and not is_ours:
-            if winner.delivers and is_training:
+            if winner.delivers:
                 raise BusyError(f"is being delivered by {winner.owner}")
             raise TakenError(f"is being trained by {winner.owner}, whose claim is older")
         for claim in claims_of(run.data.tags):
