@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import psutil
 import pytest
 
 from tests.comparing import bits, leftovers, runs_of, snapshot, start, without_speed
 from tests.conftest import Answer, Tried, Workshop
+from tests.disturbing import wait_until
 
 STUDY = """
     study: away
@@ -384,7 +386,8 @@ def test_runs_trained_offline_are_delivered_as_what_they_are(
         command.until("baseline seed 1: epoch 3/50")
         command.until("flip seed 1: epoch 3/50")
         lock = folder / "mlruns" / "runs" / prints["baseline", 1] / ".lock"
-        os.kill(json.loads(lock.read_text())["pid"], signal.SIGKILL)
+        workers = psutil.Process(command.process.pid).children()
+        next(worker for worker in workers if str(lock) in [file.path for file in worker.open_files()]).kill()
         command.until("away baseline seed 1: failed")
         during = workshop("sync")
         assert "3 delivered, 1 running" in during.out, during
@@ -441,6 +444,7 @@ def test_a_run_whose_artifacts_cannot_be_kept_does_not_hold_up_the_others(worksh
     assert answer.out.count("not delivered: ") == 1
     assert sorted(run.info.status for run in runs_of("away")) == ["FINISHED", "RUNNING"]
     blocked[0].unlink()
+    wait_until(lambda: not [tag for run in runs_of("away") for tag in run.data.tags if "claim" in tag])
     assert "Runs: 1 delivered" in workshop("sync").out
     assert {run.info.status for run in runs_of("away")} == {"FINISHED"}
 

@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from cifar_ablate.errors import AblateError, BusyError, OutputError, TakenError, TrackingError
@@ -138,9 +139,13 @@ class Courier:
             with self.changed:
                 self.changed.wait_for(self._has_work, timeout=self._until_next())
                 if self.is_over or (self.is_closing and not self._left()):
-                    return
+                    break
                 waiting = [parcel for parcel in self.parcels.values() if parcel.wait_left() == 0]
             self._make_round(tracking, waiting)
+        for parcel in list(self.parcels.values()):  # in a process that lives on, a claim would hold for ever
+            if parcel.delivery is not None and not parcel.is_done:
+                with suppress(TrackingError, OutputError):
+                    parcel.delivery.let_go()
 
     def _make_round(self, tracking: Tracking, waiting: Sequence[Parcel]) -> None:
         """Offer each of these parcels once, and say where it is due that this process is alive."""

@@ -79,6 +79,11 @@ class Delivery:
             if was_long_silent:
                 self._read_progress()
 
+    def let_go(self) -> None:
+        """Take the claim back: this process will not come to the end of the run."""
+        with answering():
+            self._drop(self.claim.tag)
+
     def _open(self, is_training: bool) -> None:
         tags = _tags(self.planned, self.folder.environment())
         params = {"arm": self.planned.arm, "seed": self.planned.seed, **flat_params(self.folder.recipe())}
