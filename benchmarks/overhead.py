@@ -5,7 +5,8 @@
 Both train the same recipe to the same last accuracy. ``bare`` takes the steps and evaluates, and writes nothing.
 ``run`` is what ``cifar-ablate run`` does from the plan to the last artifact in MLflow: run folder, history,
 checkpoints, claim, heartbeat, delivery, confusion matrix. The number of epochs is chosen so that a run takes about
---seconds. Starting Python and making a fresh database are not in it; importing what draws the confusion matrix is.
+--seconds. What a command does once, whatever the number of its runs, is not in it: starting Python, imports, making a
+fresh database.
 
 A machine that others share is 10% faster in one minute than in the next, which is more than what is measured. So the
 two run at the same moment, each process bound to one core, and change cores after each round. The thread that delivers
@@ -15,6 +16,7 @@ has to share the core of its training; with a core to spare a run costs less tha
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import multiprocessing
 import os
@@ -174,6 +176,7 @@ def alone_on(core: int, way: Way, model: str, epochs: int, start: Any, results: 
     os.sched_setaffinity(0, {core})
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         bare(*planned(model, 1))  # warms up
+        importlib.import_module("matplotlib.backends.backend_agg")
         prepared = planned(model, epochs)
         start.wait()
         results.put((way.__name__, way(*prepared)))

@@ -153,7 +153,7 @@ def test_two_machines_that_start_together_train_each_run_into_one_mlflow_run(
     workshop: Workshop, alone: tuple[Path, Any], tried: Tried
 ) -> None:
     """They share a store and no folder, so nothing but their claims keeps them apart."""
-    tried("two machines start one study at once")
+    tried("machines that start one study at once")
     uri = os.environ["MLFLOW_TRACKING_URI"]
     study = workshop.write("shared.yaml", STUDY)
     machines = []
@@ -292,8 +292,9 @@ def test_a_run_that_is_only_being_delivered_is_trained_and_recorded_when_that_is
     assert (recorded_run.info.run_id, recorded_run.info.status) == (run_id, "FINISHED")
 
 
-def test_who_was_silent_for_long_looks_again_before_it_delivers(workshop: Workshop) -> None:
+def test_who_was_silent_for_long_looks_again_before_it_delivers(workshop: Workshop, tried: Tried) -> None:
     """A machine slept, or lost its network: another one has taken its run over, and has delivered more of it."""
+    tried("owner that comes back after a silence")
     from cifar_ablate.tracking import Tracking
 
     study = workshop.write("shared.yaml", STUDY)
@@ -344,7 +345,10 @@ def test_a_process_believes_its_own_claim_whatever_the_clocks_say(workshop: Work
         assert held.is_alive()
 
 
-def test_machines_that_make_one_database_together_find_it_whole(workshop: Workshop, alone: tuple[Path, Any]) -> None:
+def test_machines_that_make_one_database_together_find_it_whole(
+    workshop: Workshop, alone: tuple[Path, Any], tried: Tried
+) -> None:
+    tried("machines that start one study at once")
     uri = f"sqlite:///{workshop.folder / 'fresh.db'}"
     study = workshop.write("shared.yaml", STUDY)
     machines = []
