@@ -115,7 +115,8 @@ class OutputError(AblateError, OSError):
 CURES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space, or run where there is more"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "run where you may write"),
-    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), "its folder was removed; the same command makes it again"),
+    errno.ENOENT: "its folder was removed; the same command makes it again",
+    errno.ENOTDIR: "a file is in the place of a folder; move it away, or run elsewhere",
 }
 """What helps where a place cannot be written, by error number."""
 

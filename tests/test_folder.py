@@ -95,7 +95,7 @@ def test_a_full_disk_leaves_the_old_content_and_says_what_to_do(
 def test_a_place_that_cannot_be_written_is_named_with_its_cure(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     below_a_file = RunFolder(tmp_path / "file" / "run")
-    with pytest.raises(OutputError, match=r"cannot write .*/file/run: Not a directory; .*run where you may write"):
+    with pytest.raises(OutputError, match=r"cannot write .*/file/run: Not a directory; .*move it away"):
         below_a_file.create({}, {})
     with pytest.raises(OutputError, match=r"cannot write .*/absent/x\.txt: No such file.*run where you may write"):
         write_atomically(tmp_path / "absent" / "x.txt", "text")

@@ -393,7 +393,8 @@ def test_a_damaged_folder_is_told_with_its_cure_and_the_other_runs_go_on(
         (damaged / name).write_bytes(content)
     answer = trained("run", "tiny.yaml")
     assert answer.code == 1, answer
-    assert "1 failed" in answer.out
+    assert "1 damaged" in answer.out
+    assert "--retry failed" not in answer.out  # that would not help
     assert damaged.name in answer.out
     assert "trains it again" in answer.out
     assert [run.info.status for run in runs_of("tiny")] == ["FINISHED"] * 5  # and none that runs for ever
