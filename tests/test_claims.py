@@ -292,17 +292,21 @@ def test_a_run_that_is_only_being_delivered_is_trained_and_recorded_when_that_is
     assert (recorded_run.info.run_id, recorded_run.info.status) == (run_id, "FINISHED")
 
 
+def trained_offline(workshop: Workshop) -> tuple[str, PlannedRun, RunFolder]:
+    """A run that is in its folder, with the experiment in MLflow that lacks it."""
+    study = workshop.write("shared.yaml", STUDY)
+    assert workshop("run", "shared.yaml", "--arm", "flip", "--seed", "1", "--offline").code == 0
+    runs, experiment = planned(study)
+    (run,) = (run for run in runs if (run.arm, run.seed) == ("flip", 1))
+    return experiment, run, RunFolder(workshop.folder / "mlruns" / "runs" / run.fingerprint)
+
+
 def test_who_was_silent_for_long_looks_again_before_it_delivers(workshop: Workshop, tried: Tried) -> None:
     """A machine slept, or lost its network: another one has taken its run over, and has delivered more of it."""
     tried("owner that comes back after a silence")
     from cifar_ablate.tracking import Tracking
 
-    study = workshop.write("shared.yaml", STUDY)
-    only = ("--arm", "flip", "--seed", "1")
-    assert workshop("run", "shared.yaml", *only, "--offline").code == 0
-    runs, experiment = planned(study)
-    (run,) = (run for run in runs if (run.arm, run.seed) == ("flip", 1))
-    folder = RunFolder(workshop.folder / "mlruns" / "runs" / run.fingerprint)
+    experiment, run, folder = trained_offline(workshop)
     sleeper = Tracking().deliver(experiment, run, folder, is_training=True)
     sleeper.confirm(is_training=True)
     sleeper.push(folder.history()[:5])
@@ -328,12 +332,7 @@ def test_who_was_silent_for_long_looks_again_before_it_delivers(workshop: Worksh
 def test_a_process_believes_its_own_claim_whatever_the_clocks_say(workshop: Workshop) -> None:
     from cifar_ablate.tracking import Tracking
 
-    study = workshop.write("shared.yaml", STUDY)
-    only = ("--arm", "flip", "--seed", "1")
-    assert workshop("run", "shared.yaml", *only, "--offline").code == 0
-    runs, experiment = planned(study)
-    (run,) = (run for run in runs if (run.arm, run.seed) == ("flip", 1))
-    folder = RunFolder(workshop.folder / "mlruns" / "runs" / run.fingerprint)
+    experiment, run, folder = trained_offline(workshop)
     delivery = Tracking().deliver(experiment, run, folder, is_training=True)
     clock = time.time
     for step_seconds in (5.0, -5.0, 3600.0, -3600.0):

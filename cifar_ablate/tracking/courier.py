@@ -229,11 +229,11 @@ class Courier:
             return
         self.last_beat = time.monotonic()
         with self.changed:
-            trained = [parcel for parcel in self.parcels.values() if parcel.delivery and not parcel.outcome]
-        for parcel in trained:
-            if parcel.delivery is not None:
+            held = [(parcel, parcel.delivery) for parcel in self.parcels.values() if not parcel.is_done]
+        for parcel, delivery in held:
+            if delivery is not None:
                 try:
-                    parcel.delivery.beat()
+                    delivery.beat()
                 except BusyError:
                     parcel.delivery, parcel.has_news = None, True
                 except TakenError as error:

@@ -20,6 +20,8 @@ from cifar_ablate.tracking.claims import HEARTBEAT_SECONDS, claims_of, new_claim
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+SILENT_SECONDS = 2 * HEARTBEAT_SECONDS
+"""After such a silence a process looks again at what MLflow has: others may have taken it for dead."""
 PAGE = 1000
 MAX_TAG = 4500
 _ENDS = {"finished": "FINISHED", "diverged": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
@@ -59,25 +61,22 @@ class Delivery:
         if not self.is_confirmed:
             with answering():
                 oldest = self._find_or_create()
-                if oldest != self.run_id:  # another process made one at the same moment
+                if oldest == self.run_id:
+                    self._hold(is_training)
+                else:  # another process made one at the same moment
                     self._drop(self.claim.tag)
                     if not self.epochs_delivered:
                         self.client.delete_run(self.run_id)
                     self._open(is_training)
-                self._hold(is_training)
             self.is_confirmed = True
-        elif self.claim.silent_seconds > HEARTBEAT_SECONDS or self.claim.delivers == is_training:
+        elif self.claim.silent_seconds > SILENT_SECONDS or self.claim.delivers == is_training:
             with answering():
                 self._hold(is_training)
-                self._read_progress()
 
     def beat(self) -> None:
-        """Say that this process is alive and trains; raises TakenError where an older claim has turned up."""
+        """Say that this process is alive; raises TakenError and BusyError where an older claim has turned up."""
         with answering():
-            was_long_silent = self.claim.silent_seconds > 2 * HEARTBEAT_SECONDS
-            self._hold(is_training=True)
-            if was_long_silent:
-                self._read_progress()
+            self._hold(is_training=not self.claim.delivers)
 
     def let_go(self) -> None:
         """Take the claim back: this process will not come to the end of the run."""
@@ -105,6 +104,7 @@ class Delivery:
 
     def _hold(self, is_training: bool) -> Any:
         """Claim the run, and give it as it is; without the claim, raises TakenError where it is another's."""
+        was_silent = self.claim.silent_seconds > SILENT_SECONDS
         self.claim = self.claim.beating(delivers=not is_training)
         self.client.set_tag(self.run_id, self.claim.tag, self.claim.to_text())
         run = self.client.get_run(self.run_id)
@@ -122,6 +122,8 @@ class Delivery:
         for claim in claims_of(run.data.tags):
             if claim.tag != self.claim.tag and (claim.owner == self.claim.owner or not claim.is_alive()):
                 self._drop(claim.tag)
+        if was_silent:  # another process may have had the run meanwhile
+            self._read_progress()
         return run
 
     def _drop(self, tag: str) -> None:
