@@ -55,7 +55,8 @@ def _last_line(states: Sequence[Sequence[tuple[PlannedRun, State]]], seconds: fl
     counts = Counter(state.kind for of_plan in states for _, state in of_plan)
     said = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if counts[kind] or kind in ("done", "failed", "to do"))
     jobs = f", {len(places)} at a time" if len(places) > 1 else ""
-    where = f"{places[0].device.name} ({places[0].threads} CPU threads per run{jobs})"
+    threads = "1 CPU thread" if places[0].threads == 1 else f"{places[0].threads} CPU threads"
+    where = f"{places[0].device.name} ({threads} per run{jobs})"
     return f"{counts.total()} runs: {said}, about {duration(seconds)} on {where}"
 
 
