@@ -226,24 +226,28 @@ class NamedRun:
 
 
 class Told(Channel):
-    """Keeps what it is told."""
+    """Keeps what it is told, and leaves a mark for the workers when it was told a note."""
 
-    def __init__(self) -> None:
+    def __init__(self, mark: Path | None = None) -> None:
         self.messages: list[Message] = []
+        self.mark = mark
 
     def tell(self, message: Message) -> None:
         self.messages.append(message)
+        if self.mark is not None and isinstance(message, Noted):
+            self.mark.touch()
 
     def should_stop(self, key: Any = None) -> bool:
         return False
 
 
 def dying(tally: Path, num_dying: int) -> Any:
-    """What a worker unpickles: the first ``num_dying`` of them die of it."""
-    with tally.open("a") as file:
-        file.write(".")
-    if tally.stat().st_size <= num_dying:
-        os._exit(7)
+    """What a worker unpickles: the first ``num_dying`` of them die of it; the next one goes on after the note."""
+    with tally.open("ab", buffering=0) as file:
+        file.write(b".")
+        if file.tell() <= num_dying:  # where its own mark ends: two workers never read one number
+            os._exit(7)
+    wait_until(tally.with_name("noted").exists)
     return tell_that_all_is_done
 
 
@@ -266,7 +270,7 @@ def tell_that_all_is_done(group: Any, place: Place, channel: Channel) -> None:
 
 def train_with_dying_workers(folder: Path, *, num_dying: int, num_places: int) -> list[Message]:
     """Four groups of one run each; gives what was told."""
-    told = Told()
+    told = Told(folder / "noted")
     groups: Any = [[NamedRun(key)] for key in RUNS]
     train_in_workers(groups, Dying(folder / "tally", num_dying), [PLACE] * num_places, told)
     return told.messages
