@@ -8,13 +8,14 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,37 @@ def test_a_claim_is_respected_while_its_process_lives_and_taken_over_after(
     mlflow.MlflowClient().set_tag(respected, f"{PREFIX}theirs", claims["silent for long"])
     assert workshop("run", "shared.yaml").code == 0
     assert recorded("shared") == alone[1]
+
+
+def test_a_claim_that_could_not_be_taken_back_at_first_is_taken_back_later(workshop: Workshop, tried: Tried) -> None:
+    """Of two processes that write at one moment SQLite lets one fail at once: its database is locked."""
+    tried("database locked while a claim is taken back")
+    study = workshop.write("shared.yaml", STUDY)
+    only = ("--arm", "flip", "--seed", "1", "--set", "epochs=2000")  # more than there is time for
+    runs, experiment = planned(study, "epochs=2000")
+    (run,) = (run for run in runs if (run.arm, run.seed) == ("flip", 1))
+    now = time.time()
+    theirs = claim(ELSEWHERE, 4711, now - 900, claimed=now - 800, beat=now)
+    run_id = started_elsewhere(experiment, run, theirs)
+    delete, num_locked = mlflow.MlflowClient.delete_tag, 0
+
+    def delete_while_locked(client: mlflow.MlflowClient, run_id: str, key: str) -> None:
+        nonlocal num_locked
+        num_locked += 1
+        if num_locked > 1:
+            return delete(client, run_id, key)
+        with closing(sqlite3.connect(workshop.folder / "mlflow.db", isolation_level=None)) as database:
+            database.execute("BEGIN EXCLUSIVE")
+            return delete(client, run_id, key)
+
+    workshop.monkeypatch.setattr(mlflow.MlflowClient, "delete_tag", delete_while_locked)
+    answer = workshop("run", "shared.yaml", *only)
+    assert answer.code == 0, answer
+    assert f"{run.name}: is being trained by process 4711 on {ELSEWHERE}, whose claim is older" in answer.out
+    assert num_locked > 1
+    (left,) = runs_of(run.study)
+    assert left.info.run_id == run_id
+    assert [claim.to_text() for claim in claims_of(left.data.tags)] == [theirs]
 
 
 def test_an_older_claim_that_turns_up_later_stops_the_younger_one_with_a_checkpoint(

@@ -8,7 +8,6 @@ last epoch, and MLflow keeps one of equal (key, step, time, value) points. So de
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from cifar_ablate.errors import BusyError, TakenError
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
 
 SILENT_SECONDS = 2 * HEARTBEAT_SECONDS
 """After such a silence a process looks again at what MLflow has: others may have taken it for dead."""
+GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""What MLflow says when somebody else took a tag away, or deleted its run."""
 PAGE = 1000
 MAX_TAG = 4500
 _ENDS = {"finished": "FINISHED", "diverged": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
@@ -112,7 +113,9 @@ class Delivery:
         winner = winner_of(run.data.tags, ours=self.claim.tag)
         is_ours = winner is None or winner.tag == self.claim.tag or winner.owner == self.claim.owner
         if run.info.status == "FINISHED" or not is_ours:
-            self._drop(self.claim.tag)
+            for claim in claims_of(run.data.tags):  # also one that an earlier attempt could not take back
+                if claim.owner == self.claim.owner:
+                    self._drop(claim.tag)
         if run.info.status == "FINISHED":
             raise TakenError("is recorded as finished by another run command")
         if winner is not None and not is_ours:
@@ -127,10 +130,14 @@ class Delivery:
         return run
 
     def _drop(self, tag: str) -> None:
+        """Remove a claim, if it is still there; raises MlflowException where the store does not do it."""
         from mlflow.exceptions import MlflowException
 
-        with suppress(MlflowException):  # somebody else took it away
+        try:
             self.client.delete_tag(self.run_id, tag)
+        except MlflowException as error:
+            if error.error_code not in GONE:
+                raise
 
     def push(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Deliver the lines of a run's history that are not delivered yet."""
