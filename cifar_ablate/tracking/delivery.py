@@ -104,27 +104,25 @@ class Delivery:
         self.epochs_delivered = max((point.step for point in points), default=0)
 
     def _hold(self, is_training: bool) -> Any:
-        """Claim the run, and give it as it is; without the claim, raises TakenError where it is another's."""
+        """Claim the run, and give it as it is; where it is another's, take the claim back, and raise as above."""
         was_silent = self.claim.silent_seconds > SILENT_SECONDS
         self.claim = self.claim.beating(delivers=not is_training)
         self.client.set_tag(self.run_id, self.claim.tag, self.claim.to_text())
         run = self.client.get_run(self.run_id)
         # our own claim is alive, whatever its text says of clocks
         winner = winner_of(run.data.tags, ours=self.claim.tag)
-        is_ours = winner is None or winner.tag == self.claim.tag or winner.owner == self.claim.owner
-        if run.info.status == "FINISHED" or not is_ours:
-            for claim in claims_of(run.data.tags):  # also one that an earlier attempt could not take back
-                if claim.owner == self.claim.owner:
-                    self._drop(claim.tag)
+        lost: TakenError | BusyError | None = None
         if run.info.status == "FINISHED":
-            raise TakenError("is recorded as finished by another run command")
-        if winner is not None and not is_ours:
-            if winner.delivers:
-                raise BusyError(f"is being delivered by {winner.owner}")
-            raise TakenError(f"is being trained by {winner.owner}, whose claim is older")
-        for claim in claims_of(run.data.tags):
-            if claim.tag != self.claim.tag and (claim.owner == self.claim.owner or not claim.is_alive()):
+            lost = TakenError("is recorded as finished by another run command")
+        elif winner is not None and winner.owner != self.claim.owner:
+            delivers, trains = f"is being delivered by {winner.owner}", f"is being trained by {winner.owner}"
+            lost = BusyError(delivers) if winner.delivers else TakenError(f"{trains}, whose claim is older")
+        for claim in claims_of(run.data.tags):  # also one of ours that an earlier attempt could not take back
+            is_ours = claim.owner == self.claim.owner
+            if (lost and is_ours) or (claim.tag != self.claim.tag and (is_ours or not claim.is_alive())):
                 self._drop(claim.tag)
+        if lost:
+            raise lost
         if was_silent:  # another process may have had the run meanwhile
             self._read_progress()
         return run
