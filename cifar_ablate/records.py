@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,12 +138,40 @@ def save_record(
     predictions: Predictions | None,
 ) -> None:
     """Write a compact record; raises OutputError, with what was there before, where the folder cannot be written."""
+    with _replaced_whole(folder) as place:
+        header = {"format": RECORD_FORMAT, "label": record.label, **record.document}
+        (place / "study.json").write_text(json.dumps(header, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(environments, indent=1, ensure_ascii=False)
+        (place / "environments.json").write_text(text + "\n", encoding="utf-8")
+        rows = [
+            {
+                **{name: getattr(run, name) for name in _COLUMNS},
+                **{METRIC + key: run.metrics[key] for key in run.metrics},
+            }
+            for run in record.runs
+        ]
+        pd.DataFrame(rows).to_csv(place / "runs.csv", index=False)
+        curves.to_csv(place / "curves.csv", index=False, float_format="%.6g")
+        if predictions is not None:
+            small = np.uint8 if predictions.labels.max(initial=0) < 256 else np.uint16
+            np.savez_compressed(
+                place / "predictions.npz",
+                fingerprints=np.array(predictions.fingerprints),
+                labels=predictions.labels.astype(small),
+                predicted=predictions.predicted.astype(small),
+                loss=predictions.loss,
+            )
+
+
+@contextmanager
+def _replaced_whole(folder: Path) -> Iterator[Path]:
+    """A place to write the files of a record in; left without an error, they take the places of what was there."""
     unfinished = folder / f".unfinished.{os.getpid()}"
     try:
         for left in folder.glob(".unfinished.*"):  # by an export that was killed
             shutil.rmtree(left)
         unfinished.mkdir(parents=True)
-        _write_record(unfinished, record, curves, environments, predictions)
+        yield unfinished
         (folder / "predictions.npz").unlink(missing_ok=True)
         for path in sorted(unfinished.iterdir()):
             path.replace(folder / path.name)
@@ -150,37 +179,6 @@ def save_record(
         raise not_written(folder, error) from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _write_record(
-    folder: Path,
-    record: StudyRecord,
-    curves: pd.DataFrame,
-    environments: Mapping[str, Mapping[str, Any]],
-    predictions: Predictions | None,
-) -> None:
-    header = {"format": RECORD_FORMAT, "label": record.label, **record.document}
-    (folder / "study.json").write_text(json.dumps(header, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    text = json.dumps(environments, indent=1, ensure_ascii=False)
-    (folder / "environments.json").write_text(text + "\n", encoding="utf-8")
-    rows = [
-        {
-            **{name: getattr(run, name) for name in _COLUMNS},
-            **{METRIC + key: run.metrics[key] for key in run.metrics},
-        }
-        for run in record.runs
-    ]
-    pd.DataFrame(rows).to_csv(folder / "runs.csv", index=False)
-    curves.to_csv(folder / "curves.csv", index=False, float_format="%.6g")
-    if predictions is not None:
-        small = np.uint8 if predictions.labels.max(initial=0) < 256 else np.uint16
-        np.savez_compressed(
-            folder / "predictions.npz",
-            fingerprints=np.array(predictions.fingerprints),
-            labels=predictions.labels.astype(small),
-            predicted=predictions.predicted.astype(small),
-            loss=predictions.loss,
-        )
 
 
 def load_record(folder: Path) -> StudyRecord:
