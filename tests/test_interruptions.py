@@ -279,8 +279,8 @@ def test_a_second_ctrl_c_leaves_at_once_in_the_middle_of_a_long_step(
     workshop: Workshop, begin: Begin, tried: Tried
 ) -> None:
     tried("second Ctrl-C")
-    # a step of some 6 s, most of them in one call of torch, during which Python calls no signal handler
-    workshop.write("tiny.yaml", STUDY.replace("width: 4", "width: 32").replace("batch_size: 25", "batch_size: 400"))
+    # a step of many seconds, most of them in calls of torch, during which Python calls no signal handler
+    workshop.write("tiny.yaml", STUDY.replace("width: 4", "width: 64").replace("batch_size: 25", "batch_size: 400"))
     command = begin(*RUN, *ONE_RUN)
     command.wait_for(r"\[1/1\]")
     time.sleep(1)

@@ -26,6 +26,7 @@ from tests.disturbing import (
     RUN,
     STUDY,
     Begin,
+    Command,
     Undisturbed,
     assert_undisturbed,
     epochs_kept,
@@ -281,16 +282,21 @@ def train_with_dying_workers(folder: Path, *, num_dying: int, num_places: int) -
 LARGE = STUDY.replace("seeds: 2", "seeds: 4").replace("train_size: 400", "train_size: 1400")
 LARGE += "  large: {model: {width: 24}, batch_size: 1400}\n".replace("  ", "      ", 1)
 """With the memory that these tests leave, two arms have enough, and the third runs out of it in its first step."""
-MEGABYTES = 700
+
+
+def run_short_of_memory(workshop: Workshop, begin: Begin, *options: str, megabytes: int = 700) -> Command:
+    """Run that study to its end, which is not a good one."""
+    workshop.write("tiny.yaml", LARGE)
+    command = begin(*RUN, *options, megabytes=megabytes)
+    assert command.end() == 1
+    return command
 
 
 def test_a_run_that_runs_out_of_memory_fails_in_one_sentence_and_the_others_go_on(
     workshop: Workshop, begin: Begin, tried: Tried
 ) -> None:
     tried("memory too small for a run")
-    workshop.write("tiny.yaml", LARGE)
-    command = begin(*RUN, "--seed", "0", megabytes=MEGABYTES)
-    assert command.end() == 1
+    command = run_short_of_memory(workshop, begin, "--seed", "0")
     (reason,) = re.findall(r"^failed: tiny large seed 0: (.*)$", command.said, re.MULTILINE)
     assert "memory" in reason
     assert "batch_size" in reason  # the cure
@@ -306,37 +312,29 @@ def test_three_runs_that_fail_alike_at_their_start_stop_the_study_with_one_expla
     workshop: Workshop, begin: Begin, tried: Tried
 ) -> None:
     tried("memory too small for a run")
-    workshop.write("tiny.yaml", LARGE)
-    command = begin(*RUN, "--arm", "large", megabytes=MEGABYTES)
-    assert command.end() == 1
+    command = run_short_of_memory(workshop, begin, "--arm", "large")
     assert len(re.findall("^Stopped: 3 runs in a row failed at their start for one reason: ", command.said, re.M)) == 1
     assert "Runs: 3 failed, 1 not tried" in command.said
     assert [status for status, _ in statuses().values()] == ["FAILED"] * 3
 
 
 def test_failures_between_runs_that_learn_do_not_stop_a_study(workshop: Workshop, begin: Begin) -> None:
-    workshop.write("tiny.yaml", LARGE)
-    command = begin(*RUN, "--arm", "baseline", "--arm", "large", megabytes=MEGABYTES)
-    assert command.end() == 1
+    command = run_short_of_memory(workshop, begin, "--arm", "baseline", "--arm", "large")
     assert "Stopped" not in command.said
     assert Counter(status for status, _ in statuses().values()) == {"FAILED": 4, "FINISHED": 4}
 
 
 def test_fail_fast_tries_no_run_after_the_one_that_failed(workshop: Workshop, begin: Begin) -> None:
-    workshop.write("tiny.yaml", LARGE)
-    command = begin(*RUN, "--arm", "large", "--fail-fast", megabytes=MEGABYTES)
-    assert command.end() == 1
+    command = run_short_of_memory(workshop, begin, "--arm", "large", "--fail-fast")
     assert "Runs: 1 failed, 3 not tried" in command.said
     assert "Stopped: tiny large seed 0 failed, and --fail-fast was given" in command.said
     assert "The same command again does what is left." in command.said
 
 
 def test_fail_fast_stops_what_other_workers_train_with_a_checkpoint(workshop: Workshop, begin: Begin) -> None:
-    workshop.write("tiny.yaml", LARGE)
     only = ("--seed", "0", "--arm", "large", "--arm", "flip", "--set", "epochs=40")
     # a worker starts without what the command has imported: it has more room
-    command = begin(*RUN, *only, "--fail-fast", "--jobs", "2", megabytes=300)
-    assert command.end() == 1
+    command = run_short_of_memory(workshop, begin, *only, "--fail-fast", "--jobs", "2", megabytes=300)
     assert "Stopped: tiny@epochs=40 large seed 0 failed, and --fail-fast was given" in command.said
     recorded = {run.data.tags["ablate.arm"]: run.info.status for run in runs_of("tiny@epochs=40")}
     assert recorded.pop("large") == "FAILED"
