@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,13 @@ def leftovers(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(runs)) for path in [*runs.glob("*/.?*.[0-9]*"), *runs.glob("*/checkpoint*")])
 
 
-def command(*arguments: str) -> list[str]:
-    """``cifar-ablate ARGUMENTS`` as a process to start; its output is not held back."""
-    return [sys.executable, "-u", "-m", "cifar_ablate.cli", *arguments]
+def command(*arguments: str, within: Sequence[str] = ()) -> list[str]:
+    """``cifar-ablate ARGUMENTS`` as a process to start, behind other words; its output is not held back.
+
+    It hears signals also where the tests run in the background or under nohup, which would hand their deafness down.
+    """
+    hearing = ("env", "--default-signal=HUP,INT,TERM")
+    return [*hearing, *within, sys.executable, "-u", "-m", "cifar_ablate.cli", *arguments]
 
 
 def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:

@@ -87,7 +87,7 @@ class Command:
             self.process.start()
         else:
             with place.open("w") as log:
-                start = ["env", "--default-signal=HUP", *fresh, *comparing.command(*arguments)]
+                start = comparing.command(*arguments, within=fresh)
                 self.process = subprocess.Popen(start, cwd=folder, stdout=log, stderr=log, start_new_session=True)
         self.pid: int = self.process.pid
         wait_until(lambda: self.code is not None or os.getpgid(self.pid) == self.pid)  # so its group can be killed
@@ -140,7 +140,8 @@ def _command(
 ) -> None:
     """What a forked process does."""
     os.setsid()
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests under nohup would hand their deafness down
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background do not hear it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.chdir(folder)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     os.environ.update(environment)
