@@ -324,6 +324,21 @@ def test_a_run_that_is_only_being_delivered_is_trained_and_recorded_when_that_is
     assert (recorded_run.info.run_id, recorded_run.info.status) == (run_id, "FINISHED")
 
 
+def test_a_run_that_another_command_has_just_delivered_is_not_told_as_undelivered(workshop: Workshop) -> None:
+    experiment, run, _ = trained_offline(workshop)
+    now = time.time()
+    run_id = started_elsewhere(
+        experiment, run, claim(ELSEWHERE, 4711, now - 900, claimed=now - 800, beat=now, delivers=True)
+    )
+    ended = threading.Timer(6.0, mlflow.MlflowClient().set_terminated, (run_id, "FINISHED"))
+    ended.start()
+    answer = workshop("run", "shared.yaml", "--arm", "flip", "--seed", "1")
+    ended.join()
+    assert "trained before" in answer.out
+    assert "not delivered" not in answer.out
+    assert answer.code == 0, answer
+
+
 def trained_offline(workshop: Workshop) -> tuple[str, PlannedRun, RunFolder]:
     """A run that is in its folder, with the experiment in MLflow that lacks it."""
     study = workshop.write("shared.yaml", STUDY)

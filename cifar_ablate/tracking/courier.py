@@ -143,7 +143,7 @@ class Courier:
                 waiting = [parcel for parcel in self.parcels.values() if parcel.wait_left() == 0]
             self._make_round(tracking, waiting)
         for parcel in list(self.parcels.values()):  # in a process that lives on, a claim would hold for ever
-            if parcel.delivery is not None and not parcel.is_done:
+            if parcel.delivery is not None and (parcel.trouble or not parcel.is_done):
                 with suppress(TrackingError, OutputError):
                     parcel.delivery.let_go()
 
@@ -240,7 +240,7 @@ class Courier:
                     self._give_up(parcel, error)
 
     def _give_up(self, parcel: Parcel, why: TakenError) -> None:
-        parcel.is_done = True
+        parcel.is_done, parcel.trouble = True, ""
         self.on_taken(parcel.run.key, str(why))
 
     def _wait_for_mlflow(self, error: AblateError) -> None:
