@@ -1,0 +1,136 @@
+"""Convolutions on a CPU as matrix products, where oneDNN's own kernels are slow.
+
+With large weights and small maps oneDNN (3.11, in torch 2.14) reaches a quarter to two thirds of what its matrix product
+does in bf16; ``benchmarks/layers.py`` prints both for every layer of our networks. In float32 its kernels are the faster
+ones everywhere. Its strided 1x1 convolution is replaced always: with channels_last, fewer than 16 channels, an odd
+number of images and two threads or more its backward pass writes where it may not, and the process dies.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+LARGE_WEIGHT = 2**20
+"""Elements: from here on the forward pass and the gradient of the input are products, too."""
+SMALL_MAP = {1: 16, 2: 64}
+"""Positions of the output, by stride, up to which the gradient of the weights gains more than its columns cost."""
+
+
+def with_matrix_products(model: nn.Module) -> nn.Module:
+    """Replace convolutions inside ``model`` by such that choose the faster way; weights are shared, names stay."""
+    for name, child in model.named_children():
+        if type(child) is nn.Conv2d and _is_plain(child):
+            setattr(model, name, _like(child))
+        else:
+            with_matrix_products(child)
+    return model
+
+
+class Conv2d(nn.Conv2d):
+    """A square convolution without groups or dilation: oneDNN's, or products, whichever suits the shape."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        size, stride, padding = self.kernel_size[0], self.stride[0], int(self.padding[0])
+        is_bf16 = torch.is_autocast_enabled("cpu")
+        positions = _out(input.shape[2], size, stride, padding) * _out(input.shape[3], size, stride, padding)
+        if size == 1 and stride > 1:
+            products = (True, True)
+        elif is_bf16 and size > 1 and positions <= SMALL_MAP.get(stride, 0):
+            products = (self.weight.numel() >= LARGE_WEIGHT, True)
+        else:
+            return super().forward(input)
+        weight = self.weight
+        if is_bf16:
+            input, weight = input.to(torch.bfloat16), weight.to(torch.bfloat16)
+        out: Tensor = _Convolve.apply(input, weight, stride, padding, *products)  # type: ignore[no-untyped-call]
+        return out if self.bias is None else out + self.bias.to(out.dtype).view(-1, 1, 1)
+
+
+class _Convolve(torch.autograd.Function):
+    """y [B, O, H', W'] of x [B, I, H, W] and w [O, I, k, k], channels_last; ``ends``: y and the gradient of x by
+    products; ``of_weight``: the gradient of w by a product."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, stride: int, padding: int, ends: bool, of_weight: bool) -> Tensor:
+        ctx.save_for_backward(x, w)
+        ctx.options = stride, padding, ends, of_weight
+        if not ends:
+            return functional.conv2d(x, w, stride=stride, padding=padding)
+        out = columns(x, w.shape[2], stride, padding) @ _rows(w).t()
+        height, width = (_out(side, w.shape[2], stride, padding) for side in x.shape[2:])
+        return out.view(len(x), height, width, -1).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (x, w), (stride, padding, ends, of_weight) = ctx.saved_tensors, ctx.options
+        grad = grads[0].contiguous(memory_format=torch.channels_last)
+        flat = grad.permute(0, 2, 3, 1).reshape(-1, len(w))
+        grad_x = grad_w = None
+        by_onednn = [ctx.needs_input_grad[0] and not ends, ctx.needs_input_grad[1] and not of_weight, False]
+        if any(by_onednn):
+            pair, sides = [stride] * 2, [padding] * 2
+            grad_x, grad_w, _ = torch.ops.aten.convolution_backward(
+                grad, x, w, None, pair, sides, [1, 1], False, [0, 0], 1, by_onednn
+            )
+        if ctx.needs_input_grad[0] and ends:
+            grad_x = _spread(flat @ _rows(w), x.shape, grad.shape, w.shape[2], stride, padding)
+        if ctx.needs_input_grad[1] and of_weight:
+            product = flat.t() @ columns(x, w.shape[2], stride, padding)
+            grad_w = product.view(len(w), w.shape[2], w.shape[3], -1).permute(0, 3, 1, 2)
+        return grad_x, grad_w, None, None, None, None
+
+
+def columns(x: Tensor, size: int, stride: int, padding: int) -> Tensor:
+    """What each output position sees of ``x`` [B, C, H, W] (channels_last): [B H' W', size size C]."""
+    nhwc = x.permute(0, 2, 3, 1)
+    padded = functional.pad(nhwc, (0, 0, padding, padding, padding, padding)) if padding else nhwc
+    height, width = (_out(side, size, stride, padding) for side in x.shape[2:])
+    image, row, column, channel = padded.stride()
+    windows = padded.as_strided(
+        (len(x), height, width, size, size, x.shape[1]), (image, row * stride, column * stride, row, column, channel)
+    )
+    return windows.reshape(len(x) * height * width, -1)
+
+
+def _spread(grad_columns: Tensor, shape: torch.Size, out: torch.Size, size: int, stride: int, padding: int) -> Tensor:
+    """Transpose of ``columns``: [B H' W', size size C] summed to where it came from, [B, C, H, W]."""
+    (num, channels, height, width), (rows, cols) = shape, out[2:]
+    parts = grad_columns.view(num, rows, cols, size, size, channels)
+    padded = grad_columns.new_zeros(num, height + 2 * padding, width + 2 * padding, channels)
+    for i in range(size):
+        for j in range(size):
+            padded[:, i : i + stride * rows : stride, j : j + stride * cols : stride] += parts[:, :, :, i, j]
+    return padded[:, padding : padding + height, padding : padding + width].permute(0, 3, 1, 2)
+
+
+def _rows(weight: Tensor) -> Tensor:
+    """[O, I, k, k] as [O, k k I]: a view of channels_last weights."""
+    return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
+
+
+def _out(side: int, size: int, stride: int, padding: int) -> int:
+    return (side + 2 * padding - size) // stride + 1
+
+
+def _is_plain(conv: nn.Conv2d) -> bool:
+    same = all(len(set(pair)) == 1 for pair in (conv.kernel_size, conv.stride, conv.padding))
+    numbers = not isinstance(conv.padding, str) and conv.padding_mode == "zeros"
+    return numbers and same and conv.groups == 1 and conv.dilation == (1, 1)
+
+
+def _like(conv: nn.Conv2d) -> Conv2d:
+    with torch.device("meta"):  # its weights are not drawn: they are the other one's
+        new = Conv2d(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size[0],
+            stride=conv.stride[0],
+            padding=conv.padding[0],
+            bias=conv.bias is not None,
+        )
+    new.weight, new.bias = conv.weight, conv.bias
+    return new.train(conv.training)
