@@ -37,7 +37,7 @@ from cifar_ablate.runner.execute import RUNS_ROOT, run_plans
 from cifar_ablate.spec.load import load_study
 from cifar_ablate.tracking import Tracking
 from cifar_ablate.training.batches import to_device
-from cifar_ablate.training.epoch import Watcher, train_epoch
+from cifar_ablate.training.epoch import Watcher, finish, train_epoch
 from cifar_ablate.training.evaluate import accuracy, predict_logits
 from cifar_ablate.training.fit import Fit, checkpoint_fit, set_up
 
@@ -104,7 +104,7 @@ def bare(plan: Plan, data: dict[str, DataSet], places: list[Place]) -> tuple[flo
     labels = fit.data.test_labels.cpu()
     last = 0.0
     while fit.epochs_done < fit.recipe.epochs:
-        train_epoch(fit, Alone())
+        finish(train_epoch(fit, Alone()))
         fit.epochs_done, fit.steps_done, fit.epoch_seconds = fit.epochs_done + 1, 0, 0.0
         last = accuracy(predict_logits(fit.model, fit.data.test_images, fit.pipeline, fit.precision), labels)
     predict_logits(fit.model, fit.data.train_images, fit.pipeline, fit.precision)
@@ -133,7 +133,7 @@ def checkpoint_ms(plan: Plan, data: dict[str, DataSet], places: list[Place]) -> 
     """Median time of writing a checkpoint after a step."""
     fit = ready(plan, data, places)
     fit.epochs_done = fit.recipe.epochs - 1
-    train_epoch(fit, Alone())
+    finish(train_epoch(fit, Alone()))
     folder = RunFolder(Path("checkpoints"))
     folder.create({}, {})
     return 1000 * statistics.median(seconds_of(lambda: checkpoint_fit(fit, folder)) for _ in range(5))

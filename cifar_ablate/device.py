@@ -45,21 +45,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-def out_of_memory(error: BaseException) -> DeviceError:
+def out_of_memory(error: BaseException, batch_size: int | None = None) -> DeviceError:
     """The error for a recipe that is too large for where it is trained, with the cure."""
     said = " ".join(str(error).split())[:160]
+    at = "" if batch_size is None else f" at batch_size {batch_size}"
     return DeviceError(
-        f"out of memory ({type(error).__name__}: {said}); make batch_size or the network smaller, or give fewer "
+        f"out of memory{at} ({type(error).__name__}: {said}); make batch_size or the network smaller, or give fewer "
         "--jobs, then try --retry failed"
     )
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one run at a time is trained: a device, and this many CPU threads."""
+    """Where runs are trained by one process: a device, this many CPU threads, and so many runs in turn."""
 
     device: Device
     threads: int
+    side_by_side: int = 1
 
     def enter(self) -> None:
         """Let this process compute here."""
@@ -69,15 +71,19 @@ class Place:
 
 
 def find_places(device: Device, jobs: int, threads: int | None) -> list[Place]:
-    """A place for each of ``jobs`` runs at a time; several GPUs are divided among them.
+    """Places for ``jobs`` runs at a time.
 
-    A run on a CPU has one thread unless ``threads`` says otherwise: equal threads give equal bits, and two runs with
-    two threads each are slower than four with one. Runs on a GPU share what threads torch takes.
+    On a CPU each run has a process of its own with one thread, unless ``threads`` says otherwise: equal threads give
+    equal bits, and two runs with two threads each are slower than four with one. Each GPU has one process, where its
+    share of the runs take turns: processes of their own would not overlap there.
     """
-    if threads is None:
-        threads = 1 if device.kind == "cpu" else max(1, torch.get_num_threads() // jobs)
-    num_devices = torch.cuda.device_count() if device.kind == "cuda" else 1
-    return [Place(replace(device, index=job % num_devices), threads) for job in range(jobs)]
+    if device.kind != "cuda":
+        threads = threads or (1 if device.kind == "cpu" else max(1, torch.get_num_threads() // jobs))
+        return [Place(device, threads) for _ in range(jobs)]
+    num_places = min(jobs, torch.cuda.device_count())
+    threads = threads or max(1, torch.get_num_threads() // num_places)
+    shares = [len(range(index, jobs, num_places)) for index in range(num_places)]
+    return [Place(replace(device, index=index), threads, share) for index, share in enumerate(shares)]
 
 
 @cache

@@ -17,7 +17,7 @@ from cifar_ablate.records import RunIdentity
 from cifar_ablate.spec.delta import differences
 from cifar_ablate.spec.schema import RECORDING_FIELDS, Recipe, Study
 
-TRAINER_VERSION = 1
+TRAINER_VERSION = 2
 """Raised only when the same recipe and seed train to another result; runs of an older trainer are then stale."""
 
 DataKey = str

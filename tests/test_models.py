@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor, nn
 
 from cifar_ablate.errors import UnknownNameError, UsageError
 from cifar_ablate.models.build import build_model, count, layer_table
-from cifar_ablate.models.resnet import every
 from cifar_ablate.registry import MODELS
 
 TABLES = Path(__file__).parent / "tables"
@@ -262,39 +260,3 @@ def assert_trains(model: nn.Module, image_size_px: int) -> None:
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("batch", "channels", "size"), [(25, 4, 32), (37, 8, 16), (64, 32, 32), (100, 64, 8)])
-def test_a_shortcut_gives_the_bits_of_a_convolution_with_its_stride(
-    batch: int, channels: int, size: int, dtype: torch.dtype
-) -> None:
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(dtype).contiguous(memory_format=torch.channels_last)
-
-    x, weight = draw(batch, channels, size, size), draw(2 * channels, channels, 1, 1)
-    gradient = draw(batch, 2 * channels, size // 2, size // 2)
-    found = []
-    for convolve in (lambda x, w: F.conv2d(x, w, stride=2), lambda x, w: F.conv2d(every(2, x), w)):
-        leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
-        out = convolve(*leaves)
-        out.backward(gradient)
-        found.append([out.detach(), *(leaf.grad for leaf in leaves)])
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
-
-
-@pytest.mark.parametrize("name", ["resnet18-compact", "resnet18"])
-def test_a_narrow_network_survives_odd_batches_on_two_threads(name: str) -> None:
-    """torch's own strided 1x1 convolution ends the process here, so it has one of its own."""
-    code = f"""
-import torch
-from cifar_ablate.models.build import build_model
-torch.set_num_threads(2)
-model = build_model("{name}", {{"width": 4}}, num_classes=10, image_size_px=32, init_seed=0)
-model = model.to(memory_format=torch.channels_last)
-for _ in range(20):
-    model(torch.randn(25, 3, 32, 32).contiguous(memory_format=torch.channels_last)).square().mean().backward()
-"""
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

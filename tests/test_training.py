@@ -25,7 +25,7 @@ from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training import epoch as epoch_module
 from cifar_ablate.training import train
 from cifar_ablate.training.batches import DeviceData, plan_epoch, slices, to_device
-from cifar_ablate.training.epoch import train_step
+from cifar_ablate.training.epoch import Steps, finish
 from cifar_ablate.training.evaluate import (
     accuracy,
     expected_calibration_error,
@@ -34,6 +34,7 @@ from cifar_ablate.training.evaluate import (
     predict_logits,
 )
 from cifar_ablate.training.fit import Fit, set_up
+from cifar_ablate.training.step import optimize
 from cifar_ablate.training.train import train_run
 
 CPU = torch.device("cpu")
@@ -128,14 +129,16 @@ def train_in(
     """Train a recipe in a new folder, or in that of an earlier attempt."""
     folder.create(chosen.as_dict(), {})
     diary = diary or Diary()
-    result = train_run(
-        chosen,
-        seed,
-        images,
-        precision=precision,
-        folder=folder,
-        watcher=diary,
-        checkpoint_seconds=checkpoint_seconds,
+    result = finish(
+        train_run(
+            chosen,
+            seed,
+            images,
+            precision=precision,
+            folder=folder,
+            watcher=diary,
+            checkpoint_seconds=checkpoint_seconds,
+        )
     )
     return Run(folder, result, diary)
 
@@ -256,7 +259,7 @@ def test_a_run_that_diverges_late_keeps_the_history_of_its_good_epochs(
     run: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lost(fit: Fit, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        loss, logits = train_step(fit, images, targets)
+        loss, logits = optimize(fit.network, images, targets)
         return (loss * math.nan if fit.epochs_done == 1 else loss), logits
 
     monkeypatch.setattr(epoch_module, "train_step", lost)
@@ -297,8 +300,8 @@ def test_checkpoint_every_keeps_the_weights_of_those_epochs(run: Trainer) -> Non
 def test_the_headline_is_the_last_epoch_even_if_an_earlier_one_was_better(
     run: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spoiled(fit: Fit, watcher: train.Watcher) -> tuple[float, float]:
-        ended = train_epoch(fit, watcher)
+    def spoiled(fit: Fit, watcher: train.Watcher) -> Steps[tuple[float, float]]:
+        ended = yield from train_epoch(fit, watcher)
         if fit.epochs_done == 3:
             with torch.no_grad():
                 fit.model.head.weight.neg_()
@@ -381,7 +384,7 @@ def test_digits_are_learnt_in_seconds(tmp_path: Path) -> None:
     chosen = recipe(epochs=6, batch_size=32, optimizer=SGD | {"lr": 0.05}, schedule="cosine", eval_every=0)
     folder = RunFolder(tmp_path / "run")
     folder.create(chosen.as_dict(), {})
-    result = train_run(chosen, 0, images, precision="fp32", folder=folder, watcher=Diary())
+    result = finish(train_run(chosen, 0, images, precision="fp32", folder=folder, watcher=Diary()))
     assert result.metrics["test_accuracy"] > 85
     assert result.metrics["train_accuracy"] > result.metrics["test_accuracy"] - 2
 
@@ -397,7 +400,7 @@ def test_a_step_equals_one_written_by_hand_to_the_bit(nesterov: bool, data: Devi
     optimizer = torch.optim.SGD(model.parameters(), foreach=False, **options)  # type: ignore[arg-type]
     for index in range(5):
         images, targets = fixed_batch(64 if index < 4 else 8, index)
-        loss, logits = train_step(fit, images, targets)
+        loss, logits = optimize(fit.network, images, targets)
         optimizer.zero_grad()
         expected_logits = model(images.contiguous(memory_format=torch.channels_last))
         expected_loss = functional.cross_entropy(expected_logits, targets)
@@ -418,7 +421,7 @@ def test_the_loss_is_cross_entropy_on_smoothed_and_mixed_targets(precision: str,
     one_hot = functional.one_hot(data.train_labels[rows], 10).double()
     smooth = 0.9 * one_hot + 0.1 / 10
     targets = kept * smooth + (1 - kept) * smooth.flip(0)
-    loss, logits = train_step(fit, batch.images, batch.targets)
+    loss, logits = optimize(fit.network, batch.images, batch.targets)
     expected = -(targets * logits.double().log_softmax(1)).sum(1).mean()
     assert loss.dtype == logits.dtype == torch.float32
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -430,7 +433,7 @@ def test_bf16_computes_in_bf16_and_keeps_weights_and_losses_in_float32(data: Dev
         assert fit.model(torch.zeros(2, 3, 32, 32)).dtype == torch.bfloat16
     with precision_context(CPU, "fp32"):
         assert fit.model(torch.zeros(2, 3, 32, 32)).dtype == torch.float32
-    train_step(fit, *fixed_batch(16, 0))
+    optimize(fit.network, *fixed_batch(16, 0))
     assert {value.dtype for value in fit.model.parameters()} == {torch.float32}
 
 

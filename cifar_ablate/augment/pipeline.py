@@ -48,7 +48,7 @@ class Pipeline:
         }
 
     def __call__(self, images: Tensor, labels: Tensor, draws: Draws, start: int) -> Batch:
-        """Augment one step.
+        """Augment one step of an epoch.
 
         Args:
             images: uint8 [B, 3, H, W].
@@ -58,18 +58,22 @@ class Pipeline:
         """
         rows = slice(start, start + len(images))
         mine = {name: {key: values[rows] for key, values in params.items()} for name, params in draws.items()}
+        return self.augment(images, labels, mine)
+
+    def augment(self, images: Tensor, labels: Tensor, params: Draws) -> Batch:
+        """Augment uint8 images [B, 3, H, W] with labels int64 [B]; ``params`` holds their rows of the draws."""
         pixels = images.float().div_(255)
         for name, transform in self.geometry:
-            pixels = transform.apply(pixels, mine[name])
+            pixels = transform.apply(pixels, params[name])
         pixels = (pixels - self.mean) / self.std
         for name, transform in self.erase:
-            pixels = transform.apply(pixels, mine[name])
+            pixels = transform.apply(pixels, params[name])
         batch = Batch(pixels, smooth_targets(labels, self.num_classes, self.label_smoothing))
         if self.mix:
             # the batch's order is random, so its mirror image is a random partner (timm pairs this way, too)
             partner = Batch(batch.images.flip(0), batch.targets.flip(0))
             for name, mixer in self.mix:
-                batch = mixer.apply(batch, partner, mine[name])
+                batch = mixer.apply(batch, partner, params[name])
         return batch
 
     def clean(self, images: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from cifar_ablate.data import DataSet
 from cifar_ablate.device import Device
 from cifar_ablate.plan import DataKey, PlannedRun
 from cifar_ablate.training.batches import DeviceData, plan_epoch, to_device
-from cifar_ablate.training.epoch import train_step
 from cifar_ablate.training.fit import set_up
+from cifar_ablate.training.step import optimize
 
 EVAL_SHARE = 1 / 3
 """Cost of evaluating one image over training on it: the forward pass without the backward one."""
@@ -58,7 +58,7 @@ def _rate(run: PlannedRun, data: DeviceData) -> float:
 
     def step() -> None:
         batch = fit.pipeline(data.train_images[:size], data.train_labels[:size], draws, 0)
-        train_step(fit, batch.images, batch.targets)
+        optimize(fit.network, batch.images, batch.targets)
 
     step()
     _wait(data.mean.device)

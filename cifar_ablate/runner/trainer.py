@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,16 @@ from cifar_ablate.owner import Owner, owner_from
 from cifar_ablate.plan import TRAINER_VERSION, DataKey, PlannedRun
 from cifar_ablate.runner.artifacts import write_artifacts
 from cifar_ablate.runner.messages import Channel, Ended, EpochEnded, Group, Started, Stepped
+from cifar_ablate.runner.turns import Crowded, Turn, take_turns
 from cifar_ablate.training.batches import DeviceData, to_device
-from cifar_ablate.training.epoch import Stopped, Watcher
+from cifar_ablate.training.engine import Engine, EngineOptions, choose_mode, draws_at_random
+from cifar_ablate.training.epoch import Steps, Stopped, Watcher
 from cifar_ablate.training.train import train_run
 
 
 @dataclass
 class GroupTrainer:
-    """Trains groups of runs one run after the other; it can be pickled before its first call."""
+    """Trains groups of runs, one after the other or several in turn; it can be pickled before its first call."""
 
     data: Mapping[DataKey, DataSet]
     runs_root: Path
@@ -39,20 +42,38 @@ class GroupTrainer:
     """Time between two steps that are told; None: none is."""
     owner: Owner
     """Who is told to train these runs: the command, not the worker, for that is whom a person can stop."""
+    options: EngineOptions = field(default_factory=EngineOptions)
     resident: tuple[DataKey, Device, DeviceData] | None = field(default=None, init=False)
     """The data set on the device; one at a time is kept there."""
+    engine: Engine | None = field(default=None, init=False)
 
     def __call__(self, group: Group, place: Place, channel: Channel) -> None:
         place.enter()
-        for run in group:
-            if channel.should_stop(run.key):
-                continue
-            folder = RunFolder(self.runs_root / run.fingerprint)
-            with lock(folder.lock, note=self.owner.to_text()) as mine:  # of two processes, one trains the run
-                ended = self._end_of(run, folder, place, channel) if mine else _elsewhere(run, folder)
-            channel.tell(ended)
+        if self.engine is None:
+            self.engine = Engine(choose_mode(self.options, place.device))
+        side_by_side = place.side_by_side if self._may_take_turns(group[0], place) else 1
+        crowded = take_turns(
+            [partial(self._steps_of, run, place, channel) for run in group], side_by_side, place.device.torch
+        )
+        for run_alone in crowded:
+            take_turns([run_alone], 1, place.device.torch)
 
-    def _end_of(self, run: PlannedRun, folder: RunFolder, place: Place, channel: Channel) -> Ended:
+    def _may_take_turns(self, run: PlannedRun, place: Place) -> bool:
+        """A network that draws at random while it trains (dropout) shares one stream of numbers with all others."""
+        if place.side_by_side == 1:
+            return False
+        data = self.data[run.data_key]
+        return not draws_at_random(run.recipe, data.num_classes, data.image_size_px)
+
+    def _steps_of(self, run: PlannedRun, place: Place, channel: Channel, turn: Turn) -> Steps[None]:
+        if channel.should_stop(run.key):
+            return
+        folder = RunFolder(self.runs_root / run.fingerprint)
+        with lock(folder.lock, note=self.owner.to_text()) as mine:  # of two processes, one trains the run
+            ended = (yield from self._end_of(run, folder, place, channel, turn)) if mine else _elsewhere(run, folder)
+        channel.tell(ended)
+
+    def _end_of(self, run: PlannedRun, folder: RunFolder, place: Place, channel: Channel, turn: Turn) -> Steps[Ended]:
         """Train a run, or take what its folder holds already."""
         try:
             earlier = folder.result()
@@ -63,7 +84,7 @@ class GroupTrainer:
                 write_artifacts(folder, self.data[run.data_key].classes)  # a damaged folder ends here
                 return Ended(run.key, "shared", earlier.reason, earlier)
             self._open(run, folder, place)
-            result = self._train(run, folder, place, channel)
+            result = yield from self._train(run, folder, place, channel, turn)
             write_artifacts(folder, self.data[run.data_key].classes)
         except Stopped:
             return Ended(run.key, "stopped")
@@ -77,28 +98,43 @@ class GroupTrainer:
         data = self.data[run.data_key]
         described = {"data": data.describe(), "data_digest": data.digest, "classes": list(data.classes)}
         environment = describe_environment(place.device, place.threads)
+        environment |= self._engine().mode.describe() | {"side_by_side": place.side_by_side}
         folder.create(run.recipe.as_dict(), {**environment, **described, "trainer": TRAINER_VERSION, "seed": run.seed})
         folder.clear_result()
 
-    def _train(self, run: PlannedRun, folder: RunFolder, place: Place, channel: Channel) -> RunResult:
+    def _engine(self) -> Engine:
+        if self.engine is None:
+            raise RuntimeError("a run outside of a group")
+        return self.engine
+
+    def _train(
+        self, run: PlannedRun, folder: RunFolder, place: Place, channel: Channel, turn: Turn
+    ) -> Steps[RunResult]:
         """Train, turning whatever is wrong with the run itself into a result."""
         try:
-            return train_run(
-                run.recipe,
-                run.seed,
-                self._on_device(run.data_key, place.device),
-                precision=run.precision,
-                folder=folder,
-                watcher=_Teller(run, channel, self.step_seconds),
-                checkpoint_seconds=self.checkpoint_seconds,
+            return (
+                yield from train_run(
+                    run.recipe,
+                    run.seed,
+                    self._on_device(run.data_key, place.device),
+                    precision=run.precision,
+                    folder=folder,
+                    watcher=_Teller(run, channel, self.step_seconds),
+                    checkpoint_seconds=self.checkpoint_seconds,
+                    engine=self._engine(),
+                    lane=turn.lane,
+                )
             )
         except (Stopped, OutputError):
             raise
         except AblateError as error:
             reason = str(error)
         except Exception as error:
-            reason = _reason(error)
+            if is_out_of_memory(error) and turn.others():
+                raise Crowded from error  # not its own fault: it is trained alone, later
+            reason = _reason(error, run.recipe.batch_size)
             write_atomically(folder.path / "failure.txt", traceback.format_exc())
+        self._engine().drop(turn.lane)
         if place.device.kind == "cuda":
             torch.cuda.empty_cache()  # what a failed run held may be what the next one lacks
         result = RunResult("failed", len(folder.history()), 0, 0, {}, reason)
@@ -112,10 +148,10 @@ class GroupTrainer:
         return self.resident[2]
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, batch_size: int) -> str:
     """Why a run failed, in one line."""
     if is_out_of_memory(error):
-        return str(out_of_memory(error))
+        return str(out_of_memory(error, batch_size))
     return f"{type(error).__name__}: {error}".split("\n", 1)[0]
 
 

@@ -47,6 +47,13 @@ class Loss(Spec):
     """Weight e moved from the true class to all classes: off = e/C, on = 1 - e + e/C, before any mixing (timm)."""
 
 
+class MovingAverage(Spec):
+    """An exponential moving average of the weights, which is evaluated and kept in their place."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)]
+    """Of the average, per step: 0.999 averages over about 1,000 steps."""
+
+
 class Recipe(Spec):
     """Everything that decides a training, but the seed."""
 
@@ -68,6 +75,10 @@ class Recipe(Spec):
     """Augmentations by name; the order in YAML does not matter, each has its place in the pipeline."""
     loss: Loss = Loss()
     """The training loss."""
+    ema: MovingAverage | None = None
+    """Evaluate an exponential moving average of the weights: {decay: 0.999}; left out: the weights themselves."""
+    flip_averaging: bool = False
+    """Test-time augmentation: predictions are the mean of the logits of an image and of its mirror image."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where the device computes in it, else fp32; the resolved one enters the fingerprint."""
     eval_every: NonNegativeInt = 1

@@ -126,7 +126,9 @@ def _read(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, An
 def _restore(
     tensors: Mapping[str, Tensor], scalars: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
+    """Into the tensors that are there already, where there are any: a captured step looks for them where they lay."""
     model.load_state_dict(_part(tensors, "model"))
+    there = {parameter: dict(state) for parameter, state in optimizer.state.items()}
     state: dict[int, dict[str, Any]] = {}
     for name, value in [*_part(tensors, "optimizer").items(), *scalars.items()]:
         index, _, key = name.partition("/")
@@ -135,7 +137,10 @@ def _restore(
     # files are contiguous, weights channels_last, and fused optimizers walk through both in the order of memory
     for parameter, restored in optimizer.state.items():
         for name, value in restored.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
+            old = there.get(parameter, {}).get(name)
+            if isinstance(old, Tensor):
+                restored[name] = old.copy_(value)
+            elif isinstance(value, Tensor) and value.shape == parameter.shape:
                 restored[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 

@@ -1,8 +1,8 @@
 """Convolutions on a CPU as matrix products, where oneDNN's own kernels are slow.
 
-With large weights and small maps oneDNN (3.11, in torch 2.14) reaches a quarter to two thirds of what its matrix product
-does in bf16; ``benchmarks/layers.py`` prints both for every layer of our networks. In float32 its kernels are the faster
-ones everywhere. Its strided 1x1 convolution is replaced always: with channels_last, fewer than 16 channels, an odd
+With large weights and small maps oneDNN (as in torch 2.14) reaches a quarter to two thirds of what its matrix product
+does in bf16; ``benchmarks/layers.py`` prints both for every layer of our networks. In float32 its kernels are faster
+everywhere. Its strided 1x1 convolution is replaced always: with channels_last, fewer than 16 channels, an odd
 number of images and two threads or more its backward pass writes where it may not, and the process dies.
 """
 
@@ -34,20 +34,24 @@ class Conv2d(nn.Conv2d):
     """A square convolution without groups or dilation: oneDNN's, or products, whichever suits the shape."""
 
     def forward(self, input: Tensor) -> Tensor:
-        size, stride, padding = self.kernel_size[0], self.stride[0], int(self.padding[0])
-        is_bf16 = torch.is_autocast_enabled("cpu")
-        positions = _out(input.shape[2], size, stride, padding) * _out(input.shape[3], size, stride, padding)
-        if size == 1 and stride > 1:
-            products = (True, True)
-        elif is_bf16 and size > 1 and positions <= SMALL_MAP.get(stride, 0):
-            products = (self.weight.numel() >= LARGE_WEIGHT, True)
-        else:
+        products = self.products(input)
+        if not any(products):
             return super().forward(input)
         weight = self.weight
-        if is_bf16:
+        if torch.is_autocast_enabled("cpu"):
             input, weight = input.to(torch.bfloat16), weight.to(torch.bfloat16)
-        out: Tensor = _Convolve.apply(input, weight, stride, padding, *products)  # type: ignore[no-untyped-call]
+        out: Tensor = _Convolve.apply(input, weight, self.stride[0], int(self.padding[0]), *products)
         return out if self.bias is None else out + self.bias.to(out.dtype).view(-1, 1, 1)
+
+    def products(self, input: Tensor) -> tuple[bool, bool]:
+        """What is done by a product: the output and the gradient of ``input``; the gradient of the weights."""
+        size, stride, padding = self.kernel_size[0], self.stride[0], int(self.padding[0])
+        if size == 1:
+            return stride > 1, stride > 1
+        positions = _out(input.shape[2], size, stride, padding) * _out(input.shape[3], size, stride, padding)
+        if not torch.is_autocast_enabled("cpu") or positions > SMALL_MAP.get(stride, 0):
+            return False, False
+        return self.weight.numel() >= LARGE_WEIGHT, True
 
 
 class _Convolve(torch.autograd.Function):

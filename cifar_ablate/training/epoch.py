@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from cifar_ablate.keys import key
-from cifar_ablate.training.batches import plan_epoch, slices
-from cifar_ablate.training.evaluate import precision_context
 from cifar_ablate.training.fit import Fit
+
+Result = TypeVar("Result")
+Steps = Generator[None, None, Result]
+"""Work that can be left and taken up between two steps, so that several trainings may take turns on one device."""
+
+
+def finish(steps: Steps[Result]) -> Result:
+    """Take all steps, one after the other; gives what they come to."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
 
 
 class Watcher(Protocol):
@@ -37,24 +48,26 @@ class Stopped(Exception):  # noqa: N818  no error: what was asked for
     """Training was asked to stop; where it stood is in the folder's checkpoint."""
 
 
-def train_epoch(fit: Fit, watcher: Watcher) -> tuple[float, float]:
+def train_epoch(fit: Fit, watcher: Watcher) -> Steps[tuple[float, float]]:
     """The steps that are left of an epoch; gives its mean loss and running accuracy (percent, on augmented images).
 
-    The device is waited for once, at the end. Raises Stopped between two steps where the watcher asks for it.
+    Nothing is waited for on the device before the last step. Raises Stopped between two steps where the watcher asks
+    for it.
     """
-    device = fit.data.mean.device
+    device, sums = fit.data.mean.device, fit.stepper.sums
     num = len(fit.data.train_labels)
     if not fit.steps_done:
-        fit.sums = {name: torch.zeros((), device=device) for name in ("loss", "num_right")}
+        for total in sums.values():
+            total.zero_()
     begun = time.perf_counter()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         _set_random_state(fit, device)
         try:
-            _steps(fit, watcher)
-            loss, running = (fit.sums["loss"] / num).item(), (100 * fit.sums["num_right"] / num).item()
+            yield from _steps(fit, watcher)
+            loss, running = (sums["loss"] / num).item(), (100 * sums["num_right"] / num).item()
         except Stopped:
-            fit.sums["loss"].item()  # the device is waited for: the clock is read next
-            fit.sums |= _random_state(device)
+            sums["loss"].item()  # the device is waited for: the clock is read next
+            fit.random_state = _random_state(device)
             raise
         finally:
             seconds = time.perf_counter() - begun
@@ -63,26 +76,39 @@ def train_epoch(fit: Fit, watcher: Watcher) -> tuple[float, float]:
     return loss, running
 
 
-def _steps(fit: Fit, watcher: Watcher) -> None:
-    data, device = fit.data, fit.data.mean.device
-    epoch = plan_epoch(fit.seed, fit.epochs_done, data)
-    order, draws = torch.from_numpy(epoch.order).to(device), fit.pipeline.draw_epoch(epoch, device)
-    base_lr = fit.base_lr
+def _steps(fit: Fit, watcher: Watcher) -> Steps[None]:
+    first = fit.epochs_done * fit.num_steps
+    rates = fit.base_lr * fit.lr_factors[first : first + fit.num_steps]
+    fit.stepper.load_epoch(fit.seed, fit.epochs_done, rates, fit.steps_done)
     fit.model.train()
-    for step, rows in enumerate(slices(len(data.train_labels), fit.recipe.batch_size)):
-        if step < fit.steps_done:
-            continue
-        lr = base_lr * float(fit.lr_factors[fit.epochs_done * fit.num_steps + step])
-        for group in fit.optimizer.param_groups:
-            group["lr"] = lr
-        picked = order[rows]
-        batch = fit.pipeline(data.train_images[picked], data.train_labels[picked], draws, rows.start)
-        loss, logits = train_step(fit, batch.images, batch.targets)
-        fit.sums["loss"] += loss * len(picked)
-        fit.sums["num_right"] += (logits.argmax(1) == batch.targets.argmax(1)).sum()
+    last_loss = Glance(fit.stepper.loss)
+    for step in range(fit.steps_done, fit.num_steps):
+        fit.stepper(step)
         fit.steps_done = step + 1
-        watcher.on_step(fit.epochs_done + 1, step + 1, fit.num_steps, loss.item)
+        watcher.on_step(fit.epochs_done + 1, step + 1, fit.num_steps, last_loss)
         stop_if_asked(watcher)
+        yield
+
+
+class Glance:
+    """The value of a number on the device without waiting for it: on a GPU the last one that has arrived."""
+
+    def __init__(self, number: Tensor) -> None:
+        self.number = number
+        self.host: Tensor | None = None
+
+    def __call__(self) -> float:
+        """float; nan until the first one has arrived."""
+        if self.number.device.type != "cuda":
+            return float(self.number)
+        if self.host is None:
+            self.host = torch.full((), math.nan, pin_memory=True)
+            self.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        value = float(self.host)
+        if self.arrived.query():  # type: ignore[no-untyped-call]
+            self.host.copy_(self.number, non_blocking=True)
+            self.arrived.record()
+        return value
 
 
 def stop_if_asked(watcher: Watcher) -> None:
@@ -93,24 +119,13 @@ def stop_if_asked(watcher: Watcher) -> None:
 def _set_random_state(fit: Fit, device: torch.device) -> None:
     """Dropout layers draw from torch's global stream: seeded for each epoch, taken up again in the middle of one."""
     torch.manual_seed(key(fit.seed, "dropout", fit.epochs_done))
-    if "random_cpu" in fit.sums:
-        torch.set_rng_state(fit.sums.pop("random_cpu"))
-    if "random_cuda" in fit.sums and device.type == "cuda":
-        torch.cuda.set_rng_state(fit.sums.pop("random_cuda"), device)
+    state, fit.random_state = fit.random_state, {}
+    if "random_cpu" in state:
+        torch.set_rng_state(state["random_cpu"])
+    if "random_cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["random_cuda"], device)
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:
     state = {"random_cpu": torch.get_rng_state()}
     return state | ({"random_cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
-
-
-def train_step(fit: Fit, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """One step of the optimizer on images float32 [B, 3, H, W] and soft targets [B, C]; gives loss and logits."""
-    with precision_context(images.device, fit.precision):
-        logits = fit.model(images.contiguous(memory_format=torch.channels_last))
-    logits = logits.float()
-    loss = functional.cross_entropy(logits, targets)
-    fit.optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    fit.optimizer.step()
-    return loss.detach(), logits.detach()

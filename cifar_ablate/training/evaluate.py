@@ -28,11 +28,14 @@ def predict_logits(
     images: Tensor,
     pipeline: Pipeline,
     precision: str,
+    *,
+    flip_averaging: bool = False,
     between: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Logits float32 [N, C], on the CPU, of uint8 images [N, 3, H, W], in evaluation mode (then as it was).
 
-    ``between`` is called before each batch, and may raise to leave early.
+    ``flip_averaging``: the mean of the logits of an image and of its mirror image. ``between``
+    is called before each batch, and may raise to leave early.
     """
     was_training = model.training
     model.eval()
@@ -41,7 +44,10 @@ def predict_logits(
         between()
         batch = pipeline.clean(images[rows]).contiguous(memory_format=torch.channels_last)
         with precision_context(images.device, precision):
-            parts.append(model(batch).float())
+            logits = model(batch).float()
+            if flip_averaging:
+                logits = (logits + model(batch.flip(3)).float()) / 2
+        parts.append(logits)
     model.train(was_training)
     return torch.cat(parts).cpu()  # metrics are computed in float64, which not every device has
 

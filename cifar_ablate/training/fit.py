@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from cifar_ablate.augment.pipeline import Pipeline, build_pipeline
+from cifar_ablate.augment.pipeline import Pipeline
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.keys import key
 from cifar_ablate.models.build import build_model
-from cifar_ablate.registry import OPTIMIZERS, SCHEDULES
+from cifar_ablate.registry import SCHEDULES
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training.batches import DeviceData
 from cifar_ablate.training.checkpoint import Progress, load_checkpoint, save_checkpoint
+from cifar_ablate.training.engine import Engine
 from cifar_ablate.training.schedules import Curve
+from cifar_ablate.training.step import Network, Stepper
 
 
 @dataclass
@@ -27,20 +30,45 @@ class Fit:
 
     recipe: Recipe
     seed: int
-    precision: str
-    data: DeviceData
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    pipeline: Pipeline
+    stepper: Stepper
     lr_factors: Curve
     epochs_done: int = 0
     steps_done: int = 0
     """Of the epoch under way."""
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    """Of the epoch under way, on the device: loss and num_right, float32 []; and after a stop its random state."""
+    random_state: dict[str, Tensor] = field(default_factory=dict)
+    """After a stop in the middle of an epoch: of torch's generators."""
     epoch_seconds: float = 0.0
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
+
+    @property
+    def network(self) -> Network:
+        return self.stepper.network
+
+    @property
+    def model(self) -> nn.Module:
+        return self.network.model
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is evaluated and kept: the one that is trained, or the average of its weights."""
+        return self.model if self.network.average is None else self.network.average.model
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self.network.optimizer
+
+    @property
+    def pipeline(self) -> Pipeline:
+        return self.network.pipeline
+
+    @property
+    def data(self) -> DeviceData:
+        return self.network.data
+
+    @property
+    def precision(self) -> str:
+        return self.network.precision
 
     @property
     def num_steps(self) -> int:
@@ -53,8 +81,13 @@ class Fit:
         return float(self.recipe.optimizer.kwargs()["lr"])
 
 
-def set_up(recipe: Recipe, seed: int, data: DeviceData, precision: str) -> Fit:
-    """Network, optimizer, augmentations and learning-rate curve of a run before its first step."""
+def set_up(
+    recipe: Recipe, seed: int, data: DeviceData, precision: str, engine: Engine | None = None, lane: int = 0
+) -> Fit:
+    """Network, optimizer, augmentations and learning-rate curve of a run before its first step.
+
+    The network of an earlier run of this shape in the same lane of ``engine`` is set back and used again.
+    """
     model = build_model(
         recipe.model.name,
         recipe.model.kwargs(),
@@ -62,26 +95,10 @@ def set_up(recipe: Recipe, seed: int, data: DeviceData, precision: str) -> Fit:
         image_size_px=data.image_size_px,
         init_seed=key(seed, "init"),
     )
-    model = model.to(data.mean.device).to(memory_format=torch.channels_last)
-    pipeline = build_pipeline(
-        {name: part.kwargs() for name, part in recipe.augment.items()},
-        mean=data.mean,
-        std=data.std,
-        num_classes=data.num_classes,
-        label_smoothing=recipe.loss.label_smoothing,
-    )
+    stepper = (engine or Engine()).stepper(recipe, model, data, precision, lane)
     steps_per_epoch = math.ceil(len(data.train_labels) / recipe.batch_size)
     schedule = SCHEDULES.bind(recipe.schedule.name, recipe.schedule.kwargs())
-    return Fit(
-        recipe,
-        seed,
-        precision,
-        data,
-        model,
-        OPTIMIZERS.bind(recipe.optimizer.name, recipe.optimizer.kwargs())(model),
-        pipeline,
-        lr_factors=schedule(recipe.epochs * steps_per_epoch, steps_per_epoch),
-    )
+    return Fit(recipe, seed, stepper, lr_factors=schedule(recipe.epochs * steps_per_epoch, steps_per_epoch))
 
 
 def resume(fit: Fit, folder: RunFolder) -> list[Path]:
@@ -89,17 +106,27 @@ def resume(fit: Fit, folder: RunFolder) -> list[Path]:
     paths = (folder.checkpoint, folder.checkpoint_before)
     progress, damaged = load_checkpoint(paths, fit.model, fit.optimizer, max_epochs=len(folder.history()))
     if progress is not None:
-        values, device = progress.values, fit.data.mean.device
+        values = progress.values
         fit.epochs_done, fit.steps_done = values["epochs"], values["steps"]
         fit.train_seconds, fit.eval_seconds = values["train_seconds"], values["eval_seconds"]
         fit.epoch_seconds = values["epoch_seconds"]
-        fit.sums = {
-            name: value if name.startswith("random_") else value.to(device) for name, value in progress.tensors.items()
-        }
+        _restore(fit, progress.tensors)
     folder.keep_history(fit.epochs_done)
     for path in damaged:  # the next one would make it the one before, in the place of a whole one
         path.unlink()
     return damaged
+
+
+def _restore(fit: Fit, tensors: Mapping[str, Tensor]) -> None:
+    """Sums, random state and averaged weights of a checkpoint, into where a captured step looks for them."""
+    for name, total in fit.stepper.sums.items():
+        if name in tensors:
+            total.copy_(tensors[name])
+    fit.random_state = {name: value for name, value in tensors.items() if name.startswith("random_")}
+    if fit.network.average is not None:
+        prefix = "average/"
+        state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        fit.network.average.model.load_state_dict(state)
 
 
 def checkpoint_fit(fit: Fit, folder: RunFolder) -> None:
@@ -111,7 +138,10 @@ def checkpoint_fit(fit: Fit, folder: RunFolder) -> None:
         "eval_seconds": fit.eval_seconds,
         "epoch_seconds": fit.epoch_seconds,
     }
-    progress = Progress(values, fit.sums if fit.steps_done else {})
+    tensors = {**fit.stepper.sums, **fit.random_state} if fit.steps_done else {}
+    if fit.network.average is not None:
+        tensors |= {f"average/{name}": value for name, value in fit.network.average.model.state_dict().items()}
+    progress = Progress(values, tensors)
     save_checkpoint(folder.checkpoint, folder.checkpoint_before, fit.model, fit.optimizer, progress)
 
 

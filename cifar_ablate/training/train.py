@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cifar_ablate.folder import RunFolder, RunResult, Status, atomic
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training.batches import DeviceData
 from cifar_ablate.training.checkpoint import save_weights
-from cifar_ablate.training.epoch import Stopped, Watcher, stop_if_asked, train_epoch
+from cifar_ablate.training.engine import Engine
+from cifar_ablate.training.epoch import Steps, Stopped, Watcher, stop_if_asked, train_epoch
 from cifar_ablate.training.evaluate import (
     accuracy,
     expected_calibration_error,
@@ -42,29 +44,32 @@ def train_run(
     folder: RunFolder,
     watcher: Watcher,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
-) -> RunResult:
+    engine: Engine | None = None,
+    lane: int = 0,
+) -> Steps[RunResult]:
     """Train one run to its end, resuming from the folder's newest usable checkpoint where there is one.
 
+    A generator, which yields after each step: several may take turns on one device, each in a lane of ``engine``.
     The result is also written to the folder. A loss that is not finite ends the run as ``diverged``. Raises Stopped,
     after a checkpoint, when the watcher asks for it: in the middle of an epoch, too.
     """
-    fit = set_up(recipe, seed, data, precision)
+    fit = set_up(recipe, seed, data, precision, engine, lane)
     damaged = resume(fit, folder)
     watcher.on_start(fit.epochs_done, damaged)
     try:
-        return _fit(fit, folder, watcher, checkpoint_seconds)
+        return (yield from _fit(fit, folder, watcher, checkpoint_seconds))
     except Stopped:
         checkpoint_fit(fit, folder)
         raise
 
 
-def _fit(fit: Fit, folder: RunFolder, watcher: Watcher, checkpoint_seconds: float) -> RunResult:
+def _fit(fit: Fit, folder: RunFolder, watcher: Watcher, checkpoint_seconds: float) -> Steps[RunResult]:
     """All epochs that are left, and the end of the run."""
     recipe = fit.recipe
     checkpointed = time.monotonic()
     metrics: dict[str, float] = {}
     while fit.epochs_done < recipe.epochs:
-        line = _epoch(fit, watcher)
+        line = yield from _epoch(fit, watcher)
         epoch = line["epoch"]
         if not math.isfinite(line["train_loss"]):
             return _end(fit, folder, epoch, reason=f"the training loss was {line['train_loss']} in epoch {epoch}")
@@ -77,18 +82,18 @@ def _fit(fit: Fit, folder: RunFolder, watcher: Watcher, checkpoint_seconds: floa
         folder.append_epoch(line)
         fit.epochs_done, fit.steps_done, fit.epoch_seconds = epoch, 0, 0.0
         if recipe.checkpoint_every and epoch % recipe.checkpoint_every == 0:
-            save_weights(folder.weights_of_epoch(epoch), fit.model, identity_of(fit, folder))
+            save_weights(folder.weights_of_epoch(epoch), fit.evaluated, identity_of(fit, folder))
         if time.monotonic() - checkpointed >= checkpoint_seconds and epoch < recipe.epochs:
             checkpoint_fit(fit, folder)
             checkpointed = time.monotonic()
         watcher.on_epoch(line)
-    save_weights(folder.weights, fit.model, identity_of(fit, folder))
+    save_weights(folder.weights, fit.evaluated, identity_of(fit, folder))
     return _end(fit, folder, fit.epochs_done, metrics=metrics)
 
 
-def _epoch(fit: Fit, watcher: Watcher) -> dict[str, Any]:
+def _epoch(fit: Fit, watcher: Watcher) -> Steps[dict[str, Any]]:
     """Train one epoch, evaluate if it is due, and give the line for the history."""
-    loss, running = train_epoch(fit, watcher)
+    loss, running = yield from train_epoch(fit, watcher)
     epoch = fit.epochs_done + 1
     line: dict[str, Any] = {
         "epoch": epoch,
@@ -101,13 +106,22 @@ def _epoch(fit: Fit, watcher: Watcher) -> dict[str, Any]:
     every = fit.recipe.eval_every
     if every and epoch % every == 0 and epoch < fit.recipe.epochs and math.isfinite(loss):
         with _evaluation(fit):
-            logits = predict_logits(
-                fit.model, fit.data.test_images, fit.pipeline, fit.precision, partial(stop_if_asked, watcher)
-            )
+            logits = _predict(fit, fit.data.test_images, watcher)
             labels = fit.data.test_labels.cpu()
             line["test_accuracy"] = accuracy(logits, labels)
             line["test_nll"] = negative_log_likelihood(logits, labels)
     return line
+
+
+def _predict(fit: Fit, images: Tensor, watcher: Watcher) -> Tensor:
+    return predict_logits(
+        fit.evaluated,
+        images,
+        fit.pipeline,
+        fit.precision,
+        flip_averaging=fit.recipe.flip_averaging,
+        between=partial(stop_if_asked, watcher),
+    )
 
 
 @contextmanager
@@ -123,9 +137,8 @@ def _evaluation(fit: Fit) -> Iterator[None]:
 def _final_metrics(fit: Fit, folder: RunFolder, watcher: Watcher) -> dict[str, float]:
     """Headline metrics of the last epoch's network; the test logits go to the folder."""
     with _evaluation(fit):
-        data, between = fit.data, partial(stop_if_asked, watcher)
-        test = predict_logits(fit.model, data.test_images, fit.pipeline, fit.precision, between)
-        train = predict_logits(fit.model, data.train_images, fit.pipeline, fit.precision, between)
+        data = fit.data
+        test, train = (_predict(fit, images, watcher) for images in (data.test_images, data.train_images))
         labels = data.test_labels.cpu()
         # the largest logit of each image becomes 0: the same softmax, and float16 keeps the order and cannot overflow
         kept = (test - test.amax(1, keepdim=True)).to(torch.float16)

@@ -1,0 +1,88 @@
+"""Several trainings on one device in turn: while the device is at one's step, the host issues the next one's.
+
+On a GPU each has a stream of its own, so steps that leave parts of the device idle overlap. One thread does it all: no
+capture, no allocation and no random draw of one run can come in the middle of another's step, so a run's result does
+not depend on what is trained beside it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+
+from cifar_ablate.training.epoch import Steps
+
+
+class Crowded(Exception):  # noqa: N818  no error: it has to wait
+    """A training found no room beside the others."""
+
+
+@dataclass
+class Turn:
+    """One training's place among those that take turns."""
+
+    lane: int
+    """From 0; what a lane keeps is used by one training at a time."""
+    num_active: Callable[[], int]
+
+    def others(self) -> bool:
+        """Are others trained at the same time?"""
+        return self.num_active() > 1
+
+
+Work = Callable[[Turn], Steps[None]]
+
+
+@dataclass
+class _Lane:
+    turn: Turn
+    stream: torch.cuda.Stream | None
+    work: Work | None = None
+    steps: Steps[None] | None = None
+
+    def context(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
+
+@dataclass
+class _Round:
+    """All lanes, and the work that waits for one."""
+
+    lanes: list[_Lane] = field(default_factory=list)
+
+    def num_active(self) -> int:
+        return sum(lane.steps is not None for lane in self.lanes)
+
+
+def take_turns(works: Sequence[Work], side_by_side: int, device: torch.device) -> list[Work]:
+    """Do all, ``side_by_side`` at a time, one step each in turn; gives those that were too crowded, not done."""
+    waiting, crowded, everyone = deque(works), [], _Round()
+    for number in range(min(side_by_side, len(works))):
+        overlaps = device.type == "cuda" and side_by_side > 1
+        stream = torch.cuda.Stream(device) if overlaps else None  # type: ignore[no-untyped-call]
+        everyone.lanes.append(_Lane(Turn(number, everyone.num_active), stream))
+    try:
+        while waiting or everyone.num_active():
+            for lane in everyone.lanes:
+                if lane.steps is None and waiting:
+                    lane.work = waiting.popleft()
+                    lane.steps = lane.work(lane.turn)
+                if lane.steps is None:
+                    continue
+                try:
+                    with lane.context():
+                        next(lane.steps)
+                except StopIteration:
+                    lane.steps = None
+                except Crowded:
+                    lane.steps = None
+                    crowded += [lane.work] if lane.work else []
+    finally:
+        for lane in everyone.lanes:
+            if lane.steps is not None:
+                lane.steps.close()
+    return crowded

@@ -1,0 +1,179 @@
+"""How steps are taken on a device: eagerly, compiled, or captured; and what runs of one shape share."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from cifar_ablate.augment.pipeline import build_pipeline
+from cifar_ablate.device import Device
+from cifar_ablate.errors import DeviceError, UsageError
+from cifar_ablate.models.build import IMAGE_CHANNELS, build_model
+from cifar_ablate.registry import OPTIMIZERS
+from cifar_ablate.spec.schema import Recipe
+from cifar_ablate.training.average import average_of
+from cifar_ablate.training.batches import DeviceData
+from cifar_ablate.training.convolution import with_matrix_products
+from cifar_ablate.training.step import Network, Stepper
+
+Choice = Literal["auto", "on", "off"]
+CAPTURABLE = (torch.optim.SGD, torch.optim.AdamW)
+"""Optimizers that take their learning rate from the device and keep their whole state there."""
+MIN_CAPABILITY = (7, 0)
+"""Of CUDA devices: below it inductor has no code generator, and bf16 and graphs are too slow to be worth it."""
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What may be forced; ``auto`` is what pays on the device. None of it changes what is trained."""
+
+    compile: Choice = "auto"
+    capture: Choice = "auto"
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How steps are taken, with the reasons; recorded with each run."""
+
+    compile: bool = False
+    capture: bool = False
+    why: str = ""
+
+    def describe(self) -> dict[str, Any]:
+        return {"compile": self.compile, "capture": self.capture, "engine_why": self.why}
+
+
+def choose_mode(options: EngineOptions, device: Device) -> Mode:
+    """What ``auto`` means on a device; raises UsageError or DeviceError for what cannot be forced there."""
+    for name, value in (("--compile", options.compile), ("--capture", options.capture)):
+        if value not in get_args(Choice):
+            raise UsageError(f"{name} {value}: choose auto, on or off")
+    if options.capture == "on" and device.kind != "cuda":
+        raise DeviceError(f"--capture on: a {device.kind} has no CUDA graphs; leave it at auto")
+    if device.kind != "cuda":
+        why = "a CPU gains nothing from either" if device.kind == "cpu" else f"neither was tried on {device.kind}"
+        return Mode(options.compile == "on", False, why)
+    capable = torch.cuda.get_device_capability(device.index) >= MIN_CAPABILITY
+    if not capable:
+        return Mode(options.compile == "on", options.capture == "on", f"{device.name} is older than Volta")
+    return Mode(options.compile == "on", options.capture != "off", "steps are captured; compiling is slower to start")
+
+
+@dataclass
+class Engine:
+    """What the runs of one process share on one device, one run at a time for each ``lane``."""
+
+    mode: Mode = field(default_factory=Mode)
+    kept: dict[int, tuple[str, str, Stepper]] = field(default_factory=dict)
+    """By lane: the shape of the network, what else its step depends on, and the step."""
+
+    def stepper(self, recipe: Recipe, fresh: nn.Module, data: DeviceData, precision: str, lane: int = 0) -> Stepper:
+        """A step with the weights of ``fresh``: one of this shape used before, set back in place, or a new one."""
+        shape, identity = _shape(recipe, data, precision), _identity(recipe, data)
+        old_shape, old_identity, old = self.kept.pop(lane, ("", "", None))
+        if old is not None and (old_shape, old_identity) == (shape, identity):
+            stepper = old
+        else:
+            reused = old.network if old is not None and old_shape == shape else None
+            old = None  # its graphs may hold the memory that the new ones need
+            stepper = self._made(recipe, fresh, data, precision, reused)
+        _restart(stepper, fresh, recipe)
+        self.kept[lane] = (shape, identity, stepper)
+        return stepper
+
+    def drop(self, lane: int = 0) -> None:
+        """Forget what a failed run may have left in disorder."""
+        self.kept.pop(lane, None)
+
+    def _made(
+        self, recipe: Recipe, fresh: nn.Module, data: DeviceData, precision: str, reused: Network | None
+    ) -> Stepper:
+        if reused is not None:
+            model, compiled = reused.model, reused.compiled
+        else:
+            model = _on_device(fresh, data.mean.device)
+            compiled = _compiled(model) if self.mode.compile else None
+        pipeline = build_pipeline(
+            {name: part.kwargs() for name, part in recipe.augment.items()},
+            mean=data.mean,
+            std=data.std,
+            num_classes=data.num_classes,
+            label_smoothing=recipe.loss.label_smoothing,
+        )
+        average = None if recipe.ema is None else average_of(model, recipe.ema.decay)
+        network = Network(
+            model, _optimizer(recipe, model), pipeline, data, precision, recipe.batch_size, average, compiled
+        )
+        stepper = Stepper(network, is_captured=self.mode.capture and isinstance(network.optimizer, CAPTURABLE))
+        if stepper.is_captured:
+            steps = math.ceil(len(data.train_labels) / recipe.batch_size)
+            stepper.load_epoch(0, 0, torch.zeros(steps, dtype=torch.float64).numpy(), 0)
+            tail = len(data.train_labels) % recipe.batch_size
+            stepper.prepare({recipe.batch_size, tail} - {0})
+        return stepper
+
+
+def draws_at_random(recipe: Recipe, num_classes: int, image_size_px: int) -> bool:
+    """Does the network draw random numbers while it is trained, as dropout does?"""
+    model = build_model(
+        recipe.model.name, recipe.model.kwargs(), num_classes=num_classes, image_size_px=image_size_px, init_seed=0
+    )
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        before = torch.get_rng_state()
+        model(torch.zeros(2, IMAGE_CHANNELS, image_size_px, image_size_px))
+        return not torch.equal(before, torch.get_rng_state())
+
+
+def _restart(stepper: Stepper, fresh: nn.Module, recipe: Recipe) -> None:
+    """A new run in the place of the one before: weights, statistics, optimizer and sums, none of them moved."""
+    network = stepper.network
+    network.model.load_state_dict(fresh.state_dict())
+    network.model.train()
+    if network.average is not None:
+        network.average.restart(network.model)
+    if stepper.is_captured:
+        for state in network.optimizer.state.values():
+            for value in state.values():
+                value.zero_()
+        torch.cuda.synchronize(network.device)
+    else:
+        network.optimizer = _optimizer(recipe, network.model)
+    for total in stepper.sums.values():
+        total.zero_()
+
+
+def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    model.zero_grad(set_to_none=True)
+    optimizer: torch.optim.Optimizer = OPTIMIZERS.bind(recipe.optimizer.name, recipe.optimizer.kwargs())(model)
+    return optimizer
+
+
+def _on_device(model: nn.Module, device: torch.device) -> nn.Module:
+    if device.type == "cpu":
+        model = with_matrix_products(model)
+    return model.to(device).to(memory_format=torch.channels_last)
+
+
+def _compiled(model: nn.Module) -> Any:
+    # inductor's own convolution templates gave silently wrong 3x3 results (pytorch issue 173068); aten's are right
+    from torch._inductor import config
+
+    config.max_autotune_conv_backends = "ATEN"
+    return torch.compile(model, dynamic=False)
+
+
+def _shape(recipe: Recipe, data: DeviceData, precision: str) -> str:
+    return json.dumps([recipe.model.as_dict(), id(data), recipe.batch_size, precision])
+
+
+def _identity(recipe: Recipe, data: DeviceData) -> str:
+    """What a step depends on beside its shape; the learning rate and its schedule are read from the device."""
+    plain = recipe.as_dict()
+    optimizer: Mapping[str, Any] = {name: value for name, value in plain["optimizer"].items() if name != "lr"}
+    return json.dumps([plain["augment"], plain["loss"], plain["ema"], optimizer], sort_keys=True)
