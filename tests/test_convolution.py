@@ -60,7 +60,7 @@ def test_in_bf16_the_products_are_as_close_to_the_truth_as_torch(
     torchs = gradients(conv, x.bfloat16(), upstream)
     ours = gradients(with_matrix_products(nn.Sequential(conv))[0], x.bfloat16(), upstream)
     for mine, other, true in zip(ours, torchs, truth, strict=True):
-        assert (mine - true).norm() < 1.2 * (other - true).norm()
+        assert (mine - true).norm() < 1.5 * (other - true).norm()
 
 
 def test_columns_hold_what_each_output_position_sees() -> None:

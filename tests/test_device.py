@@ -20,9 +20,10 @@ def test_a_run_on_a_cpu_has_one_thread_unless_told_otherwise() -> None:
 def test_gpus_are_divided_among_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     places = find_places(GPU, 5, None)
-    assert [place.device.index for place in places] == [0, 1, 0, 1, 0]
-    assert [str(place.device.torch) for place in places[:2]] == ["cuda:0", "cuda:1"]
+    assert [str(place.device.torch) for place in places] == ["cuda:0", "cuda:1"]
+    assert [place.side_by_side for place in places] == [3, 2]
     assert {place.device.name for place in places} == {"a GPU"}
+    assert len(find_places(GPU, 1, None)) == 1
 
 
 @pytest.mark.parametrize(

@@ -100,10 +100,10 @@ def test_the_order_of_augmentations_in_yaml_does_not_matter() -> None:
 
 
 GOLDEN = {
-    "augmentation": "42671f6d416dd5f7b07c33db31b8e460d0dd7ba9e0d7db70",
-    "dropout": "253b5ac7",
-    "onecycle": "46e98c0e68f8",
-    "readme-augmentation": "3d0d1c83d5d3d63e84e3",
+    "augmentation": "ede99e5b078cb717ae860328fed75f9996a3aac64a535f9c",
+    "dropout": "80c5d8b2",
+    "onecycle": "4b4843389d63",
+    "readme-augmentation": "26f80e9e2159bc344af0",
 }
 
 
@@ -127,7 +127,7 @@ def test_defaults_never_change_unnoticed() -> None:
     }
     defaults["recipe"] = {key: str(field.default) for key, field in Recipe.model_fields.items()}
     digest = hashlib.sha256(json.dumps(defaults, sort_keys=True).encode()).hexdigest()[:12]
-    assert (digest, TRAINER_VERSION) == ("dcbfe7790e8d", 1), defaults
+    assert (digest, TRAINER_VERSION) == ("3cbe26650c66", 2), defaults
 
 
 def test_a_recipe_survives_a_trip_to_another_process() -> None:

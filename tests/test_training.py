@@ -22,7 +22,7 @@ from cifar_ablate.augment.base import Epoch
 from cifar_ablate.data import load_data
 from cifar_ablate.folder import RunFolder, RunResult
 from cifar_ablate.spec.schema import Recipe
-from cifar_ablate.training import epoch as epoch_module
+from cifar_ablate.training import step as step_module
 from cifar_ablate.training import train
 from cifar_ablate.training.batches import DeviceData, plan_epoch, slices, to_device
 from cifar_ablate.training.epoch import Steps, finish
@@ -34,7 +34,7 @@ from cifar_ablate.training.evaluate import (
     predict_logits,
 )
 from cifar_ablate.training.fit import Fit, set_up
-from cifar_ablate.training.step import optimize
+from cifar_ablate.training.step import Network, optimize
 from cifar_ablate.training.train import train_run
 
 CPU = torch.device("cpu")
@@ -200,7 +200,7 @@ def orders(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         asked.append(torch.from_numpy(epoch.order))
         return epoch
 
-    monkeypatch.setattr(epoch_module, "plan_epoch", recorded)
+    monkeypatch.setattr(step_module, "plan_epoch", recorded)
     return asked
 
 
@@ -258,11 +258,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(run: Trainer) -> Non
 def test_a_run_that_diverges_late_keeps_the_history_of_its_good_epochs(
     run: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lost(fit: Fit, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        loss, logits = optimize(fit.network, images, targets)
-        return (loss * math.nan if fit.epochs_done == 1 else loss), logits
+    taken = []
 
-    monkeypatch.setattr(epoch_module, "train_step", lost)
+    def lost(network: Network, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        loss, logits = optimize(network, images, targets)
+        taken.append(len(images))
+        return (loss * math.nan if sum(taken) > 200 else loss), logits
+
+    monkeypatch.setattr(step_module, "optimize", lost)
     ended = run(recipe(epochs=3), checkpoint_seconds=0.0)
     assert ended.result.status == "diverged"
     assert ended.result.reason == "the training loss was nan in epoch 2"
@@ -397,7 +400,7 @@ def test_a_step_equals_one_written_by_hand_to_the_bit(nesterov: bool, data: Devi
     options = {"lr": 0.05, "momentum": 0.9, "nesterov": nesterov, "weight_decay": 5e-4}
     fit = set_up(recipe(optimizer={"name": "sgd", **options}), 0, data, "fp32")
     model = copy.deepcopy(fit.model)
-    optimizer = torch.optim.SGD(model.parameters(), foreach=False, **options)  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD(model.parameters(), fused=True, **options)  # type: ignore[arg-type]
     for index in range(5):
         images, targets = fixed_batch(64 if index < 4 else 8, index)
         loss, logits = optimize(fit.network, images, targets)
