@@ -97,10 +97,10 @@ class Task:
         )
 
 
-def load(task: Task) -> DataSet:
-    """The images of a task; decoded ones are kept, so that contenders read the same file, in the same time."""
+def load(task: Task, root: Path | None = None) -> DataSet:
+    """The images of a task; decoded ones are kept in `root`, so that contenders read one file, in the same time."""
     options = task.source()
-    data = load_data(options.pop("name"), options, train_size=task.images)
+    data = load_data(options.pop("name"), options, train_size=task.images, root=root)
     return data if task.test_images is None else with_fewer_tests(data, task.test_images)
 
 
