@@ -136,10 +136,11 @@ def pack(data: DataSet, path: Path) -> None:
     unfinished.replace(path)
 
 
-def study_text(task: Task) -> str:
-    """The task as a study of one arm."""
-    recipe: dict[str, Any] = {
+def recipe_of(task: Task) -> dict[str, Any]:
+    """The task as the recipe of a study."""
+    return {
         "data": task.source(),
+        "train_size": task.images,
         "model": {"name": task.model, **task.model_options()},
         "epochs": task.epochs,
         "batch_size": task.batch_size,
@@ -155,13 +156,15 @@ def study_text(task: Task) -> str:
         "precision": task.precision,
         "eval_every": task.eval_every,
     }
-    if task.images is not None:
-        recipe["train_size"] = task.images
+
+
+def study_text(task: Task) -> str:
+    """The task as a study of one arm."""
     study = {
         "study": "benchmark",
         "question": "How long does this study take?",
         "seeds": task.seeds,
-        "recipe": recipe,
+        "recipe": {name: value for name, value in recipe_of(task).items() if value is not None},
         "baseline": ARM,
         "arms": {ARM: None},
     }

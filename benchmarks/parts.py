@@ -84,7 +84,7 @@ class Clock:
         self.say(self.lines[-1])
 
 
-def pil_augmentations(data: DataSet) -> list[Any]:
+def pil_augmentations() -> list[Any]:
     """Flip and affine by torchvision on PIL images; each image has draws of its own."""
     flip, affine = AUGMENT["hflip"], AUGMENT["affine"]
     warp = transforms.RandomAffine(

@@ -72,16 +72,13 @@ def plain(task: Task, data: DataSet, seed: int, clock: Clock, workers: int | Non
     num_workers = PLAIN_WORKERS if workers is None else workers
     options = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
     clean = to_normalised(data)
-    train_images = ArrayImages(
-        data.train_images, data.train_labels, transforms.Compose([*pil_augmentations(data), clean])
-    )
+    augment = transforms.Compose([*pil_augmentations(), clean])
+    train_images = ArrayImages(data.train_images, data.train_labels, augment)
     train = DataLoader(train_images, task.batch_size, shuffle=True, **options)
     test = DataLoader(ArrayImages(data.test_images, data.test_labels, clean), EVAL_BATCH, **options)
     mix = mixing(data)
     model = task.network(seed, data).to(device)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=task.lr, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY
-    )
+    optimizer = plain_optimizer(model, task)
     rates = task.rates(len(data.train_labels))
 
     for epoch in clock.epochs(task.epochs):
@@ -97,6 +94,12 @@ def plain(task: Task, data: DataSet, seed: int, clock: Clock, workers: int | Non
         if task.evaluates(epoch):
             clock.evaluated(count_right(model, test, device, precision), len(data.test_labels))
         clock.epoch_ended()
+
+
+def plain_optimizer(model: nn.Module, task: Task, *, fused: bool | None = None) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        model.parameters(), lr=task.lr, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY, fused=fused
+    )
 
 
 def plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor) -> Tensor:
@@ -121,16 +124,13 @@ def fair(task: Task, data: DataSet, seed: int, clock: Clock, workers: int | None
     num_workers = num_cores() if workers is None else workers
     options = {"num_workers": num_workers, "persistent_workers": num_workers > 0, "pin_memory": on_cuda}
     clean = to_normalised(data)
-    train_images = ArrayImages(
-        data.train_images, data.train_labels, transforms.Compose([*pil_augmentations(data), clean])
-    )
+    augment = transforms.Compose([*pil_augmentations(), clean])
+    train_images = ArrayImages(data.train_images, data.train_labels, augment)
     train = DataLoader(train_images, task.batch_size, shuffle=True, **options)
     test = DataLoader(ArrayImages(data.test_images, data.test_labels, clean), EVAL_BATCH, **options)
     mix = mixing(data)
     model = task.network(seed, data).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(
-        model.parameters(), lr=task.lr, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY, fused=True
-    )
+    optimizer = plain_optimizer(model, task, fused=True)
     rates = task.rates(len(data.train_labels))
 
     for epoch in clock.epochs(task.epochs):
@@ -236,7 +236,7 @@ def timm_loaders(task: Task, data: DataSet, device: torch.device, collate: Any, 
     train = create_loader(train_images, batch_size=task.batch_size, is_training=True, collate_fn=collate, **shared)
     test = create_loader(test_images, batch_size=EVAL_BATCH, **shared)
     last = ToNumpy() if prefetch else to_normalised(data)
-    train_images.transform = transforms.Compose([*pil_augmentations(data), last])
+    train_images.transform = transforms.Compose([*pil_augmentations(), last])
     test_images.transform = last
     (train.loader if prefetch else train).batch_sampler.drop_last = False
     return train, test
