@@ -70,7 +70,7 @@ def plain(task: Task, data: DataSet, seed: int, clock: Clock, workers: int | Non
     precision = "bf16" if task.precision == "bf16" else "fp32"
     torch.manual_seed(seed)
     num_workers = PLAIN_WORKERS if workers is None else workers
-    options = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
+    options: dict[str, Any] = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
     clean = to_normalised(data)
     augment = transforms.Compose([*pil_augmentations(), clean])
     train_images = ArrayImages(data.train_images, data.train_labels, augment)
@@ -122,14 +122,14 @@ def fair(task: Task, data: DataSet, seed: int, clock: Clock, workers: int | None
     fast_cuda_settings()
     torch.manual_seed(seed)
     num_workers = num_cores() if workers is None else workers
-    options = {"num_workers": num_workers, "persistent_workers": num_workers > 0, "pin_memory": on_cuda}
+    options: dict[str, Any] = {"num_workers": num_workers, "persistent_workers": num_workers > 0, "pin_memory": on_cuda}
     clean = to_normalised(data)
     augment = transforms.Compose([*pil_augmentations(), clean])
     train_images = ArrayImages(data.train_images, data.train_labels, augment)
     train = DataLoader(train_images, task.batch_size, shuffle=True, **options)
     test = DataLoader(ArrayImages(data.test_images, data.test_labels, clean), EVAL_BATCH, **options)
     mix = mixing(data)
-    model = task.network(seed, data).to(device, memory_format=torch.channels_last)
+    model = task.network(seed, data).to(device).to(memory_format=torch.channels_last)
     optimizer = plain_optimizer(model, task, fused=True)
     rates = task.rates(len(data.train_labels))
 
@@ -171,7 +171,7 @@ def timm(task: Task, data: DataSet, seed: int, clock: Clock, workers: int | None
     prefetch = device.type == "cuda"
     fast_cuda_settings()
     random_seed(seed)
-    mixing_options = {
+    mixing_options: dict[str, Any] = {
         "mixup_alpha": AUGMENT["mixup"]["alpha"],
         "cutmix_alpha": AUGMENT["cutmix"]["alpha"],
         "mode": "elem",
@@ -181,7 +181,7 @@ def timm(task: Task, data: DataSet, seed: int, clock: Clock, workers: int | None
     mixup = None if prefetch else Mixup(**mixing_options)
     collate = FastCollateMixup(**mixing_options) if prefetch else None
     train, test = timm_loaders(task, data, device, collate, num_cores() if workers is None else workers)
-    model = task.network(seed, data).to(device, memory_format=torch.channels_last)
+    model = task.network(seed, data).to(device).to(memory_format=torch.channels_last)
     optimizer = create_optimizer_v2(
         model, opt="sgd", lr=task.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, filter_bias_and_bn=False
     )
@@ -222,7 +222,7 @@ def timm_loaders(task: Task, data: DataSet, device: torch.device, collate: Any, 
     prefetch = device.type == "cuda"
     mean, std = channel_statistics(data.train_images)
     size = (3, data.image_size_px, data.image_size_px)
-    shared = {
+    shared: dict[str, Any] = {
         "input_size": size,
         "mean": mean,
         "std": std,

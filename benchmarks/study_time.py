@@ -10,7 +10,8 @@ task (see `task.py`; `same_training.py` says whether they train alike). `cifar-a
 one-thread processes on a CPU, which is how it is used; a loop has one process, its workers, and torch's threads.
 
 A machine is faster in one minute than in the next, so contenders take turns, in an order that moves on each round.
-Ratios are taken within a round; printed are their median, least and greatest. The rounds are written after each one.
+A ratio is a loop's time through ours in the same round: above 1, the loop takes longer. Printed are the median, the
+least and the greatest. With --out, the rounds so far are written after each one, and --resume goes on with them.
 
 A whole study of a large network takes a small machine many minutes. --share trains fewer images, in two epochs, and
 prints what the whole one would take by warm time per image: "extrapolated", never "measured".
