@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cifar_ablate.tracking import Tracking
+    from cifar_ablate.training.engine import Choice
 
 
 app = typer.Typer(
@@ -41,7 +42,10 @@ Profile = Annotated[str | None, typer.Option(metavar="NAME|FILE", help="Overlay:
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overlay: optimizer.lr=0.1")]
 DeviceName = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads per run (default on a CPU: 1).")]
-Jobs = Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own; divides the GPUs.")]
+Jobs = Annotated[
+    str, typer.Option(metavar="N|auto", envvar="CIFAR_ABLATE_JOBS", help="Runs at a time; auto measures what pays.")
+]
+OnOff = Annotated[str, typer.Option(metavar="auto|on|off", help="Forced, or what pays on the device.")]
 
 
 @app.command()
@@ -56,8 +60,10 @@ def run(
     offline: Annotated[bool, typer.Option("--offline", help="Leave MLflow alone; deliver later with sync.")] = False,
     executor: Annotated[str, typer.Option(help=f"Where runs are trained: {', '.join(EXECUTORS.names())}.")] = "local",
     device: DeviceName = "auto",
-    jobs: Jobs = 1,
+    jobs: Jobs = "auto",
     threads: Threads = None,
+    compile: OnOff = "auto",
+    capture: OnOff = "auto",
     checkpoint_seconds: Annotated[
         float, typer.Option(min=0, help="Checkpoint at the end of an epoch when the last one is so old.")
     ] = 60.0,
@@ -68,17 +74,24 @@ def run(
 
     if retry not in (None, "failed"):
         raise UsageError(f"--retry {retry}: only failed runs can be tried again; write --retry failed")
+    from cifar_ablate.device import find_device
     from cifar_ablate.runner.closing import exit_code, lines_of
     from cifar_ablate.runner.estimate import images_of
-    from cifar_ablate.runner.execute import RunOptions, run_plans
+    from cifar_ablate.runner.execute import RunOptions, run_plans, runs_left
+    from cifar_ablate.runner.jobs import choose_places, parse_jobs
     from cifar_ablate.runner.preflight import advice, chosen_runs, open_tracking, prepare
     from cifar_ablate.terminal import Terminal
+    from cifar_ablate.training.engine import EngineOptions, choose_mode
 
     EXECUTORS.get(executor)
     console = _console()
-    ready = prepare(files, profile, settings, device=device, jobs=jobs, threads=threads, console=console)
+    num_jobs, engine = parse_jobs(jobs), EngineOptions(cast("Choice", compile), cast("Choice", capture))
+    choose_mode(engine, find_device(device))
+    ready = prepare(files, profile, settings, device=device, console=console)
     wanted = chosen_runs(ready.plans, arm, seed)
-    if hint := advice(ready.places):
+    left = runs_left(ready.plans, wanted)
+    places, why = choose_places(left, ready.data, ready.device, num_jobs, threads, engine)
+    if hint := why or advice(places):
         console.print(hint, highlight=False)
     stops = Stops()
     tracking = None if offline else open_tracking()
@@ -87,8 +100,8 @@ def run(
             ready.plans,
             tracking=tracking,
             data=ready.data,
-            places=ready.places,
-            options=RunOptions(executor, retry == "failed", fail_fast, checkpoint_seconds),
+            places=places,
+            options=RunOptions(executor, retry == "failed", fail_fast, checkpoint_seconds, engine),
             wanted=wanted,
             events=terminal,
             stops=stops,
@@ -104,16 +117,19 @@ def plan(
     profile: Profile = None,
     settings: Settings = None,
     device: DeviceName = "auto",
-    jobs: Jobs = 1,
+    jobs: Jobs = "auto",
     threads: Threads = None,
 ) -> None:
     """List every run, what is done already, and a time estimate measured on this device. Trains nothing."""
+    from cifar_ablate.runner.execute import runs_left
+    from cifar_ablate.runner.jobs import choose_places, parse_jobs
     from cifar_ablate.runner.preflight import prepare
     from cifar_ablate.runner.show_plan import show_plan
 
-    console = _console()
-    ready = prepare(files, profile, settings, device=device, jobs=jobs, threads=threads, console=console)
-    show_plan(ready.plans, ready.data, ready.places, console)
+    console, num_jobs = _console(), parse_jobs(jobs)
+    ready = prepare(files, profile, settings, device=device, console=console)
+    places, _ = choose_places(runs_left(ready.plans), ready.data, ready.device, num_jobs, threads)
+    show_plan(ready.plans, ready.data, places, console)
 
 
 @app.command()

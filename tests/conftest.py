@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # before torch: two threads beside another busy process are 4 times slower
+os.environ.setdefault("CIFAR_ABLATE_JOBS", "1")  # nothing is measured in each of a thousand commands
 
 
 @pytest.fixture(scope="session")

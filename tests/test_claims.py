@@ -131,7 +131,7 @@ def planned(study: Path, *settings: str) -> tuple[list[PlannedRun], str]:
     from cifar_ablate.tracking import Tracking
 
     console = Console(quiet=True)
-    ready = prepare([study], None, list(settings), device="cpu", jobs=1, threads=None, console=console)
+    ready = prepare([study], None, list(settings), device="cpu", console=console)
     plan = ready.plans[0]
     return list(plan.runs), Tracking().open_study(plan.study.label, plan.document)
 

@@ -44,5 +44,5 @@ def test_idle_and_crowded_cores_are_told(
 
 def test_idle_gpus_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert advice(find_places(GPU, 1, None)) == "2 more GPUs are idle: --jobs 3 uses all"
+    assert advice(find_places(GPU, 1, None)) == "2 more GPUs are idle: --jobs auto uses all"
     assert advice(find_places(GPU, 4, None)) == ""

@@ -10,14 +10,15 @@ import torch
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import Device
 from cifar_ablate.plan import DataKey, PlannedRun
-from cifar_ablate.training.batches import DeviceData, plan_epoch, to_device
+from cifar_ablate.training.batches import DeviceData, to_device
+from cifar_ablate.training.engine import Engine
 from cifar_ablate.training.fit import set_up
-from cifar_ablate.training.step import optimize
 
 EVAL_SHARE = 1 / 3
 """Cost of evaluating one image over training on it: the forward pass without the backward one."""
 MIN_SECONDS = 0.5
 MAX_STEPS = 20
+CPU_BATCH = 64
 
 
 def images_of(run: PlannedRun, data: DataSet) -> float:
@@ -49,27 +50,43 @@ def measure_rates(runs: Sequence[PlannedRun], data: Mapping[DataKey, DataSet], d
 
 
 def _rate(run: PlannedRun, data: DeviceData) -> float:
-    fit = set_up(run.recipe, run.seed, data, run.precision)
-    num = len(data.train_labels)
-    # a CPU is as fast per image at 64 as at 512, and a step of 512 through resnet18 takes it 5 s
-    size = min(run.recipe.batch_size, num, 64 if data.mean.device.type == "cpu" else run.recipe.batch_size)
-    draws = fit.pipeline.draw_epoch(plan_epoch(run.seed, 0, data), data.mean.device)
-    fit.model.train()
-
-    def step() -> None:
-        batch = fit.pipeline(data.train_images[:size], data.train_labels[:size], draws, 0)
-        optimize(fit.network, batch.images, batch.targets)
-
-    step()
-    _wait(data.mean.device)
-    begun, steps = time.perf_counter(), 0
+    trial = Trial(run, data)
+    trial.step()
+    trial.wait()
+    begun, steps, num = time.perf_counter(), 0, 0
     while steps < MAX_STEPS and time.perf_counter() - begun < MIN_SECONDS:
-        step()
+        num += trial.step()
         steps += 1
-    _wait(data.mean.device)
-    return steps * size / (time.perf_counter() - begun)
+    trial.wait()
+    return num / (time.perf_counter() - begun)
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+class Trial:
+    """A run's real steps, taken for their time alone; on a CPU with smaller batches."""
+
+    def __init__(self, run: PlannedRun, data: DeviceData, engine: Engine | None = None, lane: int = 0) -> None:
+        # a CPU is as fast per image at 64 as at 512, and a step of 512 through resnet18 takes it 5 s
+        size = min(run.recipe.batch_size, len(data.train_labels))
+        self.device = data.mean.device
+        tried = min(size, CPU_BATCH) if self.device.type == "cpu" else size
+        self.scale = size / tried
+        """The run's batch over the one that is tried."""
+        recipe = run.recipe.model_copy(update={"batch_size": tried})
+        self.fit = set_up(recipe, run.seed, data, run.precision, engine, lane)
+        self.num_whole = len(data.train_labels) // tried
+        self.taken = 0
+
+    def step(self) -> int:
+        """Take a whole step; gives its number of images."""
+        step = self.taken % self.num_whole
+        if step == 0:
+            rates = self.fit.base_lr * self.fit.lr_factors[: self.fit.num_steps]
+            self.fit.stepper.load_epoch(self.fit.seed, 0, rates, 0)
+        self.fit.model.train()
+        self.taken += 1
+        return self.fit.stepper(step)
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from cifar_ablate.runner.states import has_ended
 from cifar_ablate.runner.stopping import Stops
 from cifar_ablate.runner.trainer import GroupTrainer
 from cifar_ablate.tracking import Courier, Tracking
+from cifar_ablate.training.engine import EngineOptions
 from cifar_ablate.training.train import CHECKPOINT_SECONDS
 
 RUNS_ROOT = Path("mlruns") / "runs"
@@ -40,6 +41,12 @@ class RunOptions:
     fail_fast: bool = False
     """The first run that fails stops the others."""
     checkpoint_seconds: float = CHECKPOINT_SECONDS
+    engine: EngineOptions = field(default_factory=EngineOptions)
+
+
+def runs_left(plans: Sequence[Plan], wanted: Callable[[PlannedRun], bool] = lambda run: True) -> list[PlannedRun]:
+    """Runs without a result in their folder; the record is not asked."""
+    return [run for plan in plans for run in plan.runs if wanted(run) and not has_ended(run, RUNS_ROOT)]
 
 
 def run_plans(
@@ -84,6 +91,7 @@ def run_plans(
         options.checkpoint_seconds,
         events.step_seconds,
         this_process(),
+        options.engine,
     )
     execute = partial(_execute, options.executor, train_group, places, command)
     try:

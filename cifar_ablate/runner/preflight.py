@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,10 @@ import torch
 from rich.console import Console
 
 from cifar_ablate.data import DataSet
-from cifar_ablate.device import Place, find_device, find_places
+from cifar_ablate.device import Device, Place, find_device
 from cifar_ablate.errors import TrackingError, UsageError, suggest
 from cifar_ablate.plan import Plan, PlannedRun, load_all_data, make_plan
+from cifar_ablate.runner.jobs import num_cores
 from cifar_ablate.spec.load import load_studies
 from cifar_ablate.spec.overlay import load_overlay
 from cifar_ablate.terminal import reporting
@@ -26,7 +26,7 @@ class Prepared:
 
     plans: list[Plan]
     data: dict[str, DataSet]
-    places: list[Place]
+    device: Device
 
 
 def prepare(
@@ -35,17 +35,14 @@ def prepare(
     settings: Sequence[str] | None,
     *,
     device: str,
-    jobs: int,
-    threads: int | None,
     console: Console,
 ) -> Prepared:
     """Load and plan the studies; raises AblateError for whatever stands in the way."""
     studies = load_studies(files, load_overlay(profile, settings or []))
     found = find_device(device)
-    places = find_places(found, jobs, threads)
     with reporting(console) as report_progress:
         data = load_all_data(studies, report_progress)
-    return Prepared([make_plan(study, data, found) for study in studies], data, places)
+    return Prepared([make_plan(study, data, found) for study in studies], data, found)
 
 
 def open_tracking() -> Tracking:
@@ -58,17 +55,16 @@ def open_tracking() -> Tracking:
 
 def advice(places: Sequence[Place]) -> str:
     """What would make better use of this machine, in a sentence; empty where nothing would."""
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if places[0].device.kind == "cuda":
         idle = torch.cuda.device_count() - len(places)
-        return f"{idle} more GPUs are idle: --jobs {len(places) + idle} uses all" if idle > 0 else ""
+        return f"{idle} more GPUs are idle: --jobs auto uses all" if idle > 0 else ""
     if places[0].device.kind != "cpu":
         return ""
-    used = len(places) * places[0].threads
-    if used > num_cores:
-        return f"--jobs {len(places)} with {places[0].threads} threads each want more than the {num_cores} cores here"
-    if used < num_cores:
-        return f"{used} of {num_cores} cores in use: --jobs {num_cores // places[0].threads} uses all"
+    used, cores = len(places) * places[0].threads, num_cores()
+    if used > cores:
+        return f"--jobs {len(places)} with {places[0].threads} threads each want more than the {cores} cores here"
+    if used < cores:
+        return f"{used} of {cores} cores in use: --jobs {cores // places[0].threads} uses all"
     return ""
 
 

@@ -54,7 +54,8 @@ def show_plan(
 def _last_line(states: Sequence[Sequence[tuple[PlannedRun, State]]], seconds: float, places: Sequence[Place]) -> str:
     counts = Counter(state.kind for of_plan in states for _, state in of_plan)
     said = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if counts[kind] or kind in ("done", "failed", "to do"))
-    jobs = f", {len(places)} at a time" if len(places) > 1 else ""
+    at_a_time = sum(place.side_by_side for place in places)
+    jobs = f", {at_a_time} at a time" if at_a_time > 1 else ""
     threads = "1 CPU thread" if places[0].threads == 1 else f"{places[0].threads} CPU threads"
     where = f"{places[0].device.name} ({threads} per run{jobs})"
     return f"{counts.total()} runs: {said}, about {duration(seconds)} on {where}"

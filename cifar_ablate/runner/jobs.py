@@ -1,0 +1,206 @@
+"""How many runs at a time: measured with the heaviest shape of the study, in a second or two.
+
+Nothing that is chosen here changes a result: a run on a CPU has its own threads, a run on a GPU its own stream.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from cifar_ablate.data import DataSet
+from cifar_ablate.device import Device, Place, find_places, is_out_of_memory
+from cifar_ablate.errors import UsageError
+from cifar_ablate.plan import DataKey, PlannedRun
+from cifar_ablate.runner.estimate import Trial, images_of
+from cifar_ablate.training.batches import to_device
+from cifar_ablate.training.engine import Engine, EngineOptions, choose_mode, draws_at_random
+
+AUTO = "auto"
+SECONDS = 0.8
+"""For each number of runs at a time that is tried."""
+WORTH_IT = 1.05
+"""More at a time must give so much more together: each costs memory, and delays the first result."""
+SHORT_SECONDS = 30.0
+"""Below this a study is over before workers pay: one takes some 5 s to start."""
+WORKER_BYTES = 600e6
+"""A worker process with torch imported, before it trains."""
+LANES = (1, 2, 4, 8, 16)
+
+
+def parse_jobs(text: str) -> int | None:
+    """A number of runs at a time, or None for ``auto``; raises UsageError for anything else."""
+    if text == AUTO:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--jobs {text}: give a number of runs at a time, from 1, or auto")
+    return int(text)
+
+
+def choose_places(
+    runs: Sequence[PlannedRun],
+    data: Mapping[DataKey, DataSet],
+    device: Device,
+    jobs: int | None,
+    threads: int | None,
+    options: EngineOptions | None = None,
+) -> tuple[list[Place], str]:
+    """Places for ``jobs`` runs at a time (None: as measurement says), and why so many; "" where that was asked for."""
+    if jobs is not None:
+        return find_places(device, jobs, threads), ""
+    if not runs:
+        return find_places(device, 1, threads), ""
+    heaviest = max(runs, key=lambda run: images_of(run, data[run.data_key]))
+    place = find_places(device, 1, threads)[0]
+    place.enter()
+    if device.kind == "cuda":
+        engine = Engine(choose_mode(options or EngineOptions(), device))
+        chosen, why = _measure_gpu(len(runs), heaviest, data[heaviest.data_key], place, engine)
+    else:
+        chosen, why = _measure_cpu(runs, heaviest, data, place)
+    return find_places(device, chosen, threads), f"--jobs auto: {why}"
+
+
+def best(rates: Mapping[int, float]) -> int:
+    """The number of runs at a time with the highest rate; a larger one must be faster by a margin."""
+    chosen = min(rates)
+    for number in sorted(rates):
+        if rates[number] > WORTH_IT * rates[chosen]:
+            chosen = number
+    return chosen
+
+
+def _measure_cpu(
+    runs: Sequence[PlannedRun], heaviest: PlannedRun, data: Mapping[DataKey, DataSet], place: Place
+) -> tuple[int, str]:
+    """Threads of this process stand for the worker processes: torch computes outside of Python's lock."""
+    images = to_device(data[heaviest.data_key], place.device.torch)
+    before = _resident_bytes()
+    trials = [Trial(heaviest, images)]
+    alone = _rate_in_threads(trials, place.threads)
+    seconds = sum(images_of(run, data[run.data_key]) for run in runs) / alone
+    if seconds < SHORT_SECONDS:
+        return 1, f"1 run at a time, for all takes about {seconds:.0f} s and a worker process some 5 s to start"
+    limits = {
+        "runs": len(runs),
+        "cores": num_cores() // place.threads,
+        "memory": _fitting(trials[0].scale * (_resident_bytes() - before)),
+    }
+    most = max(1, min(limits.values()))
+    rates = {1: alone}
+    for number in _steps_up_to(most):
+        trials += [Trial(heaviest, images) for _ in range(number - len(trials))]
+        rates[number] = _rate_in_threads(trials, place.threads)
+    chosen = best(rates)
+    limited = f" (no more, for lack of {min(limits, key=lambda name: limits[name])})" if chosen == most > 1 else ""
+    return chosen, _said(chosen, rates, limited)
+
+
+def _measure_gpu(num_runs: int, heaviest: PlannedRun, data: DataSet, place: Place, engine: Engine) -> tuple[int, str]:
+    """Runs in turn on one GPU, each with a stream of its own, as they are trained; then the same on every GPU."""
+    num_gpus = torch.cuda.device_count()
+    if draws_at_random(heaviest.recipe, data.num_classes, data.image_size_px):
+        return num_gpus, f"{num_gpus} at a time, one on each GPU: networks with dropout cannot share one"
+    images = to_device(data, place.device.torch)
+    rates: dict[int, float] = {}
+    trials: list[Trial] = []
+    for number in LANES:
+        if number > max(1, num_runs // num_gpus):
+            break
+        try:
+            trials += [Trial(heaviest, images, engine, lane) for lane in range(len(trials), number)]
+            rates[number] = _rate_in_turn(trials)
+        except Exception as error:
+            if not is_out_of_memory(error) or not rates:
+                raise
+            break
+    chosen = best(rates)
+    each = f" on each of {num_gpus} GPUs" if num_gpus > 1 else ""
+    return chosen * num_gpus, _said(chosen, rates, each)
+
+
+def _said(chosen: int, rates: Mapping[int, float], note: str) -> str:
+    others = ", ".join(f"{rate:,.0f} with {number}" for number, rate in sorted(rates.items()))
+    return f"{chosen} at a time{note}: {others} (images per second together)"
+
+
+def _steps_up_to(most: int) -> Iterable[int]:
+    """2, 4, 8 and so on, and ``most`` itself."""
+    number = 2
+    while number < most:
+        yield number
+        number *= 2
+    if most > 1:
+        yield most
+
+
+def _rate_in_threads(trials: Sequence[Trial], threads: int) -> float:
+    """Images per second of all trials at once, each in a thread."""
+
+    def count(trial: Trial) -> float:
+        torch.set_num_threads(threads)  # of this thread's products
+        trial.step()
+        return _images_per_second(trial.step)
+
+    with ThreadPoolExecutor(len(trials)) as pool:
+        return sum(pool.map(count, trials))
+
+
+def _images_per_second(step: Callable[[], int]) -> float:
+    begun, num = time.perf_counter(), 0
+    while time.perf_counter() - begun < SECONDS:
+        num += step()
+    return num / (time.perf_counter() - begun)
+
+
+def _rate_in_turn(trials: Sequence[Trial]) -> float:
+    """Images per second of all trials, one step each in turn, each on a stream of its own."""
+    streams = [torch.cuda.Stream() for _ in trials]  # type: ignore[no-untyped-call]
+
+    def each() -> int:
+        num = 0
+        for trial, stream in zip(trials, streams, strict=True):
+            with torch.cuda.stream(stream):
+                num += trial.step()
+        return num
+
+    torch.cuda.synchronize()
+    begun, num = time.perf_counter(), 0
+    while time.perf_counter() - begun < SECONDS:
+        num += sum(each() for _ in range(10))
+        torch.cuda.synchronize()
+    return num / (time.perf_counter() - begun)
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _fitting(bytes_per_run: float) -> int:
+    """So many worker processes the memory holds that is free now."""
+    free = _available_bytes()
+    return 1_000_000 if free is None else max(1, int(free / (WORKER_BYTES + max(0.0, bytes_per_run))))
+
+
+def _resident_bytes() -> float:
+    return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _available_bytes() -> float | None:
+    """Of the machine, or of the control group that this process is in; None where neither is told."""
+    found = []
+    meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    if meminfo.exists():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="utf-8").splitlines())
+        found.append(1024.0 * int(lines["MemAvailable"].split()[0]))
+    if limit.exists() and (text := limit.read_text(encoding="utf-8").strip()).isdecimal():
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="utf-8"))
+        found.append(float(int(text) - used))
+    return min(found, default=None)
