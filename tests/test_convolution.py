@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from itertools import product
@@ -45,6 +46,20 @@ def test_output_and_gradients_are_those_of_torch(
         found = gradients(ours, x.contiguous(memory_format=torch.channels_last), upstream)
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("batch", "channels", "size"), [(24, 16, 16), (37, 16, 16), (64, 32, 32), (100, 64, 8)])
+def test_a_shortcut_has_the_bits_of_torch_s(batch: int, channels: int, size: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    conv = nn.Conv2d(channels, 2 * channels, 1, stride=2, bias=False).to(memory_format=torch.channels_last)
+    x = torch.randn(batch, channels, size, size, generator=generator).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    upstream = torch.randn(batch, 2 * channels, size // 2, size // 2, generator=generator)
+    upstream = upstream.contiguous(memory_format=torch.channels_last)
+    ours = with_matrix_products(nn.Sequential(copy.deepcopy(conv)))[0]
+    pairs = zip(gradients(conv, x, upstream), gradients(ours, x, upstream), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
 
 
 @pytest.mark.parametrize(("channels", "size", "stride"), [((512, 512), 2, 1), ((256, 512), 4, 2), ((128, 256), 8, 2)])

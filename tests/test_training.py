@@ -25,6 +25,7 @@ from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training import step as step_module
 from cifar_ablate.training import train
 from cifar_ablate.training.batches import DeviceData, plan_epoch, slices, to_device
+from cifar_ablate.training.engine import Engine
 from cifar_ablate.training.epoch import Steps, finish
 from cifar_ablate.training.evaluate import (
     accuracy,
@@ -125,6 +126,7 @@ def train_in(
     precision: str = "fp32",
     diary: Diary | None = None,
     checkpoint_seconds: float = 60.0,
+    engine: Engine | None = None,
 ) -> Run:
     """Train a recipe in a new folder, or in that of an earlier attempt."""
     folder.create(chosen.as_dict(), {})
@@ -138,6 +140,7 @@ def train_in(
             folder=folder,
             watcher=diary,
             checkpoint_seconds=checkpoint_seconds,
+            engine=engine,
         )
     )
     return Run(folder, result, diary)

@@ -133,7 +133,10 @@ def _restore(
     for name, value in [*_part(tensors, "optimizer").items(), *scalars.items()]:
         index, _, key = name.partition("/")
         state.setdefault(int(index), {})[key] = value
+    rates = [group["lr"] for group in optimizer.param_groups]
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
     # files are contiguous, weights channels_last, and fused optimizers walk through both in the order of memory
     for parameter, restored in optimizer.state.items():
         for name, value in restored.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Mapping
@@ -97,7 +98,7 @@ class Engine:
         if reused is not None:
             model, compiled = reused.model, reused.compiled
         else:
-            model = _on_device(fresh, data.mean.device)
+            model = _on_device(copy.deepcopy(fresh), data.mean.device)  # warming up changes it
             compiled = _compiled(model) if self.mode.compile else None
         pipeline = build_pipeline(
             {name: part.kwargs() for name, part in recipe.augment.items()},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,8 +97,16 @@ class Stepper:
                 group["capturable"] = True
         pool = None
         for size in sorted(sizes, reverse=True):
-            self.graphs[size] = _captured(lambda size=size: self._step(size), self.network, pool)  # type: ignore[misc]
+            self.graphs[size] = _captured(
+                partial(self._first_step, size), partial(self._step, size), self.network, pool
+            )
             pool = self.graphs[size].pool()
+
+    def _first_step(self, size: int) -> None:
+        """A step from the epoch's start: however many warm up, none looks beyond the tables."""
+        self.position.zero_()
+        self.index.zero_()
+        self._step(size)
 
     def _step(self, size: int) -> None:
         network, data = self.network, self.network.data
@@ -147,13 +156,13 @@ def optimize(network: Network, images: Tensor, targets: Tensor) -> tuple[Tensor,
     return loss.detach(), logits.detach()
 
 
-def _captured(step: Callable[[], None], network: Network, pool: Any) -> Any:
+def _captured(warm_up: Callable[[], None], step: Callable[[], None], network: Network, pool: Any) -> Any:
     """A torch.cuda.CUDAGraph of ``step``, warmed up on a stream of its own, as torch's documentation asks."""
     current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(current)
     with torch.cuda.stream(side):
         for _ in range(WARM_UP_STEPS):
-            step()
+            warm_up()
     current.wait_stream(side)
     network.optimizer.zero_grad(set_to_none=True)
     graph = torch.cuda.CUDAGraph()

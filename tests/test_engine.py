@@ -1,0 +1,363 @@
+"""The engine: what runs share, what may be forced, and that none of it changes a result."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cifar_ablate.data import load_data
+from cifar_ablate.device import Device, find_device
+from cifar_ablate.errors import DeviceError, UsageError
+from cifar_ablate.folder import RunFolder
+from cifar_ablate.runner.turns import Crowded, Turn, take_turns
+from cifar_ablate.spec.schema import Recipe
+from cifar_ablate.training import step as step_module
+from cifar_ablate.training.batches import DeviceData, to_device
+from cifar_ablate.training.engine import Engine, EngineOptions, Mode, choose_mode, draws_at_random
+from cifar_ablate.training.epoch import Steps, Stopped
+from cifar_ablate.training.evaluate import predict_logits
+from cifar_ablate.training.fit import set_up
+from cifar_ablate.training.step import Network, optimize
+from cifar_ablate.training.train import train_run
+from tests.test_training import CPU, EVERYTHING, NARROW, Diary, Run, fixed_batch, recipe, same, train_in
+
+GPU = Device("cuda", "a GPU", fast_bf16=True)
+EXACT = {"name": "sgd", "lr": 0.03125, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+"""A learning rate that float32 holds to the bit, as a captured step reads it."""
+
+
+@pytest.fixture(scope="module")
+def data() -> DeviceData:
+    """200 training images, so that the last of 4 steps has 8, and 100 test images."""
+    whole = to_device(load_data("digits", {}, train_size=200), CPU)
+    return replace(whole, test_images=whole.test_images[:100], test_labels=whole.test_labels[:100])
+
+
+@pytest.fixture
+def trained(data: DeviceData, tmp_path: Path) -> Callable[..., Run]:
+    """Train a recipe in a new folder."""
+
+    def go(chosen: Recipe, **more: Any) -> Run:
+        return train_in(RunFolder(tmp_path / f"run-{len(list(tmp_path.iterdir()))}"), chosen, data, **more)
+
+    return go
+
+
+# A network that is used again
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_network_that_is_used_again_gives_the_bits_of_a_new_one(precision: str, trained: Callable[..., Run]) -> None:
+    shared = Engine()
+    arms = [
+        recipe(),
+        recipe(schedule="cosine", epochs=3),
+        recipe(augment=EVERYTHING, loss={"label_smoothing": 0.1}),
+        recipe(optimizer={"name": "adamw", "lr": 1e-3}),
+        recipe(optimizer={"name": "muon", "lr": 1e-2}),
+        recipe(ema={"decay": 0.9}),
+        recipe(model=NARROW | {"dropout": 0.2}),
+        recipe(batch_size=50),
+        recipe(),
+    ]
+    for seed, arm in enumerate(arms):
+        assert trained(arm, seed=seed, precision=precision, engine=shared).equals(
+            trained(arm, seed=seed, precision=precision)
+        ), arm
+
+
+def test_runs_of_one_shape_share_a_network_and_others_do_not(data: DeviceData) -> None:
+    shared = Engine()
+    first = set_up(recipe(), 0, data, "fp32", shared).model
+    assert set_up(recipe(augment=EVERYTHING), 1, data, "fp32", shared).model is first
+    assert set_up(recipe(), 0, data, "fp32", shared, lane=1).model is not first
+    assert set_up(recipe(model=NARROW | {"width": 4}), 0, data, "fp32", shared).model is not first
+
+
+def test_a_run_that_failed_leaves_nothing_to_the_next(data: DeviceData) -> None:
+    shared = Engine()
+    first = set_up(recipe(), 0, data, "fp32", shared).model
+    shared.drop()
+    assert set_up(recipe(), 0, data, "fp32", shared).model is not first
+
+
+# Steps that are captured: what a GPU replays, a CPU calls
+
+
+class Replayed:
+    """A graph for those who have no GPU: it calls what was captured, and refuses what a real graph would not see."""
+
+    def __init__(self, warm_up: Callable[[], None], step: Callable[[], None], network: Network) -> None:
+        for _ in range(step_module.WARM_UP_STEPS):  # changes weights and statistics, as the real one does
+            warm_up()
+        self.step, self.network = step, network
+        self.places = self.addresses()
+
+    def addresses(self) -> dict[str, int]:
+        """Where lies what a real graph would read: it would not notice that one of them has moved."""
+        optimizer = self.network.optimizer
+        found = dict(self.network.model.state_dict())
+        for name, parameter in self.network.model.named_parameters():
+            found |= {f"{name} {key}": value for key, value in optimizer.state[parameter].items()}
+        found |= {f"rate {index}": group["lr"] for index, group in enumerate(optimizer.param_groups)}
+        return {name: tensor.data_ptr() for name, tensor in found.items()}
+
+    def replay(self) -> None:
+        assert self.addresses() == self.places
+        self.step()
+
+    def pool(self) -> None:
+        return None
+
+
+@pytest.fixture
+def captured(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """An engine that captures, where no GPU is."""
+    made: list[Replayed] = []
+
+    def capture(warm_up: Callable[[], None], step: Callable[[], None], network: Network, pool: Any) -> Replayed:
+        made.append(Replayed(warm_up, step, network))
+        return made[-1]
+
+    monkeypatch.setattr(step_module, "_captured", capture)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    engine = Engine(Mode(capture=True))
+    engine.made = made  # type: ignore[attr-defined]
+    return engine
+
+
+ARMS = {
+    "plain": {},
+    "augmented": {"augment": EVERYTHING, "loss": {"label_smoothing": 0.1}},
+    "averaged": {"ema": {"decay": 0.9}},
+    "scheduled": {"schedule": {"name": "step", "every_epochs": 1, "gamma": 0.5}},
+}
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_a_captured_run_gives_the_bits_of_one_that_is_not(
+    arm: str, trained: Callable[..., Run], captured: Engine
+) -> None:
+    chosen = recipe(optimizer=EXACT, **ARMS[arm])
+    for seed in (0, 1):
+        assert trained(chosen, seed=seed, engine=captured).equals(trained(chosen, seed=seed))
+
+
+def test_a_step_is_captured_once_for_each_size_of_a_batch_and_serves_all_runs(
+    trained: Callable[..., Run], captured: Engine
+) -> None:
+    for seed, schedule in enumerate(("constant", "cosine")):  # neither a seed nor a schedule needs a new capture
+        trained(recipe(optimizer=EXACT, schedule=schedule), seed=seed, engine=captured)
+    assert len(captured.made) == 2  # type: ignore[attr-defined]
+    trained(recipe(optimizer=EXACT, augment={"hflip": {}}), engine=captured)
+    assert len(captured.made) == 4  # type: ignore[attr-defined]
+
+
+def test_a_captured_run_is_resumed_in_place_and_ends_with_the_same_bits(
+    trained: Callable[..., Run], data: DeviceData, tmp_path: Path, captured: Engine
+) -> None:
+    chosen = recipe(optimizer=EXACT, augment=EVERYTHING, ema={"decay": 0.9}, epochs=3)
+    folder = RunFolder(tmp_path / "stopped")
+    with pytest.raises(Stopped):  # in the middle of epoch 2
+        train_in(folder, chosen, data, engine=captured, diary=Diary(stop=lambda diary: len(diary.steps) == 6))
+    trained(recipe(optimizer=EXACT), seed=7, engine=captured)  # another run was there in between
+    assert train_in(folder, chosen, data, engine=captured).equals(trained(chosen))
+
+
+def test_an_optimizer_that_reads_its_learning_rate_on_the_host_is_not_captured(
+    trained: Callable[..., Run], captured: Engine
+) -> None:
+    chosen = recipe(optimizer={"name": "muon", "lr": 0.01})
+    assert trained(chosen, engine=captured).equals(trained(chosen))
+    assert captured.made == []  # type: ignore[attr-defined]
+
+
+# What may be forced
+
+
+def test_on_a_cpu_auto_neither_compiles_nor_captures() -> None:
+    mode = choose_mode(EngineOptions(), find_device("cpu"))
+    assert (mode.compile, mode.capture) == (False, False)
+
+
+@pytest.mark.parametrize(("capability", "captures"), [((6, 1), False), ((7, 0), True), ((9, 0), True)])
+def test_on_a_gpu_auto_captures_unless_the_gpu_is_old(
+    capability: tuple[int, int], captures: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert choose_mode(EngineOptions(), GPU).capture is captures
+    assert choose_mode(EngineOptions(capture="off"), GPU).capture is False
+    assert choose_mode(EngineOptions(capture="on"), GPU).capture is True
+    assert choose_mode(EngineOptions(compile="on"), GPU).compile is True
+
+
+def test_what_a_device_does_not_have_cannot_be_forced() -> None:
+    with pytest.raises(DeviceError, match="--capture on: a cpu has no CUDA graphs; leave it at auto"):
+        choose_mode(EngineOptions(capture="on"), find_device("cpu"))
+    with pytest.raises(UsageError, match="--compile always: choose auto, on or off"):
+        choose_mode(EngineOptions(compile="always"), find_device("cpu"))  # type: ignore[arg-type]
+
+
+def test_a_compiled_network_trains_to_nearly_the_same(trained: Callable[..., Run]) -> None:
+    chosen = recipe(model=NARROW | {"width": 4}, epochs=1)
+    compiled, plain = trained(chosen, engine=Engine(Mode(compile=True))), trained(chosen)
+    assert compiled.result.status == "finished"
+    assert compiled.history[0]["train_loss"] == pytest.approx(plain.history[0]["train_loss"], rel=0.02)
+    assert list(compiled.weights) == list(plain.weights)
+
+
+# Several in turn
+
+
+def test_trainings_that_take_turns_give_the_bits_of_trainings_alone(
+    trained: Callable[..., Run], data: DeviceData, tmp_path: Path
+) -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"epochs": 3},
+        {"augment": EVERYTHING},
+        {"ema": {"decay": 0.9}},
+        {"eval_every": 0},
+    ]
+    arms = [recipe(**change) for change in changes]
+    shared = Engine()
+    ended = {}
+
+    def steps_of(seed: int) -> Callable[[Turn], Steps[None]]:
+        def steps(turn: Turn) -> Steps[None]:
+            folder = RunFolder(tmp_path / f"turn-{seed}")
+            folder.create({}, {})
+            training = train_run(
+                arms[seed], seed, data, precision="fp32", folder=folder, watcher=Diary(), engine=shared, lane=turn.lane
+            )
+            ended[seed] = Run(folder, (yield from training), Diary())
+
+        return steps
+
+    assert take_turns([steps_of(seed) for seed in range(len(arms))], 3, CPU) == []
+    for seed, arm in enumerate(arms):
+        assert ended[seed].equals(trained(arm, seed=seed))
+
+
+def test_one_that_finds_no_room_beside_the_others_is_given_back_and_the_others_go_on() -> None:
+    done = []
+
+    def work(number: int) -> Callable[[Turn], Steps[None]]:
+        def steps(turn: Turn) -> Steps[None]:
+            for _ in range(3 + number % 2):
+                yield
+            if number == 1 and turn.others():
+                raise Crowded
+            done.append(number)
+
+        return steps
+
+    left = take_turns([work(number) for number in range(4)], 2, CPU)  # 0 has ended and 2 is on its way when 1 gives up
+    assert sorted(done) == [0, 2, 3]
+    assert take_turns(left, 1, CPU) == []
+    assert sorted(done) == [0, 1, 2, 3]
+
+
+def test_an_error_of_one_closes_the_others() -> None:
+    closed = []
+
+    def failing(_: Turn) -> Steps[None]:
+        yield
+        raise RuntimeError("broken")
+
+    def long(_: Turn) -> Steps[None]:
+        try:
+            while True:
+                yield
+        finally:
+            closed.append(True)
+
+    with pytest.raises(RuntimeError, match="broken"):
+        take_turns([long, failing], 2, CPU)
+    assert closed == [True]
+
+
+@pytest.mark.parametrize(
+    ("model", "draws"),
+    [
+        ({"name": "resnet18", "width": 4}, False),
+        ({"name": "resnet18", "width": 4, "dropout": 0.1}, True),
+        ({"name": "test_vit"}, False),
+        ({"name": "test_vit", "drop_path": 0.2}, True),
+    ],
+    ids=str,
+)
+def test_networks_that_draw_random_numbers_are_known(model: dict[str, Any], draws: bool) -> None:
+    assert draws_at_random(recipe(model=model), 10, 32) is draws
+
+
+# Averages
+
+
+def test_the_average_of_the_weights_is_that_of_torch(data: DeviceData) -> None:
+    fit = set_up(recipe(ema={"decay": 0.9}), 0, data, "fp32")
+    average = fit.network.average
+    assert average is not None
+    expected = AveragedModel(copy.deepcopy(fit.model), multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    expected.update_parameters(fit.model)  # its first update copies
+    for index in range(4):
+        optimize(fit.network, *fixed_batch(32, index))
+        average.update(fit.model)
+        expected.update_parameters(fit.model)
+    for (name, mine), torchs in zip(average.model.named_parameters(), expected.module.parameters(), strict=True):
+        torch.testing.assert_close(mine, torchs, msg=name)
+    assert not same(dict(average.model.state_dict()), dict(fit.model.state_dict()))
+
+
+def test_with_an_average_it_is_the_average_that_is_evaluated_and_kept(
+    trained: Callable[..., Run], data: DeviceData
+) -> None:
+    plain, averaged = trained(recipe()), trained(recipe(ema={"decay": 0.9}))
+    assert [line["train_loss"] for line in averaged.history] == [line["train_loss"] for line in plain.history]
+    assert not same(averaged.weights, plain.weights)
+    fit = set_up(recipe(), 1, data, "fp32")
+    fit.model.load_state_dict(averaged.weights)
+    logits = predict_logits(fit.model, data.test_images, fit.pipeline, "fp32")
+    right = (logits.argmax(1) == data.test_labels).float().mean().item()
+    assert 100 * right == pytest.approx(averaged.result.metrics["test_accuracy"])
+
+
+@pytest.mark.parametrize("step", [2, 4, 6])
+def test_a_run_with_an_average_goes_on_bit_for_bit(
+    step: int, trained: Callable[..., Run], data: DeviceData, tmp_path: Path
+) -> None:
+    chosen = recipe(ema={"decay": 0.9})
+    folder = RunFolder(tmp_path / "stopped")
+    with pytest.raises(Stopped):
+        train_in(folder, chosen, data, diary=Diary(stop=lambda diary: len(diary.steps) == step))
+    assert train_in(folder, chosen, data).equals(trained(chosen))
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, -0.5, 2])
+def test_a_decay_that_is_no_average_is_refused(decay: float) -> None:
+    with pytest.raises(ValueError, match="decay"):
+        recipe(ema={"decay": decay})
+
+
+# Flip averaging
+
+
+def test_flip_averaging_is_the_mean_of_an_image_and_its_mirror_image(data: DeviceData) -> None:
+    fit = set_up(recipe(), 0, data, "fp32")
+    mirrored = data.test_images.flip(3)
+    one, other = (predict_logits(fit.model, images, fit.pipeline, "fp32") for images in (data.test_images, mirrored))
+    both = predict_logits(fit.model, data.test_images, fit.pipeline, "fp32", flip_averaging=True)
+    torch.testing.assert_close(both, (one + other) / 2)
+
+
+def test_flip_averaging_changes_the_figures_and_not_the_network(trained: Callable[..., Run]) -> None:
+    plain, averaged = trained(recipe()), trained(recipe(flip_averaging=True))
+    assert same(plain.weights, averaged.weights)
+    assert plain.result.metrics["test_nll"] != averaged.result.metrics["test_nll"]
