@@ -117,6 +117,25 @@ def plan(
 
 
 @app.command()
+def preview(
+    study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="Study file.")],
+    profile: Profile = None,
+    settings: Settings = None,
+    arm: Annotated[list[str] | None, typer.Option(help="Show only this arm (may be repeated).")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Default: the first of the study.")] = None,
+    epoch: Annotated[int, typer.Option(min=1, help="The first is 1.")] = 1,
+    images: Annotated[int, typer.Option(min=1, help="How many of the first batch.")] = 12,
+    output: Annotated[Path | None, typer.Option(metavar="PNG", help="Default: reports/preview-STUDY.png")] = None,
+) -> None:
+    """Draw what each arm's network sees: the first images of an epoch, augmented, with their targets."""
+    from cifar_ablate.runner.preview import Wanted, draw_preview
+
+    console, wanted = _console(), Wanted(arm, seed, epoch, images)
+    path = draw_preview(study, profile, settings, wanted, output, console)
+    console.print(str(path), highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def sync() -> None:
     """Deliver to MLflow what run folders hold and it has missed, after it did not answer. Trains nothing."""
     from cifar_ablate.runner.closing import lines_of_sync
