@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DPI = 100
 CELL_PX = 96
 """Images are enlarged by the whole factor that comes nearest to this."""
-GAP_PX, MARGIN_PX, LABEL_PX, TITLE_PX, LINE_PX = 12, 20, 190, 48, 13
+GAP_PX, MARGIN_PX, LABEL_PX, TITLE_PX, NAME_LINE_PX, LINE_PX = 8, 20, 190, 48, 16, 13
 MAX_PX = 30_000
 """Of a side; twice that is more than the renderer can do."""
 DARK, GREY, RULE = "#1f2328", "#6e7781", 225
@@ -41,12 +41,12 @@ class Row:
     @property
     def factor(self) -> int:
         """How many pixels of the picture a pixel of an image is wide."""
-        return max(1, round(CELL_PX / self.images.shape[1]))
+        return max(1, round(CELL_PX / int(self.images.shape[1])))
 
     @property
     def cell_px(self) -> int:
         """Side of an image in the picture."""
-        return self.images.shape[1] * self.factor
+        return int(self.images.shape[1]) * self.factor
 
     @property
     def caption_px(self) -> int:
@@ -61,11 +61,14 @@ class Row:
     def height_px(self) -> int:
         """Height of the whole row."""
         name, note = self.label()
-        return max(self.caption_px + self.cell_px, self.caption_px + 16 * len(name) + LINE_PX * len(note)) + GAP_PX
+        return (
+            max(self.caption_px + self.cell_px, self.caption_px + NAME_LINE_PX * len(name) + LINE_PX * len(note))
+            + GAP_PX
+        )
 
 
 def draw_rows(rows: Sequence[Row], title: str, path: Path) -> None:
-    """Draw the rows; raises OutputError where ``path`` cannot be written, UsageError for a picture that is too large."""
+    """Draw the rows; raises OutputError where ``path`` cannot be written, UsageError where the picture is too large."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
     width = 2 * MARGIN_PX + LABEL_PX + max(len(row.images) * (row.cell_px + GAP_PX) - GAP_PX for row in rows)
@@ -92,12 +95,13 @@ def _draw_row(figure: Figure, canvas: Images, row: Row, top: int) -> None:
     """Paste the images of a row into the canvas, and write its texts into the figure above it."""
     image_top = top + row.caption_px
     y = image_top
-    for lines, line_px, style in zip(
-        row.label(), (16, LINE_PX), ({"size": 9.5, "weight": "bold"}, {"size": 7.5, "color": GREY}), strict=True
-    ):
-        for line in lines:
-            _write(figure, MARGIN_PX, y, line, **style)
-            y += line_px
+    name, note = row.label()
+    for line in name:
+        _write(figure, MARGIN_PX, y, line, size=9.5, weight="bold")
+        y += NAME_LINE_PX
+    for line in note:
+        _write(figure, MARGIN_PX, y, line, size=7.5, color=GREY)
+        y += LINE_PX
     for i, (image, caption) in enumerate(zip(row.images, row.captions, strict=True)):
         left = MARGIN_PX + LABEL_PX + i * (row.cell_px + GAP_PX)
         large = image.repeat(row.factor, axis=0).repeat(row.factor, axis=1)
@@ -118,8 +122,10 @@ def _fitted(caption: str, width_px: int) -> str:
     return f"{caption[: num - 1]}…"
 
 
-def _write(figure: Figure, x: int, y: int, text: str, **style: str | float) -> None:
-    """Text with its upper left corner at (x, y) px from the upper left corner of the picture."""
+def _write(
+    figure: Figure, x: int, y: int, text: str, *, size: float, weight: str = "normal", color: str = DARK
+) -> None:
+    """Text with its upper left corner at (x, y) px from the upper left corner of the picture; ``size`` in points."""
     width, height = figure.get_size_inches() * DPI
-    style = {"color": DARK, **style}
-    figure.text(x / width, 1 - y / height, text, va="top", ha="left", parse_math=False, **style)
+    where = (x / width, 1 - y / height)
+    figure.text(*where, text, va="top", ha="left", parse_math=False, size=size, weight=weight, color=color)

@@ -102,7 +102,9 @@ def in_short(recipe: Recipe) -> str:
     parts = []
     for name, component in recipe.augment.items():
         options = {key: value for key, value in component.as_dict(defaults=False).items() if key != "name"}
-        listed = ", ".join(f"{key} {shown(value)}" for key, value in options.items())
+        listed = ", ".join(
+            f"{key} {value if isinstance(value, str) else shown(value)}" for key, value in options.items()
+        )
         parts.append(f"{name} ({listed})" if listed else name)
     if recipe.loss.label_smoothing:
         parts.append(f"label smoothing {recipe.loss.label_smoothing:g}")
