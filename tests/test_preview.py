@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -209,10 +212,18 @@ def test_a_folder_that_may_not_be_written_is_told(workshop: Workshop, study: Stu
     assert "Permission denied; run where you may write" in answer.err
 
 
-def test_a_full_disk_is_told_and_leaves_nothing_half_written(workshop: Workshop, study: Study) -> None:
-    answer = workshop("preview", "looks.yaml", "--output", "/dev/full/a.png")
+def test_a_full_disk_is_told_and_leaves_the_picture_before_as_it_was(workshop: Workshop, study: Study) -> None:
+    Path("a.png").write_bytes(b"before")
+
+    def full(_: Figure, path: Path, **__: object) -> None:
+        path.write_bytes(b"half a picture")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    workshop.monkeypatch.setattr(Figure, "savefig", full)
+    answer = workshop("preview", "looks.yaml", "--output", "a.png")
     assert answer.code == 1
-    assert "cannot write /dev/full" in answer.err
+    assert answer.err == "cannot write a.png: No space left on device; free space, or run where there is more\n"
+    assert [path.read_bytes() for path in Path().glob("*a.png*")] == [b"before"]
 
 
 def test_the_documented_study_shows_every_augmentation() -> None:
@@ -224,3 +235,13 @@ def test_the_documented_study_shows_every_augmentation() -> None:
     pictures = sorted(DOCUMENTED.parent.glob("images/augmentation-*.png"))
     assert all(f"(images/{picture.name})" in text for picture in pictures)
     assert sum(picture.stat().st_size for picture in pictures) < 600_000
+
+
+def test_every_test_that_the_document_names_exists() -> None:
+    text = DOCUMENTED.with_suffix(".md").read_text(encoding="utf-8")
+    code = "".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_augment*.py"))
+    named = [name.rstrip(".") for name in re.findall(r"`(?:\.\.\.)?(_?[a-z0-9_]+(?:\.\.\.)?)`", text) if "_" in name]
+    named = [name for name in named if name.startswith(("test_", "_"))]
+    assert len(named) > 20
+    for name in named:
+        assert re.search(rf"def test_\w*{name.removeprefix('test_')}", code), name
