@@ -15,10 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from cifar_ablate.data import DataSet, load_data
+from cifar_ablate.errors import UsageError
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.plan import data_key
 from cifar_ablate.registry import AUGMENTATIONS
-from cifar_ablate.runner.picture import CELL_PX, Row, draw_rows
+from cifar_ablate.runner.picture import CELL_PX, GAP_PX, LABEL_PX, MARGIN_PX, Row, draw_rows
 from cifar_ablate.runner.preview import first_batch, in_short, rows_of
 from cifar_ablate.spec.load import load_study
 from cifar_ablate.spec.schema import Arm, Study
@@ -161,6 +162,13 @@ def test_pixels_of_an_image_are_whole_squares_and_names_are_taken_as_they_are(tm
     assert len(places) == 1
 
 
+def test_a_picture_beyond_all_screens_is_refused(tmp_path: Path) -> None:
+    row = Row("arm", "note", np.zeros((1, 32, 32, 3), np.uint8), (("cat",),))
+    with pytest.raises(UsageError, match="name fewer arms with --arm"):
+        draw_rows([row] * 300, "a title", tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
+
+
 def test_arms_seed_epoch_and_overlay_choose_what_is_drawn(workshop: Workshop, study: Study) -> None:
     def picture(*arguments: str) -> bytes:
         answer = workshop("preview", "looks.yaml", "--images", "4", "--output", "out/one.png", *arguments)
@@ -245,3 +253,31 @@ def test_every_test_that_the_document_names_exists() -> None:
     assert len(named) > 20
     for name in named:
         assert re.search(rf"def test_\w*{name.removeprefix('test_')}", code), name
+
+
+DRAWN = {
+    "crop": ("crop", "crop, reflect"),
+    "flips": ("hflip", "alternating-flip"),
+    "affine": ("affine",),
+    "erasing": ("cutout", "erasing"),
+    "mixing": ("mixup", "cutmix", "mixup and cutmix"),
+    "all": ("all together",),
+}
+
+
+@pytest.mark.real
+def test_the_documented_pictures_are_of_today_s_draws(cifar_root: Path) -> None:
+    """A page that shows what the program does no longer do is worse than none; fonts and compression may differ."""
+    study = load_study(DOCUMENTED)
+    cifar10 = load_data("cifar10", {}, root=cifar_root)
+    for name, arms in DRAWN.items():
+        with Image.open(DOCUMENTED.parent / "images" / f"augmentation-{name}.png") as picture:
+            pixels = np.asarray(picture.convert("RGB")).astype(int)
+        chosen = [study.arm(arm) for arm in arms]
+        for row in rows_of(chosen, {data_key(chosen[0].recipe): cifar10}, 0, 1, 7):
+            large = row.images.repeat(row.factor, 1).repeat(row.factor, 2).astype(int)
+            lefts = [MARGIN_PX + LABEL_PX + i * (row.cell_px + GAP_PX) for i in range(7)]
+            drawn = np.stack([pixels[:, left : left + row.cell_px] for left in lefts])  # [7, height, cell, 3]
+            tops = range(drawn.shape[1] - row.cell_px + 1)
+            # one step of 255 is a rounding at a half
+            assert any(np.abs(drawn[:, top : top + row.cell_px] - large).max() <= 1 for top in tops), (name, row.name)

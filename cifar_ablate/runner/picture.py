@@ -23,7 +23,7 @@ CELL_PX = 96
 """Images are enlarged by the whole factor that comes nearest to this."""
 GAP_PX, MARGIN_PX, LABEL_PX, TITLE_PX, NAME_LINE_PX, LINE_PX = 8, 20, 190, 48, 16, 13
 MAX_PX = 30_000
-"""Of a side; twice that is more than the renderer can do."""
+"""Of a side; the renderer ends at 65,535."""
 DARK, GREY, RULE = "#1f2328", "#6e7781", 225
 
 
@@ -79,6 +79,8 @@ def draw_rows(rows: Sequence[Row], title: str, path: Path) -> None:
         )
     canvas = np.full((height, width, 3), 255, np.uint8)
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    num = (width - 2 * MARGIN_PX) // 10  # characters of this size
+    title = title if len(title) <= num else f"{title[: num // 2 - 1]} … {title[-num // 2 + 2 :]}"
     _write(figure, MARGIN_PX, MARGIN_PX, title, size=10.5, weight="bold")
     top = TITLE_PX
     for row in rows:
