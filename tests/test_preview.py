@@ -154,7 +154,7 @@ def test_one_command_draws_every_arm_into_the_reports(workshop: Workshop, study:
 def test_pixels_of_an_image_are_whole_squares_and_names_are_taken_as_they_are(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
     captions = (("a",), ("b 0.70", "a very long name of a class 0.30"), ("$x_{1}$",), ("日本",))
-    draw_rows([Row("100% of $5$ " * 5, "note " * 50, images, captions)], "a title", tmp_path / "a.png")
+    draw_rows([Row("100% of $5$ " * 5, "note " * 50, images, captions)], "a title", "a subtitle", tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as picture:
         pixels = np.asarray(picture.convert("RGB"))
     large = images[0].repeat(3, 0).repeat(3, 1)
@@ -165,7 +165,7 @@ def test_pixels_of_an_image_are_whole_squares_and_names_are_taken_as_they_are(tm
 def test_a_picture_beyond_all_screens_is_refused(tmp_path: Path) -> None:
     row = Row("arm", "note", np.zeros((1, 32, 32, 3), np.uint8), (("cat",),))
     with pytest.raises(UsageError, match="name fewer arms with --arm"):
-        draw_rows([row] * 300, "a title", tmp_path / "a.png")
+        draw_rows([row] * 300, "a title", "a subtitle", tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DPI = 100
 CELL_PX = 96
 """Images are enlarged by the whole factor that comes nearest to this."""
-GAP_PX, MARGIN_PX, LABEL_PX, TITLE_PX, NAME_LINE_PX, LINE_PX = 8, 20, 190, 48, 16, 13
+GAP_PX, MARGIN_PX, LABEL_PX, TITLE_PX, NAME_LINE_PX, LINE_PX = 8, 20, 190, 66, 16, 13
 MAX_PX = 30_000
 """Of a side; the renderer ends at 65,535."""
 DARK, GREY, RULE = "#1f2328", "#6e7781", 225
@@ -67,7 +67,7 @@ class Row:
         )
 
 
-def draw_rows(rows: Sequence[Row], title: str, path: Path) -> None:
+def draw_rows(rows: Sequence[Row], title: str, subtitle: str, path: Path) -> None:
     """Draw the rows; raises OutputError where ``path`` cannot be written, UsageError where the picture is too large."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
@@ -80,8 +80,9 @@ def draw_rows(rows: Sequence[Row], title: str, path: Path) -> None:
     canvas = np.full((height, width, 3), 255, np.uint8)
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     num = (width - 2 * MARGIN_PX) // 10  # characters of this size
-    title = title if len(title) <= num else f"{title[: num // 2 - 1]} … {title[-num // 2 + 2 :]}"
+    title = title if len(title) <= num else f"{title[: num - 1]}…"
     _write(figure, MARGIN_PX, MARGIN_PX, title, size=10.5, weight="bold")
+    _write(figure, MARGIN_PX, MARGIN_PX + 20, subtitle, size=8.5, color=GREY)
     top = TITLE_PX
     for row in rows:
         canvas[top, MARGIN_PX : width - MARGIN_PX] = RULE

@@ -57,8 +57,8 @@ def draw_preview(
     with reporting(out) as report_progress:
         data = load_all_data([study], report_progress)
     seed = study.seeds[0] if wanted.seed is None else wanted.seed
-    title = f"{study.label}: what the network sees first in epoch {wanted.epoch}, seed {seed}"
-    draw_rows(rows_of(study.arms, data, seed, wanted.epoch, wanted.num_images), title, path)
+    rows = rows_of(study.arms, data, seed, wanted.epoch, wanted.num_images)
+    draw_rows(rows, study.label, f"what the network sees first in epoch {wanted.epoch}, seed {seed}", path)
     return path
 
 
