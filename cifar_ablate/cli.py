@@ -6,23 +6,17 @@ Everything heavier than typer is imported inside the command that needs it, so t
 from __future__ import annotations
 
 import io
-import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
-from typing import IO, TYPE_CHECKING, Annotated, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from cifar_ablate.registry import EXECUTORS, FORMATS
-from cifar_ablate.signals import stopping_on
+from cifar_ablate.shell import fail, leaving_at_once, make_console, write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from rich.console import Console
 
     from cifar_ablate.tracking import Tracking
     from cifar_ablate.training.engine import Choice
@@ -84,7 +78,7 @@ def run(
     from cifar_ablate.training.engine import EngineOptions, choose_mode
 
     EXECUTORS.get(executor)
-    console = _console()
+    console = make_console()
     num_jobs, engine = parse_jobs(jobs), EngineOptions(cast("Choice", compile), cast("Choice", capture))
     choose_mode(engine, find_device(device))
     ready = prepare(files, profile, settings, device=device, console=console)
@@ -126,10 +120,29 @@ def plan(
     from cifar_ablate.runner.preflight import prepare
     from cifar_ablate.runner.show_plan import show_plan
 
-    console, num_jobs = _console(), parse_jobs(jobs)
+    console, num_jobs = make_console(), parse_jobs(jobs)
     ready = prepare(files, profile, settings, device=device, console=console)
     places, _ = choose_places(runs_left(ready.plans), ready.data, ready.device, num_jobs, threads)
     show_plan(ready.plans, ready.data, places, console)
+
+
+@app.command()
+def preview(
+    study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="Study file.")],
+    profile: Profile = None,
+    settings: Settings = None,
+    arm: Annotated[list[str] | None, typer.Option(help="Show only this arm (may be repeated).")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Default: the first of the study.")] = None,
+    epoch: Annotated[int, typer.Option(min=1, help="The first is 1.")] = 1,
+    images: Annotated[int, typer.Option(min=1, help="How many of the first batch.")] = 12,
+    output: Annotated[Path | None, typer.Option(metavar="PNG", help="Default: reports/preview-STUDY.png")] = None,
+) -> None:
+    """Draw what each arm's network sees: the first images of an epoch, augmented, with their targets."""
+    from cifar_ablate.runner.preview import Wanted, draw_preview
+
+    console, wanted = make_console(), Wanted(arm, seed, epoch, images)
+    path = draw_preview(study, profile, settings, wanted, output, console)
+    console.print(str(path), highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -140,7 +153,7 @@ def sync() -> None:
     from cifar_ablate.runner.sync import sync as sync_folders
     from cifar_ablate.tracking import Tracking
 
-    console = _console()
+    console = make_console()
     synced = sync_folders(Tracking(), RUNS_ROOT, lambda text: console.print(text, highlight=False, markup=False))
     for line in lines_of_sync(synced):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -167,7 +180,7 @@ def report(
         if not labels:
             raise RecordError(f"nothing is recorded at {tracking.uri} yet; start with `cifar-ablate run STUDY.yaml`")
         records = [tracking.load(label) for label in labels]
-    _write(render(build_report(records)))
+    write(render(build_report(records)))
 
 
 @app.command()
@@ -180,7 +193,7 @@ def export(
 
     record = export_study(_existing_record(), study, folder)
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-    _console().print(f"{folder}: {len(record.runs)} runs, {size / 1e6:.2f} MB", highlight=False, markup=False)
+    make_console().print(f"{folder}: {len(record.runs)} runs, {size / 1e6:.2f} MB", highlight=False, markup=False)
 
 
 @app.command()
@@ -221,18 +234,6 @@ def _existing_record() -> Tracking:
     return Tracking()
 
 
-def _write(text: str) -> None:
-    """Print a whole document; a full disk is one sentence, and a reader that has seen enough is none."""
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  or Python tries again at its end
-        _fail(f"cannot write the report: {error.strerror}; write it where there is room", 1)
-
-
 def _chosen(records: Sequence[object], labels: Sequence[str] | None, folder: Path) -> list:  # type: ignore[type-arg]
     from cifar_ablate.errors import RecordError, suggest
 
@@ -243,21 +244,6 @@ def _chosen(records: Sequence[object], labels: Sequence[str] | None, folder: Pat
     return [by_label[label] for label in labels or by_label]
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    from cifar_ablate.terminal import Quiet
-
-    return Console(file=cast("IO[str]", Quiet(sys.stdout)), soft_wrap=True)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    with suppress(OSError):  # a terminal that was closed
-        sys.stdout.flush()
-        sys.stderr.write(f"{message}\n")
-    raise SystemExit(code)
-
-
 def main() -> None:
     """Entry point of the ``cifar-ablate`` command."""
     from cifar_ablate.errors import AblateError
@@ -266,31 +252,13 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is no reason to stop
             stream.reconfigure(errors="backslashreplace")
     try:
-        with _leaving_at_once():
+        with leaving_at_once():
             app(standalone_mode=True)
     except AblateError as error:
-        _fail(str(error), error.exit_code)
+        fail(str(error), error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()
         raise SystemExit(0) from None
-
-
-@contextmanager
-def _leaving_at_once() -> Iterator[None]:
-    """A signal ends the process with 130 and a sentence, wherever it is; only a training has something to tidy up.
-
-    Files are written whole or not at all, and an exception in the middle of an import comes out as anything.
-    """
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        show_cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
-        with suppress(OSError):
-            rest = "; the same command again does what is left" if sys.argv[1:2] == ["run"] else ""
-            os.write(2, f"{show_cursor}interrupted{rest}\n".encode())
-        os._exit(130)
-
-    with stopping_on(leave):
-        yield
 
 
 if __name__ == "__main__":

@@ -82,11 +82,7 @@ def make_plan(study: Study, data: Mapping[DataKey, DataSet], device: Device) -> 
                 init_seed=0,
             )
             built.add(network)
-        if recipe.batch_size > len(images.train_labels):
-            raise DataError(
-                f"{study.label}, arm {arm.name!r}: batch_size {recipe.batch_size} is more than the "
-                f"{len(images.train_labels):,} training images; make the batch smaller"
-            )
+        check_batch_size(f"{study.label}, arm {arm.name!r}", recipe, images)
         precision = device.resolve(recipe.precision)
         recipe_id = fingerprint(recipe, None, precision, images.digest)
         if recipe_id in (other["recipe_id"] for other in arms):
@@ -119,6 +115,15 @@ def make_plan(study: Study, data: Mapping[DataKey, DataSet], device: Device) -> 
         "published": {name: published.model_dump() for name, published in study.published.items()},
     }
     return Plan(study, tuple(runs), document)
+
+
+def check_batch_size(where: str, recipe: Recipe, images: DataSet) -> None:
+    """Raise DataError where there are fewer training images than one step takes."""
+    if recipe.batch_size > len(images.train_labels):
+        raise DataError(
+            f"{where}: batch_size {recipe.batch_size} is more than the "
+            f"{len(images.train_labels):,} training images; make the batch smaller"
+        )
 
 
 def fingerprint(recipe: Recipe, seed: int | None, precision: Precision, data_digest: str) -> str:

@@ -379,7 +379,10 @@ every_epochs: 2 -> every_epochs: 2.5
 13:24 | recipe.augment.cutmx | did you mean 'cutmix'?
 # an unknown augmentation
 {hflip: {p: 0.5}} -> {hflip: {}, zz: {}}
-13:24 | recipe.augment.zz | known: affine, crop, cutmix
+13:24 | recipe.augment.zz | known: affine, alternating-flip, crop
+# two ways to mirror
+{hflip: {p: 0.5}} -> {hflip: {}, alternating-flip: {}}
+13:24 | recipe.augment.alternating-flip | and hflip together mirror at random, as hflip alone does; remove one
 # a reversed scale
 {hflip: {p: 0.5}} -> {hflip: {}, affine: {scale: [2, 1]}}
 13:24 | recipe.augment.affine | scale must be [smallest, largest] (got [2, 1]); swap the two

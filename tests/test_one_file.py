@@ -132,7 +132,9 @@ def call(site: Path, *command: str) -> Answer:
     done = subprocess.run(
         [sys.executable, "-m", *command],
         cwd=site,
-        env=environment | {"PYTHONPATH": str(site), "CIFAR_ABLATE_DATA": str(site / "data")},
+        # the copy of the package comes first; behind it, what the contract tests share
+        env=environment
+        | {"PYTHONPATH": f"{site}{os.pathsep}{Path(__file__).parent.parent}", "CIFAR_ABLATE_DATA": str(site / "data")},
         capture_output=True,
         text=True,
         timeout=300,

@@ -1,4 +1,4 @@
-"""Crop, flip and affine: images in [0, 1], one draw per image."""
+"""Crop, flips and affine: images in [0, 1], one draw per image."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from cifar_ablate.augment.base import Array, Epoch, Params, Transform, per_image
 from cifar_ablate.fields import NonNegativeFloat, PositiveFloat, Probability
+from cifar_ablate.keys import generator
 from cifar_ablate.registry import AUGMENTATIONS
 
 
@@ -54,7 +55,32 @@ class HorizontalFlip(Transform):
         return {"flip": rng.random(epoch.num) < self.p}
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
-        return torch.where(per_image(params["flip"]), images.flip(3), images)
+        return _mirror(images, params["flip"])
+
+
+@AUGMENTATIONS.register("alternating-flip")
+@dataclass(frozen=True, kw_only=True)
+class AlternatingFlip(Transform):
+    """Mirror each image in every other epoch, from the first or the second on by a coin toss (arXiv 2404.00498).
+
+    An image is mirrored iff its bit plus the epoch's number is odd, so two epochs in a row show it both ways, where
+    ``hflip`` shows half of the images the same way twice. The bit is uniform and belongs to (seed, training image).
+    """
+
+    stage: ClassVar[Literal["geometry"]] = "geometry"
+    rank: ClassVar[int] = 20
+
+    def draw(self, rng: np.random.Generator, epoch: Epoch) -> dict[str, Array]:
+        # not from rng, which is another one in each epoch; an image's bit is the same however many images there are
+        bits = generator(epoch.seed, "augment/alternating-flip/bit").random(epoch.order.max() + 1) < 0.5
+        return {"flip": bits[epoch.order] ^ (epoch.number % 2 == 1)}
+
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        return _mirror(images, params["flip"])
+
+
+def _mirror(images: Tensor, chosen: Tensor) -> Tensor:
+    return torch.where(per_image(chosen), images.flip(3), images)
 
 
 def check_affine(*, scale: tuple[float, float], **_: object) -> None:

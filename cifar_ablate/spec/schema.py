@@ -93,6 +93,13 @@ class Recipe(Spec):
             raise failure(message, self.batch_size, "batch_size")
         return self
 
+    @model_validator(mode="after")
+    def _one_flip(self) -> Recipe:
+        if {"hflip", "alternating-flip"} <= self.augment.keys():
+            message = "and hflip together mirror at random, as hflip alone does; remove one of them"
+            raise failure(message, {}, "augment", "alternating-flip")
+        return self
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled as its values: the option models are made from signatures, and no importable class."""
         return Recipe.model_validate, (self.as_dict(),)

@@ -57,7 +57,7 @@ class Conv2d(nn.Conv2d):
 
 
 class _Every(torch.autograd.Function):
-    """Every ``stride``-th row and column of [B, C, H, W], channels_last; its gradient, too, so that adding it to another is
+    """Every ``stride``-th row and column of [B, C, H, W], channels_last; its gradient, too: adding it to another is
     fast."""
 
     @staticmethod

@@ -1,0 +1,62 @@
+"""Between the commands and the terminal: what is printed, and how the process ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import IO, TYPE_CHECKING, NoReturn, cast
+
+from cifar_ablate.signals import stopping_on
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def make_console() -> Console:
+    """A console that a closed terminal does not break."""
+    from rich.console import Console
+
+    from cifar_ablate.terminal import Quiet
+
+    return Console(file=cast("IO[str]", Quiet(sys.stdout)), soft_wrap=True)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """End the process with a sentence."""
+    with suppress(OSError):  # a terminal that was closed
+        sys.stdout.flush()
+        sys.stderr.write(f"{message}\n")
+    raise SystemExit(code)
+
+
+def write(text: str) -> None:
+    """Print a whole document; a full disk is one sentence, and a reader that has seen enough is none."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115  or Python tries again at its end
+        fail(f"cannot write the report: {error.strerror}; write it where there is room", 1)
+
+
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """A signal ends the process with 130 and a sentence, wherever it is; only a training has something to tidy up.
+
+    Files are written whole or not at all, and an exception in the middle of an import comes out as anything.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        show_cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
+        with suppress(OSError):
+            rest = "; the same command again does what is left" if sys.argv[1:2] == ["run"] else ""
+            os.write(2, f"{show_cursor}interrupted{rest}\n".encode())
+        os._exit(130)
+
+    with stopping_on(leave):
+        yield
