@@ -68,6 +68,7 @@ class Place:
         torch.set_num_threads(self.threads)
         if self.device.kind == "cuda":
             torch.cuda.set_device(self.device.index)
+            torch.backends.cudnn.benchmark = True  # shapes never change, so the search is paid once
 
 
 def find_places(device: Device, jobs: int, threads: int | None) -> list[Place]:
@@ -91,15 +92,32 @@ def find_device(choice: str = "auto") -> Device:
     """The device called ``choice``; raises UnknownNameError for another name, DeviceError when it is not there."""
     if choice not in CHOICES:
         raise UnknownNameError("device", choice, CHOICES)
-    if choice in ("auto", "cuda") and torch.cuda.is_available():
+    missing = why_no_cuda()
+    if choice in ("auto", "cuda") and not missing:
         return Device("cuda", torch.cuda.get_device_name(0), torch.cuda.is_bf16_supported(including_emulation=False))
     if choice == "cuda":
-        raise DeviceError("--device cuda: torch finds no CUDA device here; use --device cpu, or check nvidia-smi")
+        raise DeviceError(f"--device cuda: {missing}; use --device cpu, or check nvidia-smi")
     if choice == "mps":
         if not torch.backends.mps.is_available():
             raise DeviceError("--device mps: torch finds no Apple GPU here; use --device cpu")
         return Device("mps", "Apple GPU", fast_bf16=False)
     return Device("cpu", _cpu_name(), _cpu_has_bf16())
+
+
+@cache
+def why_no_cuda() -> str:
+    """Why no CUDA device can be used, in a clause; empty where one can."""
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device here"
+    major, minor = torch.cuda.get_device_capability(0)
+    supported = [int(name.removeprefix("sm_").rstrip("af")) for name in torch.cuda.get_arch_list() if "sm_" in name]
+    if supported and 10 * major + minor < min(supported):
+        lowest = min(supported)
+        return (
+            f"{torch.cuda.get_device_name(0)} has compute capability {major}.{minor}, and this torch needs "
+            f"{lowest // 10}.{lowest % 10}"
+        )
+    return ""
 
 
 def _cpu_has_bf16() -> bool:

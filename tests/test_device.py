@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cifar_ablate.device import Device, find_device, find_places
-from cifar_ablate.runner.preflight import advice
+from cifar_ablate.device import Device, find_device, find_places, why_no_cuda
+from cifar_ablate.errors import DeviceError
+from cifar_ablate.runner.preflight import advice, describe_places
 
 GPU = Device("cuda", "a GPU", fast_bf16=True)
 
@@ -46,3 +47,28 @@ def test_idle_gpus_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     assert advice(find_places(GPU, 1, None)) == "2 more GPUs are idle: --jobs auto uses all"
     assert advice(find_places(GPU, 4, None)) == ""
+
+
+def test_where_runs_are_trained_is_told_and_why_not_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = Device("cpu", "a CPU", fast_bf16=True)
+    monkeypatch.setattr("cifar_ablate.runner.preflight.why_no_cuda", lambda: "torch finds no CUDA device here")
+    said = describe_places(find_places(cpu, 2, None))
+    assert said == "On a CPU (torch finds no CUDA device here), 2 runs at a time, 1 thread each"
+    assert describe_places(find_places(GPU, 1, 4)) == "On a GPU, 1 run at a time"
+
+
+def test_a_gpu_that_is_too_old_for_this_torch_is_left_alone_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (6, 1))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "GTX 1080")
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_90", "compute_90"])
+    for cached in (why_no_cuda, find_device):
+        cached.cache_clear()
+    try:
+        assert why_no_cuda() == "GTX 1080 has compute capability 6.1, and this torch needs 7.5"
+        assert find_device("auto").kind == "cpu"
+        with pytest.raises(DeviceError, match=r"--device cuda: GTX 1080 has .*; use --device cpu, or check nvidia-smi"):
+            find_device("cuda")
+    finally:
+        for cached in (why_no_cuda, find_device):
+            cached.cache_clear()

@@ -46,6 +46,10 @@ class ArmRow:
     """Runs by outcome: finished, diverged, failed, killed, running."""
     test_accuracy: Spread | None
     train_accuracy: Spread | None
+    is_flip_averaged: bool
+    """Both accuracies are of the mean of an image and its mirror image: test-time augmentation."""
+    is_weight_averaged: bool
+    """They are of an exponential moving average of the weights."""
     vs_baseline: Paired | None
     vs_parent: Paired | None
     """None also where the parent is the baseline."""
@@ -133,6 +137,8 @@ def _row(
         outcomes=Counter(run.outcome for run in runs),
         test_accuracy=spread(accuracy[name].values()),
         train_accuracy=spread(_by_seed(runs, "train_accuracy").values()),
+        is_flip_averaged=bool(arm["recipe"].get("flip_averaging")),
+        is_weight_averaged=bool(arm["recipe"].get("ema")),
         vs_baseline=None if parent is None else paired(accuracy[name], accuracy[document["baseline"]]),
         vs_parent=None if parent in (None, document["baseline"]) else paired(accuracy[name], accuracy[parent]),
         published=None if published is None else Published(**published),

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from cifar_ablate.data import DataSet
-from cifar_ablate.device import Device, Place, find_device
+from cifar_ablate.device import Device, Place, find_device, why_no_cuda
 from cifar_ablate.errors import TrackingError, UsageError, suggest
 from cifar_ablate.plan import Plan, PlannedRun, load_all_data, make_plan
 from cifar_ablate.runner.jobs import num_cores
@@ -51,6 +51,16 @@ def open_tracking() -> Tracking:
         return Tracking()
     except TrackingError as error:
         raise TrackingError(f"{error}; or train with --offline, and deliver with `cifar-ablate sync` later") from None
+
+
+def describe_places(places: Sequence[Place]) -> str:
+    """Where runs are trained, in a line; on a CPU also why not on a GPU."""
+    device, at_a_time = places[0].device, sum(place.side_by_side for place in places)
+    number = f"{at_a_time} runs at a time" if at_a_time > 1 else "1 run at a time"
+    if device.kind != "cpu":
+        return f"On {device.name}, {number}"
+    threads = "1 thread" if places[0].threads == 1 else f"{places[0].threads} threads"
+    return f"On {device.name} ({why_no_cuda() or 'as asked for'}), {number}, {threads} each"
 
 
 def advice(places: Sequence[Place]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -98,8 +98,11 @@ class GroupTrainer:
         data = self.data[run.data_key]
         described = {"data": data.describe(), "data_digest": data.digest, "classes": list(data.classes)}
         environment = describe_environment(place.device, place.threads)
-        environment |= self._engine().mode.describe() | {"side_by_side": place.side_by_side}
-        folder.create(run.recipe.as_dict(), {**environment, **described, "trainer": TRAINER_VERSION, "seed": run.seed})
+        engine = {**asdict(self._engine().mode.for_recipe(run.recipe)), "side_by_side": place.side_by_side}
+        folder.create(
+            run.recipe.as_dict(),
+            {**environment, **described, "engine": engine, "trainer": TRAINER_VERSION, "seed": run.seed},
+        )
         folder.clear_result()
 
     def _engine(self) -> Engine:

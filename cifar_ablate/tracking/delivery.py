@@ -228,6 +228,7 @@ def _tags(planned: RunIdentity, environment: Mapping[str, Any]) -> dict[str, str
         "ablate.device": environment["device"],
         "ablate.threads": str(environment["threads"]),
         "ablate.torch": environment["torch"],
+        **{f"ablate.{name}": str(value).lower() for name, value in environment.get("engine", {}).items()},
         "ablate.git_dirty": str(environment["git_dirty"]).lower(),
         "mlflow.source.git.commit": environment["git_commit"],
         "mlflow.source.name": "cifar-ablate",

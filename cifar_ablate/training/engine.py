@@ -6,7 +6,7 @@ import copy
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -24,7 +24,7 @@ from cifar_ablate.training.convolution import with_matrix_products
 from cifar_ablate.training.step import Network, Stepper
 
 Choice = Literal["auto", "on", "off"]
-CAPTURABLE = (torch.optim.SGD, torch.optim.AdamW)
+CAPTURABLE = ("sgd", "adamw")
 """Optimizers that take their learning rate from the device and keep their whole state there."""
 MIN_CAPABILITY = (7, 0)
 """Of CUDA devices: below it inductor has no code generator, and bf16 and graphs are too slow to be worth it."""
@@ -46,8 +46,11 @@ class Mode:
     capture: bool = False
     why: str = ""
 
-    def describe(self) -> dict[str, Any]:
-        return {"compile": self.compile, "capture": self.capture, "engine_why": self.why}
+    def for_recipe(self, recipe: Recipe) -> Mode:
+        """What a recipe leaves of it."""
+        if not self.capture or recipe.optimizer.name in CAPTURABLE:
+            return self
+        return replace(self, capture=False, why=f"{recipe.optimizer.name} reads its learning rate on the host")
 
 
 def choose_mode(options: EngineOptions, device: Device) -> Mode:
@@ -111,7 +114,7 @@ class Engine:
         network = Network(
             model, _optimizer(recipe, model), pipeline, data, precision, recipe.batch_size, average, compiled
         )
-        stepper = Stepper(network, is_captured=self.mode.capture and isinstance(network.optimizer, CAPTURABLE))
+        stepper = Stepper(network, is_captured=self.mode.for_recipe(recipe).capture)
         if stepper.is_captured:
             steps = math.ceil(len(data.train_labels) / recipe.batch_size)
             stepper.load_epoch(0, 0, torch.zeros(steps, dtype=torch.float64).numpy(), 0)

@@ -56,6 +56,13 @@ def _study(study: StudyReport) -> str:
     ]
     if study.is_variant and any(row.published for row in study.rows):
         notes.insert(0, "Published figures are for the study as published; this is a variant of it, not a repetition.")
+    if averaged := [escape(row.name) for row in study.rows if row.is_flip_averaged]:
+        notes.append(
+            f"Flip-averaged ({', '.join(averaged)}): test-time augmentation; a prediction is the mean over an image "
+            "and its mirror image. Compare only with figures that were made so, too."
+        )
+    if averaged := [escape(row.name) for row in study.rows if row.is_weight_averaged]:
+        notes.append(f"Evaluated with an exponential moving average of the weights: {', '.join(averaged)}.")
     if study.num_superseded:
         notes.append(
             f"Left out: {_count(study.num_superseded, 'run')} of recipes or seeds that this study no longer has."
@@ -75,8 +82,8 @@ def _row(study: StudyReport, row: ArmRow) -> str:
         escape(differs),
         str(row.epochs),
         _seeds(row),
-        _spread(row.train_accuracy),
-        _spread(row.test_accuracy),
+        _spread(row.train_accuracy) + _averaged(row),
+        _spread(row.test_accuracy) + _averaged(row),
         _signed(row.vs_baseline),
         _signed(row.vs_parent),
         _published(row.published),
@@ -94,6 +101,10 @@ def _spread(spread: Spread | None) -> str:
     if spread is None:
         return "not run"
     return f"{spread.mean:.2f}" + ("" if spread.sd is None else f" ({spread.sd:.2f})")
+
+
+def _averaged(row: ArmRow) -> str:
+    return ", flip-averaged" if row.is_flip_averaged and row.test_accuracy is not None else ""
 
 
 def _published(published: Published | None) -> str:

@@ -1,0 +1,117 @@
+"""How many runs at a time: what is chosen, why, and that no result depends on it."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from cifar_ablate.device import Device, Place
+from cifar_ablate.errors import UsageError
+from cifar_ablate.runner import jobs
+from cifar_ablate.runner.jobs import best, choose_places, num_cores, parse_jobs
+from tests.comparing import runs_of
+from tests.test_whole_way import STUDY
+
+if TYPE_CHECKING:
+    from tests.conftest import Workshop
+
+
+@pytest.mark.parametrize(
+    ("rates", "chosen"),
+    [
+        ({1: 100.0}, 1),
+        ({1: 100.0, 2: 190.0}, 2),
+        ({1: 100.0, 2: 104.0}, 1),  # not worth the memory
+        ({1: 100.0, 2: 90.0, 4: 300.0, 8: 310.0}, 4),
+        ({1: 100.0, 2: 80.0, 4: 60.0}, 1),
+    ],
+)
+def test_more_runs_at_a_time_must_be_worth_it(rates: dict[int, float], chosen: int) -> None:
+    assert best(rates) == chosen
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "", "AUTO"])
+def test_a_number_of_jobs_that_is_none_is_refused_with_the_cure(text: str) -> None:
+    with pytest.raises(UsageError, match=r"give a number of runs at a time, from 1, or auto"):
+        parse_jobs(text)
+
+
+def test_jobs_are_a_number_or_auto() -> None:
+    assert parse_jobs("3") == 3
+    assert parse_jobs("auto") is None
+
+
+def test_where_nothing_is_left_nothing_is_measured() -> None:
+    cpu = Device("cpu", "a CPU", fast_bf16=False)
+    assert choose_places([], {}, cpu, None, None) == ([Place(cpu, 1)], "")
+
+
+def test_a_short_study_starts_no_workers_and_says_so(workshop: Workshop) -> None:
+    workshop.write("tiny.yaml", STUDY)
+    answer = workshop("run", "tiny.yaml", "--jobs", "auto")
+    assert answer.code == 0
+    assert "--jobs auto: 1 run at a time, for all takes about" in answer.out
+    assert "6 finished" in answer.out
+    assert "--jobs auto" not in workshop("run", "tiny.yaml", "--jobs", "auto").out  # all is done: nothing is measured
+
+
+def test_a_longer_one_is_measured_and_the_figures_are_told(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "SHORT_SECONDS", 0.0)
+    monkeypatch.setattr(jobs, "SECONDS", 0.1)
+    monkeypatch.setattr(jobs, "WORTH_IT", 0.0)  # whatever this machine gives: the more, the better
+    monkeypatch.setattr(jobs, "num_cores", lambda: 2)
+    workshop.write("tiny.yaml", STUDY)
+    answer = workshop("run", "tiny.yaml", "--jobs", "auto")
+    assert answer.code == 0
+    assert "--jobs auto: 2 at a time (no more, for lack of cores):" in answer.out
+    assert "(images per second together)" in answer.out
+    shutil.rmtree(workshop.folder / "mlruns" / "runs")
+    workshop.write("again.yaml", STUDY.replace("study: tiny", "study: again"))
+    assert "6 finished" in workshop("run", "again.yaml", "--jobs", "1").out
+    assert losses_of("again") == losses_of("tiny")
+
+
+def losses_of(study: str) -> dict[str, float]:
+    return {run.data.tags["ablate.fingerprint"]: run.data.metrics["test_nll"] for run in runs_of(study)}
+
+
+def test_memory_limits_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "_available_bytes", lambda: 2.5 * jobs.WORKER_BYTES)
+    assert jobs._fitting(0) == 2
+    assert jobs._fitting(10 * jobs.WORKER_BYTES) == 1
+    assert num_cores() >= 1
+
+
+def test_what_is_forced_on_the_command_line_is_checked_first(workshop: Workshop) -> None:
+    workshop.write("tiny.yaml", STUDY)
+    for options, said in {
+        ("--capture", "on", "--device", "cpu"): "--capture on: a cpu has no CUDA graphs; leave it at auto",
+        ("--compile", "maybe"): "--compile maybe: choose auto, on or off",
+        ("--jobs", "many"): "--jobs many: give a number of runs at a time, from 1, or auto",
+    }.items():
+        answer = workshop("run", "tiny.yaml", *options)
+        assert answer.code != 0
+        assert said in answer.err
+        assert not (workshop.folder / "mlruns").exists()
+
+
+def test_how_steps_were_taken_is_recorded(workshop: Workshop) -> None:
+    workshop.write("tiny.yaml", STUDY)
+    assert workshop("run", "tiny.yaml", "--arm", "baseline", "--seed", "0").code == 0
+    (run,) = runs_of("tiny")
+    said = {name: run.data.tags[f"ablate.{name}"] for name in ("precision", "compile", "capture", "side_by_side")}
+    assert said == {"precision": said["precision"], "compile": "false", "capture": "false", "side_by_side": "1"}
+    assert said["precision"] in ("bf16", "fp32")
+
+
+def test_flip_averaging_is_named_in_the_table_that_uses_it(workshop: Workshop) -> None:
+    study = STUDY.replace("flip + smoothing: {from: flip, loss: {label_smoothing: 0.1}}", "tta: {flip_averaging: true}")
+    workshop.write("tiny.yaml", study.replace("seeds: 2", "seeds: 1"))
+    assert workshop("run", "tiny.yaml").code == 0
+    lines = workshop("report").out.splitlines()
+    rows = {line.split("**")[1]: line for line in lines if line.startswith("| **")}
+    assert rows["tta"].count("flip-averaged") == 2
+    assert "flip-averaged" not in rows["baseline"]
+    assert any(line.startswith("- Flip-averaged (tta): test-time augmentation") for line in lines)
