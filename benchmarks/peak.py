@@ -2,10 +2,12 @@
 
     python -m benchmarks.peak --data DIR [--rounds 5] [--out peak.json]
 
-The peak is the best of square products in the step's precision. A step's operations are nominal: torch's own count for
-forward and backward, multiplications with padding included, a multiply-add being two. "fwd+bwd" is the network alone,
-on a batch that is there; "step" is what a run does: pick the images, augment them as `+cutmix` does, forward, backward,
-optimizer.
+There are two limits. Arithmetic: the peak is the best of square products in the step's precision. Bytes: what every
+operation of a step reads and writes, as if nothing stayed in a cache, over the rate at which large arrays are copied;
+an operation that is fused, or that finds its input in the cache, pays less. A step's operations are nominal: torch's
+own count for forward and backward, multiplications with padding included, a multiply-add being two. "fwd+bwd" is the
+network alone, on a batch that is there; "step" is what a run does: pick the images, augment them as `+cutmix` does,
+forward, backward, optimizer.
 
 On a CPU a study is trained by a one-thread process on each core, so all measure at the same moment, peak, network
 and step in turn, and their rates are added up. A share is that of one process in one round; printed are the medians.
@@ -18,12 +20,14 @@ import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contenders import recipe_of
@@ -48,15 +52,18 @@ class Row:
     model: str
     processes: int
     gflop_per_image: float
+    megabytes_per_image: float
     peak_gflops: float
     """All processes together; median over the rounds."""
+    copied_gigabytes_per_second: float
+    """Read and written, all processes together."""
     network_images_per_second: float
     step_images_per_second: float
     network_share: float
     """Median over rounds and processes, of 1."""
     step_share: float
-    rounds: tuple[tuple[tuple[float, float, float], ...], ...]
-    """By process and round: peak GFLOP/s, and images per second of the network and of the step."""
+    rounds: tuple[tuple[tuple[float, ...], ...], ...]
+    """By process and round: peak GFLOP/s, GB/s, and images per second of the network and of the step."""
 
 
 def gflop_per_image(model: str, batch: int = 2) -> float:
@@ -65,6 +72,43 @@ def gflop_per_image(model: str, batch: int = 2) -> float:
     with FlopCounterMode(display=False) as counter:
         network(torch.zeros(batch, 3, 32, 32)).sum().backward()
     return counter.get_total_flops() / batch / 1e9
+
+
+class BytesMoved(TorchDispatchMode):
+    """Sums what operations read and write; views move nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor)]
+        if not func.is_view:
+            self.total += sum(tensor.nbytes for tensor in tensors)
+        return out
+
+
+def megabytes_per_image(fit: Fit) -> float:
+    """Bytes that forward, backward and optimizer move for each image of a batch."""
+    network = network_alone(fit, fit.recipe.batch_size)
+    network()
+    with BytesMoved() as moved:
+        network()
+        fit.optimizer.step()
+    return moved.total / fit.recipe.batch_size / 1e6
+
+
+def copied(device: torch.device) -> float:
+    """Rate of copying a large array, read and written, in GB/s."""
+    source = torch.zeros(64 * 2**20, device=device)
+    target = torch.empty_like(source)
+
+    def copy() -> float:
+        target.copy_(source)
+        return 2 * source.nbytes / 1e9
+
+    return rate_of(copy, device)
 
 
 def wait(device: torch.device) -> None:
@@ -127,8 +171,8 @@ def whole_step(fit: Fit) -> Callable[[], float]:
     return step
 
 
-def measured(task: Task, rounds: int, start: Any) -> list[tuple[float, float, float]]:
-    """Peak, network and step, round by round, in this process, with one thread on a CPU."""
+def measured(task: Task, rounds: int, start: Any) -> tuple[float, list[tuple[float, ...]]]:
+    """Megabytes per image; and peak, copy, network and step by round, in this process, with one thread on a CPU."""
     found = find_device()
     if found.kind == "cpu":
         torch.set_num_threads(1)
@@ -138,16 +182,21 @@ def measured(task: Task, rounds: int, start: Any) -> list[tuple[float, float, fl
     fit = set_up(recipe, 0, data, precision, Engine(choose_mode(EngineOptions(), found)))
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     step, network = whole_step(fit), network_alone(fit, recipe.batch_size)
+    moved = megabytes_per_image(set_up(recipe, 0, data, precision))
+    actions: list[Callable[[], float]] = [
+        lambda: peak_gflops(found.torch, dtype),
+        lambda: copied(found.torch),
+        lambda: rate_of(network, found.torch),
+        lambda: rate_of(step, found.torch),
+    ]
     table = []
     for _ in range(rounds):
         row = []
-        for action in (lambda: peak_gflops(found.torch, dtype), lambda: rate_of(network, found.torch)):
+        for action in actions:
             start.wait()
             row.append(action())
-        start.wait()
-        row.append(rate_of(step, found.torch))
-        table.append((row[0], row[1], row[2]))
-    return table
+        table.append(tuple(row))
+    return moved, table
 
 
 def work(task: Task, rounds: int, start: Any, results: Any) -> None:
@@ -162,20 +211,37 @@ def measure(task: Task, rounds: int) -> Row:
     processes = [context.Process(target=work, args=(task, rounds, start, results)) for _ in range(number)]
     for process in processes:
         process.start()
-    tables = [results.get() for _ in processes]
+    found = [results.get() for _ in processes]
+    tables = [table for _, table in found]
     for process in processes:
         process.join()
     flop = gflop_per_image(task.model)
-    sums = [[sum(table[index][column] for table in tables) for index in range(rounds)] for column in range(3)]
-    shares = [[flop * row[column] / row[0] for table in tables for row in table] for column in (1, 2)]
+    sums = [[sum(table[index][column] for table in tables) for index in range(rounds)] for column in range(4)]
+    shares = [[flop * row[column] / row[0] for table in tables for row in table] for column in (2, 3)]
     return Row(
         task.model,
         number,
         flop,
+        found[0][0],
         *(statistics.median(column) for column in sums),
         *(statistics.median(column) for column in shares),
         tuple(tuple(table) for table in tables),
     )
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    columns = ("network", "processes", "GFLOP/image", "peak GFLOP/s", "MB/image", "copy GB/s", "bound by peak")
+    columns += ("bound by bytes", "fwd+bwd images/s", "share of peak", "step images/s", "share of peak")
+    print("| " + " | ".join(columns) + " |")
+    print("|---|" + "---:|" * (len(columns) - 1))
+    for row in rows:
+        bounds = row.peak_gflops / row.gflop_per_image, 1000 * row.copied_gigabytes_per_second / row.megabytes_per_image
+        cells = [row.model, str(row.processes), f"{row.gflop_per_image:.3f}", f"{row.peak_gflops:,.0f}"]
+        cells += [f"{row.megabytes_per_image:.1f}", f"{row.copied_gigabytes_per_second:.1f}"]
+        cells += [f"{bound:,.0f}" for bound in bounds]
+        cells += [f"{row.network_images_per_second:,.0f}", f"{row.network_share:.0%}"]
+        cells += [f"{row.step_images_per_second:,.0f}", f"{row.step_share:.0%}"]
+        print("| " + " | ".join(cells) + " |")
 
 
 def main() -> None:
@@ -190,14 +256,8 @@ def main() -> None:
         task = task_of(chosen, model=model)
         rows.append(measure(task, chosen.rounds))
     found = find_device()
-    print(f"\n{found.name}, {found.resolve('auto')}, batch {task.batch_size}, torch {torch.__version__}\n")
-    print("| network | processes | GFLOP/image | peak GFLOP/s | fwd+bwd images/s | share | step images/s | share |")
-    print("|---|---:|---:|---:|---:|---:|---:|---:|")
-    for row in rows:
-        network = f"{row.network_images_per_second:,.0f} | {row.network_share:.0%}"
-        step = f"{row.step_images_per_second:,.0f} | {row.step_share:.0%}"
-        first = f"{row.model} | {row.processes} | {row.gflop_per_image:.3f} | {row.peak_gflops:,.0f}"
-        print(f"| {first} | {network} | {step} |")
+    print(f"\n{found.name}, {found.resolve('auto')}, batch {chosen.batch_size}, torch {torch.__version__}\n")
+    print_table(rows)
     if chosen.out:
         content = {"device": found.name, "torch": torch.__version__, "rows": [asdict(row) for row in rows]}
         chosen.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

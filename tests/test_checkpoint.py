@@ -758,7 +758,7 @@ def test_a_disk_that_became_read_only_is_an_output_error(disk: Path, data: Devic
 def fitted(data: DeviceData, width: int = 2) -> Fit:
     """A training whose optimizer has a momentum for every weight, as after a step."""
     fit = set_up(recipe(model=NARROWEST | {"width": width}), 0, data, "fp32")
-    for parameter in fit.model.parameters():
+    for parameter in fit.optimizer.param_groups[0]["params"]:
         fit.optimizer.state[parameter]["momentum_buffer"] = torch.ones_like(parameter)
     return fit
 

@@ -51,6 +51,7 @@ def test_idle_gpus_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_where_runs_are_trained_is_told_and_why_not_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = Device("cpu", "a CPU", fast_bf16=True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr("cifar_ablate.runner.preflight.why_no_cuda", lambda: "torch finds no CUDA device here")
     said = describe_places(find_places(cpu, 2, None))
     assert said == "On a CPU (torch finds no CUDA device here), 2 runs at a time, 1 thread each"

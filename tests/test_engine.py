@@ -104,8 +104,8 @@ class Replayed:
         """Where lies what a real graph would read: it would not notice that one of them has moved."""
         optimizer = self.network.optimizer
         found = dict(self.network.model.state_dict())
-        for name, parameter in self.network.model.named_parameters():
-            found |= {f"{name} {key}": value for key, value in optimizer.state[parameter].items()}
+        for index, parameter in enumerate(one for group in optimizer.param_groups for one in group["params"]):
+            found |= {f"{index} {key}": value for key, value in optimizer.state[parameter].items()}
         found |= {f"rate {index}": group["lr"] for index, group in enumerate(optimizer.param_groups)}
         return {name: tensor.data_ptr() for name, tensor in found.items()}
 

@@ -2,7 +2,8 @@
 
 With large weights and small maps oneDNN (as in torch 2.14) reaches a quarter to two thirds of what its matrix product
 does in bf16; ``benchmarks/layers.py`` prints both for every layer of our networks. In float32 its kernels are faster
-everywhere. Its strided 1x1 convolution is given every other pixel instead of a stride, always, which has the same bits:
+everywhere. On a 2x2 map 20 of the 36 products of a 3x3 convolution are with padding; one dense product leaves them out.
+Its strided 1x1 convolution is given every other pixel instead of a stride, always, which has the same bits:
 with channels_last, fewer than 16 channels, an odd number of images and two threads or more its backward pass writes
 where it may not, and the process dies.
 """
@@ -44,7 +45,14 @@ class Conv2d(nn.Conv2d):
         weight = self.weight
         if torch.is_autocast_enabled("cpu"):
             input, weight = input.to(torch.bfloat16), weight.to(torch.bfloat16)
-        out: Tensor = _Convolve.apply(input, weight, stride, padding, *products)
+        every_input_meets_every_output = (
+            input.shape[2:] == (2, 2) and self.kernel_size[0] == 3 and stride == padding == 1
+        )
+        out: Tensor
+        if all(products) and every_input_meets_every_output:
+            out = _Dense.apply(input, weight)
+        else:
+            out = _Convolve.apply(input, weight, stride, padding, *products)
         return out if self.bias is None else out + self.bias.to(out.dtype).view(-1, 1, 1)
 
     def products(self, input: Tensor) -> tuple[bool, bool]:
@@ -104,6 +112,42 @@ class _Convolve(torch.autograd.Function):
             product = flat.t() @ columns(x, w.shape[2], stride, padding)
             grad_w = product.view(len(w), w.shape[2], w.shape[3], -1).permute(0, 3, 1, 2)
         return grad_x, grad_w, None, None, None, None
+
+
+class _Dense(torch.autograd.Function):
+    """y [B, O, 2, 2] of x [B, I, 2, 2] and w [O, I, 3, 3] at stride 1, padding 1: a product [B, 4 I] [4 I, 4 O]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        matrix = w.new_empty(4, len(w), 4, w.shape[1])
+        for out, seen, tap in _TAPS:
+            matrix[out, :, seen] = w[:, :, *tap]
+        matrix = matrix.view(4 * len(w), 4 * w.shape[1])
+        ctx.save_for_backward(x, matrix)
+        return _pixels_first(x).mm(matrix.t()).view(len(x), 2, 2, len(w)).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (x, matrix), grad = ctx.saved_tensors, _pixels_first(grads[0])
+        num_out, num_in = len(matrix) // 4, x.shape[1]
+        grad_x = grad_w = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad.mm(matrix).view(len(x), 2, 2, num_in).permute(0, 3, 1, 2)
+        if ctx.needs_input_grad[1]:
+            product = grad.t().mm(_pixels_first(x)).view(4, num_out, 4, num_in)
+            grad_w = grad.new_zeros(num_out, 3, 3, num_in).permute(0, 3, 1, 2)
+            for out, seen, tap in _TAPS:
+                grad_w[:, :, *tap] += product[out, :, seen]
+        return grad_x, grad_w
+
+
+_TAPS = [(out, seen, (seen // 2 - out // 2 + 1, seen % 2 - out % 2 + 1)) for out in range(4) for seen in range(4)]
+"""Of a 2x2 map: each output pixel, each input pixel, and the weight between them."""
+
+
+def _pixels_first(x: Tensor) -> Tensor:
+    """[B, C, 2, 2] as [B, 4 C]: a view where it is channels_last."""
+    return x.permute(0, 2, 3, 1).reshape(len(x), -1)
 
 
 def columns(x: Tensor, size: int, stride: int, padding: int) -> Tensor:

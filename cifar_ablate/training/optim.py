@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from cifar_ablate.fields import Fraction, NonNegativeFloat, PositiveFloat
 from cifar_ablate.registry import OPTIMIZERS
@@ -33,7 +33,7 @@ def sgd(
 ) -> torch.optim.Optimizer:
     """Stochastic gradient descent with (Nesterov) momentum; weight decay is added to the gradient (torch.optim.SGD)."""
     groups = parameter_groups(model, weight_decay, decay_norm_and_bias)
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=True)
+    return _fused(torch.optim.SGD, groups, lr=lr, momentum=momentum, nesterov=nesterov)
 
 
 @OPTIMIZERS.register("adamw")
@@ -48,7 +48,7 @@ def adamw(
 ) -> torch.optim.Optimizer:
     """Adam with decoupled weight decay (torch.optim.AdamW, arXiv 1711.05101)."""
     groups = parameter_groups(model, weight_decay, decay_norm_and_bias)
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
+    return _fused(torch.optim.AdamW, groups, lr=lr, betas=betas, eps=eps)
 
 
 @OPTIMIZERS.register("muon")
@@ -67,6 +67,34 @@ def muon(
     groups = parameter_groups(model, weight_decay, decay_norm_and_bias)
     optimizer: torch.optim.Optimizer = Muon(groups, lr=lr, momentum=momentum, nesterov=nesterov)
     return optimizer
+
+
+def _fused(kind: type[torch.optim.Optimizer], groups: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
+    """An optimizer with torch's fused kernel, on views of the parameters in the order in which they lie in memory.
+
+    On a CPU the kernel copies the gradient of every tensor that is not contiguous, such as a channels_last weight, and
+    is then three times as slow: an eighth of a step at batch 16.
+    """
+    owners = [owner for group in groups for owner in group["params"]]
+    orders = [_order_in_memory(owner) for owner in owners]
+    views = {id(owner): owner.detach().permute(order) for owner, order in zip(owners, orders, strict=True)}
+    groups = [group | {"params": [views[id(owner)] for owner in group["params"]]} for group in groups]
+    optimizer: torch.optim.Optimizer = kind(groups, fused=True, **options)  # type: ignore[call-arg]
+
+    def hand_over(*_: Any) -> None:
+        for owner, order in zip(owners, orders, strict=True):
+            views[id(owner)].grad = None if owner.grad is None else owner.grad.permute(order)
+            owner.grad = None  # the optimizer's zero_grad knows the views alone
+
+    optimizer.register_step_pre_hook(hand_over)
+    return optimizer
+
+
+def _order_in_memory(tensor: Tensor) -> tuple[int, ...]:
+    """Of the dimensions: (0, 2, 3, 1) for a channels_last weight."""
+    if tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
+        return 0, 2, 3, 1
+    return tuple(range(tensor.ndim))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, decay_norm_and_bias: bool) -> list[dict[str, Any]]:

@@ -150,7 +150,7 @@ def optimize(network: Network, images: Tensor, targets: Tensor) -> tuple[Tensor,
         logits = forward(images.contiguous(memory_format=torch.channels_last))
     logits = logits.float()
     loss = functional.cross_entropy(logits, targets)
-    network.optimizer.zero_grad(set_to_none=True)
+    network.model.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     network.optimizer.step()
     return loss.detach(), logits.detach()
@@ -164,7 +164,7 @@ def _captured(warm_up: Callable[[], None], step: Callable[[], None], network: Ne
         for _ in range(WARM_UP_STEPS):
             warm_up()
     current.wait_stream(side)
-    network.optimizer.zero_grad(set_to_none=True)
+    network.model.zero_grad(set_to_none=True)
     graph = torch.cuda.CUDAGraph()
     # thread_local: another thread that delivers or evaluates may call what a capture forbids
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
