@@ -219,7 +219,7 @@ def speed(bench: Bench) -> None:
         bench.say(
             "peak",
             f"{model}, epoch at that rate",
-            gflop_per_image(model) * len(images.train_labels) / peak,
+            gflop_per_image(model, bench.task.model_options()) * len(images.train_labels) / peak,
             "s",
             "a bound",
         )

@@ -20,7 +20,7 @@ import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,9 +66,9 @@ class Row:
     """By process and round: peak GFLOP/s, GB/s, and images per second of the network and of the step."""
 
 
-def gflop_per_image(model: str, batch: int = 2) -> float:
+def gflop_per_image(model: str, options: Mapping[str, int], batch: int = 2) -> float:
     """Nominal operations of forward and backward."""
-    network = build_model(model, {}, num_classes=10, image_size_px=32, init_seed=0)
+    network = build_model(model, options, num_classes=10, image_size_px=32, init_seed=0)
     with FlopCounterMode(display=False) as counter:
         network(torch.zeros(batch, 3, 32, 32)).sum().backward()
     return counter.get_total_flops() / batch / 1e9
@@ -214,7 +214,7 @@ def measure(task: Task, rounds: int) -> Row:
     tables = [table for _, table in found]
     for process in processes:
         process.join()
-    flop = gflop_per_image(task.model)
+    flop = gflop_per_image(task.model, task.model_options())
     sums = [[sum(table[index][column] for table in tables) for index in range(rounds)] for column in range(4)]
     shares = [[flop * row[column] / row[0] for table in tables for row in table] for column in (2, 3)]
     return Row(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,11 @@ import torch
 
 from benchmarks import peers, study_time
 from benchmarks.contenders import LOOPS, OURS, Outcome, Prepared, Sizes, recipe_of
+from benchmarks.layers import measure as measure_layer
+from benchmarks.peak import BytesMoved, gflop_per_image
 from benchmarks.same_training import check_steps, difference
 from benchmarks.task import AUGMENT, MODELS, Task, channel_statistics, load, with_fewer_tests
+from cifar_ablate.device import find_device
 from cifar_ablate.spec.load import load_study
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training.batches import to_device
@@ -135,3 +140,38 @@ def test_a_study_is_timed_and_an_interrupted_benchmark_goes_on(tmp_path: Path, m
     assert measured == [*LOOPS, OURS]
     assert resumed["measured"][0] == document["measured"][0]
     assert [row["rounds"] for row in resumed["rows"]] == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(("model", "gflop"), [("resnet18-compact", 0.809), ("resnet18", 3.329)])
+def test_nominal_operations_are_those_of_the_published_networks(model: str, gflop: float) -> None:
+    assert gflop_per_image(model, {}) == pytest.approx(gflop, abs=5e-4)
+
+
+def test_bytes_moved_count_what_operations_read_and_write_and_views_move_nothing() -> None:
+    a, b = torch.zeros(10, 10), torch.zeros(10, 10)
+    with BytesMoved() as moved:
+        a.t()
+        torch.add(a, b)
+    assert moved.total == 3 * 400
+
+
+def test_a_layer_is_measured_both_ways() -> None:
+    row = measure_layer(torch.nn.Conv2d(256, 512, 3, stride=2, padding=1, bias=False), 4, 2)
+    assert row["products"] == [True, True]
+    assert all(rate > 0 for pair in row["gflops"] for rate in pair)
+
+
+def test_the_benchmark_of_a_gpu_measures_part_by_part_and_says_what_it_left_out(tmp_path: Path) -> None:
+    out = tmp_path / "speed.json"
+    command = [sys.executable, "-m", "benchmarks.gpu", "speed", "--data", "digits", "--width", "4", "--steps", "2"]
+    done = subprocess.run(
+        [*command, "--minutes", "0.05", "--out", str(out)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    document = json.loads(out.read_text())
+    by_part = {row["part"]: row for row in document["rows"]}
+    assert by_part["peak"]["value"] > 0
+    if find_device().kind == "cpu":
+        assert by_part["same seed"]["value"] == 0
+    assert document["left_out"]
+    assert "| part | what | value | note |" in done.stdout
+    assert f"left out, for lack of time: {document['left_out'][0]}" in done.stdout
