@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from rich.console import Console
 
 from cifar_ablate.device import Device, Place
 from cifar_ablate.errors import UsageError
-from cifar_ablate.runner import jobs
+from cifar_ablate.folder import RunFolder
+from cifar_ablate.runner import jobs, trainer
+from cifar_ablate.runner.execute import RUNS_ROOT, run_plans
 from cifar_ablate.runner.jobs import best, choose_places, num_cores, parse_jobs
+from cifar_ablate.runner.preflight import prepare
 from tests.comparing import runs_of
 from tests.test_whole_way import STUDY
 
@@ -71,6 +76,42 @@ def test_a_longer_one_is_measured_and_the_figures_are_told(workshop: Workshop, m
     workshop.write("again.yaml", STUDY.replace("study: tiny", "study: again"))
     assert "6 finished" in workshop("run", "again.yaml", "--jobs", "1").out
     assert losses_of("again") == losses_of("tiny")
+
+
+def run_in_turn(study: Path, side_by_side: int) -> dict[str, float]:
+    """Train a study offline in one process, so many runs in turn, as on a GPU; gives the loss of each run."""
+    ready = prepare([study], None, None, device="cpu", console=Console(quiet=True))
+    shutil.rmtree("mlruns", ignore_errors=True)
+    places = [Place(ready.device, 1, side_by_side)]
+    summary = run_plans(ready.plans, tracking=None, data=ready.data, places=places)
+    assert summary.kinds["finished"] == len(ready.plans[0].runs)
+    results = {run.fingerprint: RunFolder(RUNS_ROOT / run.fingerprint).result() for run in ready.plans[0].runs}
+    return {name: result.metrics["test_nll"] for name, result in results.items() if result is not None}
+
+
+@pytest.mark.parametrize("model", ["{name: resnet18-compact, width: 4}", "{name: resnet18, width: 2, dropout: 0.1}"])
+def test_runs_that_take_turns_in_one_process_end_as_those_alone(model: str, workshop: Workshop) -> None:
+    study = workshop.write("tiny.yaml", STUDY.replace("{name: resnet18-compact, width: 4}", model))
+    assert run_in_turn(study, 4) == run_in_turn(study, 1)
+
+
+def test_a_run_without_room_beside_the_others_is_trained_alone_in_the_end(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = workshop.write("tiny.yaml", STUDY)
+    expected = run_in_turn(study, 1)
+    train, refused = trainer.train_run, []
+
+    def crowded(*arguments: Any, lane: int, **options: Any) -> Any:
+        if lane == 1 and not refused:
+            refused.append(arguments)
+            yield
+            raise MemoryError
+        return (yield from train(*arguments, lane=lane, **options))
+
+    monkeypatch.setattr(trainer, "train_run", crowded)
+    assert run_in_turn(study, 2) == expected
+    assert len(refused) == 1
 
 
 def losses_of(study: str) -> dict[str, float]:

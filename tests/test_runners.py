@@ -298,8 +298,8 @@ def test_a_run_that_runs_out_of_memory_fails_in_one_sentence_and_the_others_go_o
     tried("memory too small for a run")
     command = run_short_of_memory(workshop, begin, "--seed", "0")
     (reason,) = re.findall(r"^failed: tiny large seed 0: (.*)$", command.said, re.MULTILINE)
-    assert "memory" in reason
-    assert "batch_size" in reason  # the cure
+    assert reason.startswith("out of memory at batch_size 1400 ")
+    assert "make batch_size or the network smaller" in reason  # the cure
     assert "Traceback" not in command.said
     recorded = statuses()
     assert recorded == {"baseline 0": ("FINISHED", ""), "flip 0": ("FINISHED", ""), "large 0": ("FAILED", reason)}
