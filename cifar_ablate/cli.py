@@ -73,7 +73,7 @@ def run(
     from cifar_ablate.runner.estimate import images_of
     from cifar_ablate.runner.execute import RunOptions, run_plans, runs_left
     from cifar_ablate.runner.jobs import choose_places, parse_jobs
-    from cifar_ablate.runner.preflight import advice, chosen_runs, describe_places, open_tracking, prepare
+    from cifar_ablate.runner.preflight import chosen_runs, describe_places, open_tracking, prepare
     from cifar_ablate.terminal import Terminal
     from cifar_ablate.training.engine import EngineOptions, choose_mode
 
@@ -85,9 +85,7 @@ def run(
     wanted = chosen_runs(ready.plans, arm, seed)
     left = runs_left(ready.plans, wanted)
     places, why = choose_places(left, ready.data, ready.device, num_jobs, threads, engine)
-    console.print(describe_places(places), highlight=False, markup=False)
-    if hint := why or advice(places):
-        console.print(hint, highlight=False)
+    console.print(describe_places(places, why), highlight=False, markup=False)
     stops = Stops()
     tracking = None if offline else open_tracking()
     with Terminal(console, lambda run: images_of(run, ready.data[run.data_key])) as terminal, signals_stop(stops):

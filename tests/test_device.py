@@ -53,8 +53,9 @@ def test_where_runs_are_trained_is_told_and_why_not_on_a_gpu(monkeypatch: pytest
     cpu = Device("cpu", "a CPU", fast_bf16=True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr("cifar_ablate.runner.preflight.why_no_cuda", lambda: "torch finds no CUDA device here")
-    said = describe_places(find_places(cpu, 2, None))
-    assert said == "On a CPU (torch finds no CUDA device here), 2 runs at a time, 1 thread each"
+    said = describe_places(find_places(cpu, 2, None), "--jobs auto: 2").splitlines()
+    assert said[1] == "--jobs auto: 2"
+    assert said[0] == "On a CPU (torch finds no CUDA device here), 2 runs at a time, 1 thread each"
     assert describe_places(find_places(GPU, 1, 4)) == "On a GPU, 1 run at a time"
 
 

@@ -53,8 +53,12 @@ def open_tracking() -> Tracking:
         raise TrackingError(f"{error}; or train with --offline, and deliver with `cifar-ablate sync` later") from None
 
 
-def describe_places(places: Sequence[Place]) -> str:
-    """Where runs are trained, in a line; on a CPU also why not on a GPU."""
+def describe_places(places: Sequence[Place], why: str = "") -> str:
+    """Where runs are trained, and why not on a GPU; then why so many at a time, or what would be better."""
+    return "\n".join(line for line in (_where(places), why or advice(places)) if line)
+
+
+def _where(places: Sequence[Place]) -> str:
     device, at_a_time = places[0].device, sum(place.side_by_side for place in places)
     number = f"{at_a_time} runs at a time" if at_a_time > 1 else "1 run at a time"
     if device.kind != "cpu":
