@@ -62,6 +62,7 @@ def choose_places(
     if device.kind == "cuda":
         engine = Engine(choose_mode(options or EngineOptions(), device))
         chosen, why = _measure_gpu(len(runs), heaviest, data[heaviest.data_key], place, engine)
+        torch.cuda.empty_cache()  # worker processes may be what needs it
     else:
         chosen, why = _measure_cpu(runs, heaviest, data, place)
     return find_places(device, chosen, threads), f"--jobs auto: {why}"

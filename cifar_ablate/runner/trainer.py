@@ -52,10 +52,12 @@ class GroupTrainer:
         if self.engine is None:
             self.engine = Engine(choose_mode(self.options, place.device))
         side_by_side = place.side_by_side if self._may_take_turns(group[0], place) else 1
+        self.engine.keep_lanes(side_by_side)
         crowded = take_turns(
             [partial(self._steps_of, run, place, channel) for run in group], side_by_side, place.device.torch
         )
         for run_alone in crowded:
+            self.engine.keep_lanes(1)
             take_turns([run_alone], 1, place.device.torch)
 
     def _may_take_turns(self, run: PlannedRun, place: Place) -> bool:
@@ -83,7 +85,7 @@ class GroupTrainer:
                     folder.drop_checkpoints()
                 write_artifacts(folder, self.data[run.data_key].classes)  # a damaged folder ends here
                 return Ended(run.key, "shared", earlier.reason, earlier)
-            self._open(run, folder, place)
+            self._open(run, folder, place, turn)
             result = yield from self._train(run, folder, place, channel, turn)
             write_artifacts(folder, self.data[run.data_key].classes)
         except Stopped:
@@ -94,11 +96,11 @@ class GroupTrainer:
             return Ended(run.key, "stopped", str(error), halts=True)
         return Ended(run.key, result.status, result.reason, result)
 
-    def _open(self, run: PlannedRun, folder: RunFolder, place: Place) -> None:
+    def _open(self, run: PlannedRun, folder: RunFolder, place: Place, turn: Turn) -> None:
         data = self.data[run.data_key]
         described = {"data": data.describe(), "data_digest": data.digest, "classes": list(data.classes)}
         environment = describe_environment(place.device, place.threads)
-        engine = {**asdict(self._engine().mode.for_recipe(run.recipe)), "side_by_side": place.side_by_side}
+        engine = {**asdict(self._engine().mode.for_recipe(run.recipe)), "side_by_side": turn.num_lanes}
         folder.create(
             run.recipe.as_dict(),
             {**environment, **described, "engine": engine, "trainer": TRAINER_VERSION, "seed": run.seed},
@@ -134,15 +136,20 @@ class GroupTrainer:
             reason = str(error)
         except Exception as error:
             if is_out_of_memory(error) and turn.others():
+                self._let_go(place, turn)
                 raise Crowded from error  # not its own fault: it is trained alone, later
             reason = _reason(error, run.recipe.batch_size)
             write_atomically(folder.path / "failure.txt", traceback.format_exc())
-        self._engine().drop(turn.lane)
-        if place.device.kind == "cuda":
-            torch.cuda.empty_cache()  # what a failed run held may be what the next one lacks
+        self._let_go(place, turn)
         result = RunResult("failed", len(folder.history()), 0, 0, {}, reason)
         folder.write_result(result)
         return result
+
+    def _let_go(self, place: Place, turn: Turn) -> None:
+        """What a failed run held may be what the next one lacks."""
+        self._engine().drop(turn.lane)
+        if place.device.kind == "cuda":
+            torch.cuda.empty_cache()
 
     def _on_device(self, key: DataKey, device: Device) -> DeviceData:
         if self.resident is None or self.resident[:2] != (key, device):

@@ -27,6 +27,7 @@ class Turn:
 
     lane: int
     """From 0; what a lane keeps is used by one training at a time."""
+    num_lanes: int
     num_active: Callable[[], int]
 
     def others(self) -> bool:
@@ -61,10 +62,11 @@ class _Round:
 def take_turns(works: Sequence[Work], side_by_side: int, device: torch.device) -> list[Work]:
     """Do all, ``side_by_side`` at a time, one step each in turn; gives those that were too crowded, not done."""
     waiting, crowded, everyone = deque(works), [], _Round()
-    for number in range(min(side_by_side, len(works))):
-        overlaps = device.type == "cuda" and side_by_side > 1
+    num_lanes = min(side_by_side, len(works))
+    for number in range(num_lanes):
+        overlaps = device.type == "cuda" and num_lanes > 1
         stream = torch.cuda.Stream(device) if overlaps else None  # type: ignore[no-untyped-call]
-        everyone.lanes.append(_Lane(Turn(number, everyone.num_active), stream))
+        everyone.lanes.append(_Lane(Turn(number, num_lanes, everyone.num_active), stream))
     try:
         while waiting or everyone.num_active():
             for lane in everyone.lanes:

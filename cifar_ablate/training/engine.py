@@ -95,6 +95,11 @@ class Engine:
         """Forget what a failed run may have left in disorder."""
         self.kept.pop(lane, None)
 
+    def keep_lanes(self, num: int) -> None:
+        """Forget the lanes beyond so many: what they hold is memory that others need."""
+        for lane in [lane for lane in self.kept if lane >= num]:
+            self.drop(lane)
+
     def _made(
         self, recipe: Recipe, fresh: nn.Module, data: DeviceData, precision: str, reused: Network | None
     ) -> Stepper:
