@@ -101,8 +101,14 @@ def to_normalised(data: DataSet) -> Any:
     return transforms.Compose([transforms.ToTensor(), transforms.Normalize(*channel_statistics(data.train_images))])
 
 
-def mixing(data: DataSet) -> Any:
-    """MixUp or CutMix with equal chances by torchvision: one draw, and one lambda, for a whole batch."""
+def mixing(data: DataSet, how: str) -> Any:
+    """MixUp or CutMix with equal chances: by torchvision, one draw and one lambda for a whole batch, or by timm, for
+    each image."""
+    if how == "per-image":
+        from timm.data import Mixup  # noqa: TID251  a comparison with timm
+
+        alphas = AUGMENT["mixup"]["alpha"], AUGMENT["cutmix"]["alpha"]
+        return Mixup(*alphas, mode="elem", label_smoothing=0.0, num_classes=data.num_classes)
     return v2.RandomChoice(
         [
             v2.MixUp(alpha=AUGMENT["mixup"]["alpha"], num_classes=data.num_classes),

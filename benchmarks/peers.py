@@ -10,7 +10,8 @@ same probabilities. That is what makes the times comparable. What cannot be the 
 - The order of the images and all draws come from each library's own generators.
 - Image operations are PIL's on 8 bits, ours are on floats: an affine image differs by rounding.
 - `plain` and `fair`: torchvision's MixUp and CutMix draw one lambda, and which of the two, for a whole batch, and pair
-  an image with its neighbour. timm draws for each image (mode elem), as we do, and pairs with the mirrored batch.
+  an image with its neighbour. timm draws for each image (mode elem), as we do, and pairs with the mirrored batch;
+  --mixing per-image has these two loops do it by timm's Mixup, for a comparison of accuracies under one law.
 - timm mixes on a CUDA device's host in 8 bits, as its train script does.
 
 Seeds are trained one after the other in one process, as a hand-written loop does, so imports and data are paid once.
@@ -76,7 +77,7 @@ def plain(task: Task, data: DataSet, seed: int, clock: Clock, workers: int | Non
     train_images = ArrayImages(data.train_images, data.train_labels, augment)
     train = DataLoader(train_images, task.batch_size, shuffle=True, **options)
     test = DataLoader(ArrayImages(data.test_images, data.test_labels, clean), EVAL_BATCH, **options)
-    mix = mixing(data)
+    mix = mixing(data, task.mixing)
     model = task.network(seed, data).to(device)
     optimizer = plain_optimizer(model, task)
     rates = task.rates(len(data.train_labels))
@@ -128,7 +129,7 @@ def fair(task: Task, data: DataSet, seed: int, clock: Clock, workers: int | None
     train_images = ArrayImages(data.train_images, data.train_labels, augment)
     train = DataLoader(train_images, task.batch_size, shuffle=True, **options)
     test = DataLoader(ArrayImages(data.test_images, data.test_labels, clean), EVAL_BATCH, **options)
-    mix = mixing(data)
+    mix = mixing(data, task.mixing)
     model = task.network(seed, data).to(device).to(memory_format=torch.channels_last)
     optimizer = plain_optimizer(model, task, fused=True)
     rates = task.rates(len(data.train_labels))

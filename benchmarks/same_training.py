@@ -11,10 +11,11 @@ in ten million. That the two decide nothing else is shown apart, in float64, whe
 plain step as it is written, and with both of them, must agree to 1e-10.
 
 accuracy: `cifar-ablate run` against each loop, over seeds that begin with the same initial weights. The loops draw
-their own orders and augmentations, and torchvision mixes a batch by one lambda, so single runs differ; the mean of the
-paired differences in test accuracy must have a 95% interval (Student's t) that contains 0. An interval is printed with
-its width, for a wide one excludes little: more seeds or images make it narrower. Where all is equal, one comparison in
-twenty falls outside by chance; repeat such a one with more seeds before believing it.
+their own orders and augmentations, so single runs differ; all mix for each image, which torchvision does not (with
+--mixing library the loops do as torchvision: another law, and another accuracy). The mean of the paired differences in
+test accuracy must have a 95% interval (Student's t) that contains 0. An interval is printed with its width, for a wide
+one excludes little: more seeds or images make it narrower. Where all is equal, one comparison in twenty falls outside
+by chance; repeat such a one with more seeds before believing it.
 
 Either part ends with exit code 1 where it does not hold.
 """
@@ -241,7 +242,7 @@ def main() -> None:
     parser.add_argument("--loop", choices=LOOPS, action="append", help="default: all three")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--step-batch-size", type=int, default=STEP_BATCH)
-    add_task_options(parser, Task(epochs=4, batch_size=64, lr=0.05, eval_every=0))
+    add_task_options(parser, Task(epochs=4, batch_size=64, lr=0.05, eval_every=0, mixing="per-image"))
     parser.add_argument("--jobs", type=int, default=num_cores() if on_cpu else 1, help="of cifar-ablate run")
     parser.add_argument("--loop-threads", type=int, help="of torch in the loops (default: torch's own)")
     parser.add_argument("--out", type=Path, help="write the figures as JSON, too")

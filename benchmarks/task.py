@@ -61,6 +61,8 @@ class Task:
     """Largest learning rate of the curve."""
     precision: str = "auto"
     """auto: fp32 for the plain loop, else bf16 where the device computes in it; fp32 or bf16 for all."""
+    mixing: str = "library"
+    """Of the plain and the fair loop: library, torchvision's one draw for a batch; per-image, as in a study."""
     eval_every: int = 1
     """Epochs between two evaluations; 0: only after the last, which is always evaluated."""
 
@@ -142,6 +144,7 @@ def add_task_options(parser: argparse.ArgumentParser, defaults: Task) -> None:
     add("--batch-size", type=int, default=defaults.batch_size)
     add("--lr", type=float, default=defaults.lr, help="largest learning rate of the curve")
     add("--precision", choices=("auto", "fp32", "bf16"), default=defaults.precision)
+    add("--mixing", choices=("library", "per-image"), default=defaults.mixing, help="of the plain and the fair loop")
     add("--eval-every", type=int, default=defaults.eval_every, help="epochs; 0: only at the end")
 
 
