@@ -18,6 +18,7 @@ from cifar_ablate.errors import DeviceError, UsageError
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.runner.turns import Crowded, Turn, take_turns
 from cifar_ablate.spec.schema import Recipe
+from cifar_ablate.training import engine as engine_module
 from cifar_ablate.training import step as step_module
 from cifar_ablate.training.batches import DeviceData, to_device
 from cifar_ablate.training.engine import Engine, EngineOptions, Mode, choose_mode, draws_at_random
@@ -196,6 +197,16 @@ def test_on_a_gpu_auto_captures_unless_the_gpu_is_old(
     assert choose_mode(EngineOptions(capture="off"), GPU).capture is False
     assert choose_mode(EngineOptions(capture="on"), GPU).capture is True
     assert choose_mode(EngineOptions(compile="on"), GPU).compile is True
+
+
+def test_on_a_gpu_auto_compiles_where_there_is_enough_to_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(engine_module, "find_spec", lambda _: object())
+    assert [choose_mode(EngineOptions(), GPU, num).compile for num in (50_000, 50_000_000)] == [False, True]
+    assert choose_mode(EngineOptions(compile="off"), GPU, 50_000_000).compile is False
+    monkeypatch.setattr(engine_module, "find_spec", lambda _: None)
+    without = choose_mode(EngineOptions(), GPU, 50_000_000)
+    assert (without.compile, without.why) == (False, "there is no triton to compile with")
 
 
 def test_what_a_device_does_not_have_cannot_be_forced() -> None:

@@ -48,8 +48,10 @@ def images(num: int = 200) -> DataSet:
     return DataSet("digits", names, pixels, labels, pixels, labels, "d", num, num)
 
 
-def plan_of(**arms: Recipe) -> Plan:
-    study = Study("s", "?", (0, 1), 0.2, "baseline", tuple(Arm(name, None, each) for name, each in arms.items()))
+def plan_of(*, num_seeds: int = 2, **arms: Recipe) -> Plan:
+    study = Study(
+        "s", "?", tuple(range(num_seeds)), 0.2, "baseline", tuple(Arm(name, None, each) for name, each in arms.items())
+    )
     return make_plan(study, {data_key(each): images() for each in arms.values()}, BF16)
 
 
@@ -179,6 +181,16 @@ def test_a_result_of_another_arm_with_the_same_training_is_not_this_arms_record(
     plan = plan_of(baseline=recipe())
     other = replace(recorded(plan, 0, "finished"), arm="renamed")
     assert len(reconcile(plan.runs[:1], [other]).todo) == 1
+
+
+@pytest.mark.parametrize(
+    ("num_places", "side_by_side", "sizes"), [(1, 1, [2] * 6), (2, 1, [1] * 12), (1, 4, [12]), (2, 4, [4, 4, 4])]
+)
+def test_groups_keep_every_place_and_every_turn_busy(num_places: int, side_by_side: int, sizes: list[int]) -> None:
+    plan = plan_of(num_seeds=6, baseline=recipe(), flip=recipe(augment={"hflip": {}}))
+    groups = grouped(plan.runs, num_places, side_by_side)
+    assert [len(group) for group in groups] == sizes
+    assert [run.seed for group in groups for run in group] == sorted([*range(6)] * 2)
 
 
 def test_whole_seeds_come_first() -> None:

@@ -92,6 +92,7 @@ def run_plans(
         events.step_seconds,
         this_process(),
         options.engine,
+        images_by_shape(todo, data),
     )
     execute = partial(_execute, options.executor, train_group, places, command)
     try:
@@ -107,16 +108,25 @@ def run_plans(
     return command.summary(num_done, failed, left)
 
 
-def grouped(runs: Sequence[PlannedRun], num_places: int = 1) -> list[Group]:
+def images_by_shape(runs: Sequence[PlannedRun], data: Mapping[DataKey, DataSet]) -> dict[str, int]:
+    """Training images of all runs and epochs, by the shape that they share."""
+    totals: dict[str, int] = {}
+    for run in runs:
+        totals[run.shape] = totals.get(run.shape, 0) + run.recipe.epochs * len(data[run.data_key].train_labels)
+    return totals
+
+
+def grouped(runs: Sequence[PlannedRun], num_places: int = 1, side_by_side: int = 1) -> list[Group]:
     """Runs of one study and shape together, seed by seed, so that a study interrupted early has whole seeds.
 
-    Groups are cut so that each place gets several: the last ones to end should not keep the others waiting.
+    Groups are cut so that each place gets several: the last ones to end should not keep the others waiting. Where runs
+    take turns, a group holds all seeds, and is never shorter than a turn.
     """
     groups: dict[tuple[str, str, int], list[PlannedRun]] = {}
     order = {run.study: index for index, run in reversed(list(enumerate(runs)))}
     for run in sorted(runs, key=lambda run: (order[run.study], run.seed)):
-        groups.setdefault((run.study, run.shape, run.seed), []).append(run)
-    longest = max(1, len(runs) // (4 * num_places)) if num_places > 1 else len(runs)
+        groups.setdefault((run.study, run.shape, run.seed if side_by_side == 1 else 0), []).append(run)
+    longest = max(side_by_side, len(runs) // (4 * num_places)) if num_places > 1 else len(runs)
     return [group[start : start + longest] for group in groups.values() for start in range(0, len(group), longest)]
 
 
@@ -124,7 +134,8 @@ def _execute(
     executor: str, train_group: GroupTrainer, places: Sequence[Place], command: Command, runs: Sequence[PlannedRun]
 ) -> None:
     if runs:
-        EXECUTORS.get(executor)(grouped(runs, len(places)), train_group, places, command)
+        side_by_side = max(place.side_by_side for place in places)
+        EXECUTORS.get(executor)(grouped(runs, len(places), side_by_side), train_group, places, command)
 
 
 def _open(plan: Plan, tracking: Tracking | None, experiments: dict[str, str]) -> Sequence[RecordedRun]:

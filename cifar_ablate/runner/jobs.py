@@ -10,6 +10,7 @@ import resource
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -60,7 +61,7 @@ def choose_places(
     place = find_places(device, 1, threads)[0]
     place.enter()
     if device.kind == "cuda":
-        engine = Engine(choose_mode(options or EngineOptions(), device))
+        engine = Engine(replace(choose_mode(options or EngineOptions(), device), compile=False))  # a minute is too long
         chosen, why = _measure_gpu(len(runs), heaviest, data[heaviest.data_key], place, engine)
         torch.cuda.empty_cache()  # worker processes may be what needs it
     else:

@@ -43,14 +43,17 @@ class GroupTrainer:
     owner: Owner
     """Who is told to train these runs: the command, not the worker, for that is whom a person can stop."""
     options: EngineOptions = field(default_factory=EngineOptions)
+    num_images: Mapping[str, int] = field(default_factory=dict)
+    """To be trained by the whole command, by shape."""
     resident: tuple[DataKey, Device, DeviceData] | None = field(default=None, init=False)
     """The data set on the device; one at a time is kept there."""
     engine: Engine | None = field(default=None, init=False)
 
     def __call__(self, group: Group, place: Place, channel: Channel) -> None:
         place.enter()
-        if self.engine is None:
-            self.engine = Engine(choose_mode(self.options, place.device))
+        mode = choose_mode(self.options, place.device, self.num_images.get(group[0].shape, 0))
+        if self.engine is None or self.engine.mode != mode:
+            self.engine = Engine(mode)
         side_by_side = place.side_by_side if self._may_take_turns(group[0], place) else 1
         self.engine.keep_lanes(side_by_side)
         crowded = take_turns(
@@ -153,7 +156,8 @@ class GroupTrainer:
 
     def _on_device(self, key: DataKey, device: Device) -> DeviceData:
         if self.resident is None or self.resident[:2] != (key, device):
-            self.resident = None  # two data sets at once may be too much for the device
+            self._engine().keep_lanes(0)  # two data sets at once may be too much for the device
+            self.resident = None
             self.resident = (key, device, to_device(self.data[key], device.torch))
         return self.resident[2]
 

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import torch
@@ -28,6 +29,9 @@ CAPTURABLE = ("sgd", "adamw")
 """Optimizers that take their learning rate from the device and keep their whole state there."""
 MIN_CAPABILITY = (7, 0)
 """Of CUDA devices: below it inductor has no code generator, and bf16 and graphs are too slow to be worth it."""
+WORTH_COMPILING = 20_000_000
+"""Training images, all runs and epochs of a shape: from here on what fusion saves is likely to be more than the minute
+that compiling takes. An estimate, from a fifth of 0.2 to 0.8 s an epoch; ``benchmarks/gpu.py`` measures both."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Mode:
 
     compile: bool = False
     capture: bool = False
-    why: str = ""
+    why: str = field(default="", compare=False)
 
     def for_recipe(self, recipe: Recipe) -> Mode:
         """What a recipe leaves of it."""
@@ -53,8 +57,11 @@ class Mode:
         return replace(self, capture=False, why=f"{recipe.optimizer.name} reads its learning rate on the host")
 
 
-def choose_mode(options: EngineOptions, device: Device) -> Mode:
-    """What ``auto`` means on a device; raises UsageError or DeviceError for what cannot be forced there."""
+def choose_mode(options: EngineOptions, device: Device, num_images: int = 0) -> Mode:
+    """What ``auto`` means on a device where so many images are trained with one network, in all runs and epochs.
+
+    Raises UsageError or DeviceError for what cannot be forced there.
+    """
     for name, value in (("--compile", options.compile), ("--capture", options.capture)):
         if value not in get_args(Choice):
             raise UsageError(f"{name} {value}: choose auto, on or off")
@@ -66,7 +73,11 @@ def choose_mode(options: EngineOptions, device: Device) -> Mode:
     capable = torch.cuda.get_device_capability(device.index) >= MIN_CAPABILITY
     if not capable:
         return Mode(options.compile == "on", options.capture == "on", f"{device.name} is older than Volta")
-    return Mode(options.compile == "on", options.capture != "off", "steps are captured; compiling is slower to start")
+    has_compiler = find_spec("triton") is not None
+    pays = has_compiler and num_images >= WORTH_COMPILING
+    compiles = options.compile == "on" or (options.compile == "auto" and pays)
+    why = f"{num_images:,} images to train, and compiling pays from {WORTH_COMPILING:,}"
+    return Mode(compiles, options.capture != "off", why if has_compiler else "there is no triton to compile with")
 
 
 @dataclass
