@@ -21,7 +21,14 @@ from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training import engine as engine_module
 from cifar_ablate.training import step as step_module
 from cifar_ablate.training.batches import DeviceData, to_device
-from cifar_ablate.training.engine import Engine, EngineOptions, Mode, choose_mode, draws_at_random
+from cifar_ablate.training.engine import (
+    Engine,
+    EngineOptions,
+    Mode,
+    choose_mode,
+    draws_at_random,
+    has_cpp_compiler,
+)
 from cifar_ablate.training.epoch import Steps, Stopped
 from cifar_ablate.training.evaluate import predict_logits
 from cifar_ablate.training.fit import set_up
@@ -209,13 +216,17 @@ def test_on_a_gpu_auto_compiles_where_there_is_enough_to_train(monkeypatch: pyte
     assert (without.compile, without.why) == (False, "there is no triton to compile with")
 
 
-def test_what_a_device_does_not_have_cannot_be_forced() -> None:
+def test_what_a_device_does_not_have_cannot_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DeviceError, match="--capture on: a cpu has no CUDA graphs; leave it at auto"):
         choose_mode(EngineOptions(capture="on"), find_device("cpu"))
+    monkeypatch.setattr(engine_module, "which", lambda _: None)
+    with pytest.raises(DeviceError, match=r"--compile on: torch compiles for a CPU with g\+\+ or clang\+\+"):
+        choose_mode(EngineOptions(compile="on"), find_device("cpu"))
     with pytest.raises(UsageError, match="--compile always: choose auto, on or off"):
         choose_mode(EngineOptions(compile="always"), find_device("cpu"))  # type: ignore[arg-type]
 
 
+@pytest.mark.skipif(not has_cpp_compiler(), reason="torch compiles for a CPU with g++ or clang++, and there is none")
 def test_a_compiled_network_trains_to_nearly_the_same(trained: Callable[..., Run]) -> None:
     chosen = recipe(model=NARROW | {"width": 4}, epochs=1)
     compiled, plain = trained(chosen, engine=Engine(Mode(compile=True))), trained(chosen)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from shutil import which
 from typing import Any, Literal, get_args
 
 import torch
@@ -67,6 +69,8 @@ def choose_mode(options: EngineOptions, device: Device, num_images: int = 0) -> 
             raise UsageError(f"{name} {value}: choose auto, on or off")
     if options.capture == "on" and device.kind != "cuda":
         raise DeviceError(f"--capture on: a {device.kind} has no CUDA graphs; leave it at auto")
+    if options.compile == "on" and device.kind == "cpu" and not has_cpp_compiler():
+        raise DeviceError("--compile on: torch compiles for a CPU with g++ or clang++, and finds none; install one")
     if device.kind != "cuda":
         why = "a CPU gains nothing from either" if device.kind == "cpu" else f"neither was tried on {device.kind}"
         return Mode(options.compile == "on", False, why)
@@ -78,6 +82,11 @@ def choose_mode(options: EngineOptions, device: Device, num_images: int = 0) -> 
     compiles = options.compile == "on" or (options.compile == "auto" and pays)
     why = f"{num_images:,} images to train, and compiling pays from {WORTH_COMPILING:,}"
     return Mode(compiles, options.capture != "off", why if has_compiler else "there is no triton to compile with")
+
+
+def has_cpp_compiler() -> bool:
+    """Is there what inductor compiles with for a CPU?"""
+    return any(which(name) for name in (os.environ.get("CXX") or "g++", "g++", "clang++"))
 
 
 @dataclass
