@@ -93,7 +93,7 @@ def epoch_of(fit: Fit, number: int, steps: int) -> int:
 
 def warm_epoch(fits: Sequence[Fit], steps: int) -> tuple[float, bool]:
     """Median seconds of an epoch of all of ``fits`` at once, over three; and whether all of its steps were taken."""
-    streams = [torch.cuda.Stream() for _ in fits] if torch.cuda.is_available() else []  # type: ignore[no-untyped-call]
+    streams = [fit.stepper.stream or torch.cuda.current_stream() for fit in fits] if torch.cuda.is_available() else []
     seconds = []
     for number in range(4):  # the first one warms up
         wait()

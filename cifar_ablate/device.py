@@ -41,7 +41,9 @@ class Device:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Does it say that the device or the machine has no memory left?"""
+    """Does it say that the device or the machine has no memory left? A capture that it ended may say so only below."""
+    if error.__context__ is not None and is_out_of_memory(error.__context__):
+        return True
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from cifar_ablate.augment.base import Batch, Epoch, Mixer, Params, Transform
 from cifar_ablate.keys import generator
@@ -93,5 +92,6 @@ def build_pipeline(
 
 def smooth_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
     """Targets float32 [B, C]: off = e/C, on = 1 - e + e/C (timm)."""
-    targets = functional.one_hot(labels, num_classes).float()
+    # torch's one_hot reads the labels on the host to check them, on every device but CUDA
+    targets = (labels[:, None] == torch.arange(num_classes, device=labels.device)).float()
     return targets if smoothing == 0 else targets * (1 - smoothing) + smoothing / num_classes

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -62,10 +63,17 @@ def choose_places(
     place.enter()
     if device.kind == "cuda":
         engine = Engine(replace(choose_mode(options or EngineOptions(), device), compile=False))  # a minute is too long
-        chosen, why = _measure_gpu(len(runs), heaviest, data[heaviest.data_key], place, engine)
-        torch.cuda.empty_cache()  # worker processes may be what needs it
+        measure = partial(_measure_gpu, len(runs), heaviest, data[heaviest.data_key], place, engine)
     else:
-        chosen, why = _measure_cpu(runs, heaviest, data, place)
+        measure = partial(_measure_cpu, runs, heaviest, data, place)
+    try:
+        chosen, why = measure()
+    except Exception as error:  # whatever is wrong with this one run is told where it is trained
+        return find_places(device, 1, threads), f"--jobs auto: 1 run at a time; it could not be measured ({error})"
+    finally:
+        if device.kind == "cuda":
+            engine.keep_lanes(0)
+            torch.cuda.empty_cache()  # worker processes may be what needs it
     return find_places(device, chosen, threads), f"--jobs auto: {why}"
 
 
@@ -163,7 +171,7 @@ def _images_per_second(step: Callable[[], int]) -> float:
 
 def _rate_in_turn(trials: Sequence[Trial]) -> float:
     """Images per second of all trials, one step each in turn, each on a stream of its own."""
-    streams = [torch.cuda.Stream() for _ in trials]  # type: ignore[no-untyped-call]
+    streams = [trial.fit.stepper.stream or torch.cuda.current_stream() for trial in trials]
 
     def each() -> int:
         num = 0

@@ -22,7 +22,7 @@ from cifar_ablate.owner import Owner, owner_from
 from cifar_ablate.plan import TRAINER_VERSION, DataKey, PlannedRun
 from cifar_ablate.runner.artifacts import write_artifacts
 from cifar_ablate.runner.messages import Channel, Ended, EpochEnded, Group, Started, Stepped
-from cifar_ablate.runner.turns import Crowded, Turn, take_turns
+from cifar_ablate.runner.turns import Crowded, Turn, Work, take_turns
 from cifar_ablate.training.batches import DeviceData, to_device
 from cifar_ablate.training.engine import Engine, EngineOptions, choose_mode, draws_at_random
 from cifar_ablate.training.epoch import Steps, Stopped, Watcher
@@ -54,14 +54,18 @@ class GroupTrainer:
         mode = choose_mode(self.options, place.device, self.num_images.get(group[0].shape, 0))
         if self.engine is None or self.engine.mode != mode:
             self.engine = Engine(mode)
+        self.engine.mode = mode  # its reason may be another one
         side_by_side = place.side_by_side if self._may_take_turns(group[0], place) else 1
         self.engine.keep_lanes(side_by_side)
-        crowded = take_turns(
-            [partial(self._steps_of, run, place, channel) for run in group], side_by_side, place.device.torch
-        )
-        for run_alone in crowded:
-            self.engine.keep_lanes(1)
-            take_turns([run_alone], 1, place.device.torch)
+        streams = partial(self.engine.stream, device=place.device.torch)
+        works: dict[Work, PlannedRun] = {partial(self._steps_of, run, place, channel): run for run in group}
+        for crowded in take_turns(list(works), side_by_side, streams):
+            self.engine.keep_lanes(0)
+            if place.device.kind == "cuda":
+                torch.cuda.empty_cache()
+            if channel.should_stop(works[crowded].key):  # it had begun, so somebody waits for its end
+                channel.tell(Ended(works[crowded].key, "stopped"))
+            take_turns([crowded], 1)
 
     def _may_take_turns(self, run: PlannedRun, place: Place) -> bool:
         """A network that draws at random while it trains (dropout) shares one stream of numbers with all others."""
@@ -138,7 +142,7 @@ class GroupTrainer:
         except AblateError as error:
             reason = str(error)
         except Exception as error:
-            if is_out_of_memory(error) and turn.others():
+            if is_out_of_memory(error) and turn.num_lanes > 1:
                 self._let_go(place, turn)
                 raise Crowded from error  # not its own fault: it is trained alone, later
             reason = _reason(error, run.recipe.batch_size)

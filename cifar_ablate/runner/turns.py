@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -28,11 +29,7 @@ class Turn:
     lane: int
     """From 0; what a lane keeps is used by one training at a time."""
     num_lanes: int
-    num_active: Callable[[], int]
-
-    def others(self) -> bool:
-        """Are others trained at the same time?"""
-        return self.num_active() > 1
+    """So many may be trained at the same time."""
 
 
 Work = Callable[[Turn], Steps[None]]
@@ -41,7 +38,7 @@ Work = Callable[[Turn], Steps[None]]
 @dataclass
 class _Lane:
     turn: Turn
-    stream: torch.cuda.Stream | None
+    stream: Any
     work: Work | None = None
     steps: Steps[None] | None = None
 
@@ -59,14 +56,18 @@ class _Round:
         return sum(lane.steps is not None for lane in self.lanes)
 
 
-def take_turns(works: Sequence[Work], side_by_side: int, device: torch.device) -> list[Work]:
-    """Do all, ``side_by_side`` at a time, one step each in turn; gives those that were too crowded, not done."""
+def take_turns(
+    works: Sequence[Work], side_by_side: int, stream_of: Callable[[int], Any] = lambda lane: None
+) -> list[Work]:
+    """Do all, ``side_by_side`` at a time, one step each in turn; gives those that were too crowded, not done.
+
+    ``stream_of``: a lane's torch.cuda.Stream, or None.
+    """
     waiting, crowded, everyone = deque(works), [], _Round()
     num_lanes = min(side_by_side, len(works))
     for number in range(num_lanes):
-        overlaps = device.type == "cuda" and num_lanes > 1
-        stream = torch.cuda.Stream(device) if overlaps else None  # type: ignore[no-untyped-call]
-        everyone.lanes.append(_Lane(Turn(number, num_lanes, everyone.num_active), stream))
+        stream = stream_of(number) if num_lanes > 1 else None
+        everyone.lanes.append(_Lane(Turn(number, num_lanes), stream))
     try:
         while waiting or everyone.num_active():
             for lane in everyone.lanes:

@@ -23,7 +23,7 @@ from cifar_ablate.device import Place
 from cifar_ablate.errors import DeviceError
 from cifar_ablate.plan import PlannedRun
 from cifar_ablate.records import Key
-from cifar_ablate.runner.messages import Channel, Ended, Group, Lost, Message, Noted, TrainGroup
+from cifar_ablate.runner.messages import Channel, Ended, Group, Lost, Message, Noted, Started, TrainGroup
 from cifar_ablate.signals import held_back
 
 POLL_SECONDS = 0.2
@@ -80,7 +80,9 @@ class _Worker:
     attempt: int = 1
     """So many workers were started at this place since one of them has trained."""
     left: list[PlannedRun] = field(default_factory=list, init=False)
-    """Runs of its group that have not ended, in their order; it is at the first one."""
+    """Runs of its group that have not ended, in their order."""
+    under_way: set[Key] = field(default_factory=set, init=False)
+    """Those that it is at: several where they take turns."""
     is_ready: bool = field(default=False, init=False)
     """It has the data."""
     is_idle: bool = field(default=False, init=False)
@@ -109,7 +111,10 @@ class _Worker:
             self.is_ready, self.is_idle, self.left = True, True, []
             return True
         self.has_trained = True
+        if isinstance(message, Started):
+            self.under_way.add(message.key)
         if isinstance(message, Ended):
+            self.under_way.discard(message.key)
             self.left = [run for run in self.left if run.key != message.key]
         channel.tell(message)
         return True
@@ -119,7 +124,7 @@ class _Worker:
         self._send(list(group))
 
     def pass_on_stops(self, channel: Channel) -> None:
-        for key in (None, self.left[0].key) if self.left else ():
+        for key in (None, *(run.key for run in self.left)) if self.left else ():
             if key not in self.stops_told and channel.should_stop(key):
                 self.stops_told.add(key)
                 self._send(_Stop(key))
@@ -129,8 +134,10 @@ class _Worker:
         self.process.join()
         if not self.left:
             return []
-        lost, *rest = self.left
-        channel.tell(Lost(lost.key, f"its worker process {self.end()}"))
+        lost = [run for run in self.left if run.key in self.under_way] or self.left[:1]
+        for run in lost:
+            channel.tell(Lost(run.key, f"its worker process {self.end()}"))
+        rest = [run for run in self.left if run not in lost]
         return [rest] if rest else []
 
     def end(self) -> str:

@@ -77,11 +77,20 @@ def choose_mode(options: EngineOptions, device: Device, num_images: int = 0) -> 
     capable = torch.cuda.get_device_capability(device.index) >= MIN_CAPABILITY
     if not capable:
         return Mode(options.compile == "on", options.capture == "on", f"{device.name} is older than Volta")
-    has_compiler = find_spec("triton") is not None
+    has_compiler = find_spec("triton") is not None and has_c_compiler()
+    if options.compile == "on" and not has_compiler:
+        raise DeviceError("--compile on: torch compiles for a GPU with triton and gcc or clang; install them")
     pays = has_compiler and num_images >= WORTH_COMPILING
     compiles = options.compile == "on" or (options.compile == "auto" and pays)
     why = f"{num_images:,} images to train, and compiling pays from {WORTH_COMPILING:,}"
-    return Mode(compiles, options.capture != "off", why if has_compiler else "there is no triton to compile with")
+    if not has_compiler:
+        why = "there is no triton, or no C compiler for it"
+    return Mode(compiles, options.capture != "off", why)
+
+
+def has_c_compiler() -> bool:
+    """Is there what triton builds its launchers with?"""
+    return any(which(name) for name in (os.environ.get("CC") or "gcc", "gcc", "clang"))
 
 
 def has_cpp_compiler() -> bool:
@@ -96,6 +105,8 @@ class Engine:
     mode: Mode = field(default_factory=Mode)
     kept: dict[int, tuple[str, str, Stepper]] = field(default_factory=dict)
     """By lane: the shape of the network, what else its step depends on, and the step."""
+    streams: dict[int, Any] = field(default_factory=dict)
+    """By lane."""
 
     def stepper(self, recipe: Recipe, fresh: nn.Module, data: DeviceData, precision: str, lane: int = 0) -> Stepper:
         """A step with the weights of ``fresh``: one of this shape used before, set back in place, or a new one."""
@@ -106,10 +117,18 @@ class Engine:
         else:
             reused = old.network if old is not None and old_shape == shape else None
             old = None  # its graphs may hold the memory that the new ones need
-            stepper = self._made(recipe, fresh, data, precision, reused)
+            stepper = self._made(recipe, fresh, data, precision, reused, lane)
         _restart(stepper, fresh, recipe)
         self.kept[lane] = (shape, identity, stepper)
         return stepper
+
+    def stream(self, lane: int, device: torch.device) -> Any:
+        """The lane's torch.cuda.Stream; None where the device has none. Steps are captured and replayed there."""
+        if device.type != "cuda":
+            return None
+        if lane not in self.streams:
+            self.streams[lane] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        return self.streams[lane]
 
     def drop(self, lane: int = 0) -> None:
         """Forget what a failed run may have left in disorder."""
@@ -121,7 +140,7 @@ class Engine:
             self.drop(lane)
 
     def _made(
-        self, recipe: Recipe, fresh: nn.Module, data: DeviceData, precision: str, reused: Network | None
+        self, recipe: Recipe, fresh: nn.Module, data: DeviceData, precision: str, reused: Network | None, lane: int
     ) -> Stepper:
         if reused is not None:
             model, compiled = reused.model, reused.compiled
@@ -141,6 +160,8 @@ class Engine:
         )
         stepper = Stepper(network, is_captured=self.mode.for_recipe(recipe).capture)
         if stepper.is_captured:
+            stepper.stream = self.stream(lane, data.mean.device)
+            model.train()  # a run that was left in the middle of an evaluation may have used it before
             steps = math.ceil(len(data.train_labels) / recipe.batch_size)
             stepper.load_epoch(0, 0, torch.zeros(steps, dtype=torch.float64).numpy(), 0)
             tail = len(data.train_labels) % recipe.batch_size

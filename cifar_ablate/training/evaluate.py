@@ -40,15 +40,17 @@ def predict_logits(
     was_training = model.training
     model.eval()
     parts = []
-    for rows in slices(len(images), EVAL_BATCH.get(images.device.type, 250)):
-        between()
-        batch = pipeline.clean(images[rows]).contiguous(memory_format=torch.channels_last)
-        with precision_context(images.device, precision):
-            logits = model(batch).float()
-            if flip_averaging:
-                logits = (logits + model(batch.flip(3)).float()) / 2
-        parts.append(logits)
-    model.train(was_training)
+    try:
+        for rows in slices(len(images), EVAL_BATCH.get(images.device.type, 250)):
+            between()
+            batch = pipeline.clean(images[rows]).contiguous(memory_format=torch.channels_last)
+            with precision_context(images.device, precision):
+                logits = model(batch).float()
+                if flip_averaging:
+                    logits = (logits + model(batch.flip(3)).float()) / 2
+            parts.append(logits)
+    finally:
+        model.train(was_training)
     return torch.cat(parts).cpu()  # metrics are computed in float64, which not every device has
 
 

@@ -50,6 +50,8 @@ class Stepper:
 
     network: Network
     is_captured: bool = False
+    stream: Any = None
+    """torch.cuda.Stream on which steps are captured: cuBLAS keeps a workspace for each, so lanes must not share one."""
     graphs: dict[int, Any] = field(default_factory=dict, init=False)
     """torch.cuda.CUDAGraph by batch size: the last batch of an epoch may be smaller."""
 
@@ -97,9 +99,7 @@ class Stepper:
                 group["capturable"] = True
         pool = None
         for size in sorted(sizes, reverse=True):
-            self.graphs[size] = _captured(
-                partial(self._first_step, size), partial(self._step, size), self.network, pool
-            )
+            self.graphs[size] = _captured(partial(self._first_step, size), partial(self._step, size), self, pool)
             pool = self.graphs[size].pool()
 
     def _first_step(self, size: int) -> None:
@@ -116,7 +116,8 @@ class Stepper:
         batch = network.pipeline.augment(data.train_images[picked], data.train_labels[picked], params)
         if self.is_captured:  # a schedule needs no new capture
             for group in network.optimizer.param_groups:
-                group["lr"].copy_(self.tables["rates"][self.index])
+                # not [index]: a tensor without dimensions is read on the host there, which no capture allows
+                group["lr"].copy_(self.tables["rates"].index_select(0, self.index.view(1)).view(()))
         loss, logits = optimize(network, batch.images, batch.targets)
         if network.average is not None:
             network.average.update(network.model)
@@ -156,17 +157,18 @@ def optimize(network: Network, images: Tensor, targets: Tensor) -> tuple[Tensor,
     return loss.detach(), logits.detach()
 
 
-def _captured(warm_up: Callable[[], None], step: Callable[[], None], network: Network, pool: Any) -> Any:
-    """A torch.cuda.CUDAGraph of ``step``, warmed up on a stream of its own, as torch's documentation asks."""
-    current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+def _captured(warm_up: Callable[[], None], step: Callable[[], None], stepper: Stepper, pool: Any) -> Any:
+    """A torch.cuda.CUDAGraph of ``step``, warmed up on the stepper's own stream, as torch's documentation asks."""
+    current, side = torch.cuda.current_stream(), stepper.stream
     side.wait_stream(current)
     with torch.cuda.stream(side):
         for _ in range(WARM_UP_STEPS):
             warm_up()
     current.wait_stream(side)
-    network.model.zero_grad(set_to_none=True)
+    stepper.network.model.zero_grad(set_to_none=True)
     graph = torch.cuda.CUDAGraph()
     # thread_local: another thread that delivers or evaluates may call what a capture forbids
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+    capture = torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local")
+    with torch.cuda.stream(current), capture:  # a capture that fails leaves its stream behind
         step()
     return graph

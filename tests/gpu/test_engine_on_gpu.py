@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,8 @@ def test_runs_in_turn_learn_as_runs_alone_do(data: DeviceData, tmp_path: Path) -
 
         return steps
 
-    assert take_turns([work(seed) for seed in range(6)], 3, torch.device("cuda")) == []
+    streams = partial(engine.stream, device=torch.device("cuda"))
+    assert take_turns([work(seed) for seed in range(6)], 3, streams) == []
     for seed in range(6):
         folder = RunFolder(tmp_path / f"alone-{seed}")
         folder.create({}, {})
