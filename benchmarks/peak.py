@@ -202,18 +202,24 @@ def work(task: Task, rounds: int, start: Any, results: Any) -> None:
     results.put(measured(task, rounds, start))
 
 
-def measure(task: Task, rounds: int) -> Row:
-    """One network, on all cores or one GPU at once."""
-    number = num_cores() if find_device().kind == "cpu" else 1
+def at_once(work: Callable[..., None], number: int, *arguments: Any) -> list[Any]:
+    """What so many processes put into a queue: work(*arguments, barrier of all of them, queue)."""
     context = multiprocessing.get_context("spawn")
     start, results = context.Barrier(number), context.SimpleQueue()
-    processes = [context.Process(target=work, args=(task, rounds, start, results)) for _ in range(number)]
+    processes = [context.Process(target=work, args=(*arguments, start, results)) for _ in range(number)]
     for process in processes:
         process.start()
     found = [results.get() for _ in processes]
-    tables = [table for _, table in found]
     for process in processes:
         process.join()
+    return found
+
+
+def measure(task: Task, rounds: int) -> Row:
+    """One network, on all cores or one GPU at once."""
+    number = num_cores() if find_device().kind == "cpu" else 1
+    found = at_once(work, number, task, rounds)
+    tables = [table for _, table in found]
     flop = gflop_per_image(task.model, task.model_options())
     sums = [[sum(table[index][column] for table in tables) for index in range(rounds)] for column in range(4)]
     shares = [[flop * row[column] / row[0] for table in tables for row in table] for column in (2, 3)]

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.contenders import recipe_of
-from benchmarks.peak import whole_step
+from benchmarks.peak import at_once, whole_step
 from benchmarks.task import MODELS, Task, add_task_options, load, num_cores, task_of
 from cifar_ablate import device as device_module
 from cifar_ablate.device import find_device, find_places
@@ -101,16 +100,7 @@ def work(task: Task, name: str, start: Any, results: Any) -> None:
 
 def images_per_second(task: Task, name: str) -> float:
     """Of one core, all cores at it."""
-    number = num_cores()
-    context = multiprocessing.get_context("spawn")
-    start, results = context.Barrier(number), context.SimpleQueue()
-    processes = [context.Process(target=work, args=(task, name, start, results)) for _ in range(number)]
-    for process in processes:
-        process.start()
-    rates = [results.get() for _ in processes]
-    for process in processes:
-        process.join()
-    return statistics.fmean(rates)
+    return statistics.fmean(at_once(work, num_cores(), task, name))
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import Tensor
 
 from cifar_ablate.augment.base import Batch
-from cifar_ablate.augment.pipeline import build_pipeline, smooth_targets
+from cifar_ablate.augment.pipeline import smooth_targets
 from cifar_ablate.data import DataSet
 from cifar_ablate.data.types import Images
 from cifar_ablate.errors import OutputError, UsageError, not_written, suggest
@@ -28,6 +28,7 @@ from cifar_ablate.spec.overlay import load_overlay
 from cifar_ablate.spec.schema import Arm, Recipe, Study
 from cifar_ablate.terminal import reporting
 from cifar_ablate.training.batches import DeviceData, plan_epoch, to_device
+from cifar_ablate.training.engine import pipeline_of
 
 FOLDER = Path("reports")
 MAX_NAME = 150
@@ -83,14 +84,8 @@ def rows_of(arms: Sequence[Arm], data: Mapping[DataKey, DataSet], seed: int, epo
 
 
 def first_batch(recipe: Recipe, data: DeviceData, seed: int, epoch: int) -> Batch:
-    """What the network gets in the first step of an epoch (from 1): the calls of ``training/epoch.py``."""
-    pipeline = build_pipeline(
-        {name: part.kwargs() for name, part in recipe.augment.items()},
-        mean=data.mean,
-        std=data.std,
-        num_classes=data.num_classes,
-        label_smoothing=recipe.loss.label_smoothing,
-    )
+    """What the network gets in the first step of an epoch (from 1): the calls of ``training/step.py``."""
+    pipeline = pipeline_of(recipe, data)
     plan = plan_epoch(seed, epoch - 1, data)
     draws = pipeline.draw_epoch(plan, data.mean.device)
     picked = torch.from_numpy(plan.order[: recipe.batch_size])

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from cifar_ablate.augment.pipeline import build_pipeline
+from cifar_ablate.augment.pipeline import Pipeline, build_pipeline
 from cifar_ablate.device import Device
 from cifar_ablate.errors import DeviceError, UsageError
 from cifar_ablate.models.build import IMAGE_CHANNELS, build_model
@@ -110,7 +110,7 @@ class Engine:
 
     def stepper(self, recipe: Recipe, fresh: nn.Module, data: DeviceData, precision: str, lane: int = 0) -> Stepper:
         """A step with the weights of ``fresh``: one of this shape used before, set back in place, or a new one."""
-        shape, identity = _shape(recipe, data, precision), _identity(recipe, data)
+        shape, identity = _shape(recipe, data, precision), _identity(recipe)
         old_shape, old_identity, old = self.kept.pop(lane, ("", "", None))
         if old is not None and (old_shape, old_identity) == (shape, identity):
             stepper = old
@@ -147,16 +147,16 @@ class Engine:
         else:
             model = _on_device(copy.deepcopy(fresh), data.mean.device)  # warming up changes it
             compiled = _compiled(model) if self.mode.compile else None
-        pipeline = build_pipeline(
-            {name: part.kwargs() for name, part in recipe.augment.items()},
-            mean=data.mean,
-            std=data.std,
-            num_classes=data.num_classes,
-            label_smoothing=recipe.loss.label_smoothing,
-        )
         average = None if recipe.ema is None else average_of(model, recipe.ema.decay)
         network = Network(
-            model, _optimizer(recipe, model), pipeline, data, precision, recipe.batch_size, average, compiled
+            model,
+            _optimizer(recipe, model),
+            pipeline_of(recipe, data),
+            data,
+            precision,
+            recipe.batch_size,
+            average,
+            compiled,
         )
         stepper = Stepper(network, is_captured=self.mode.for_recipe(recipe).capture)
         if stepper.is_captured:
@@ -167,6 +167,17 @@ class Engine:
             tail = len(data.train_labels) % recipe.batch_size
             stepper.prepare({recipe.batch_size, tail} - {0})
         return stepper
+
+
+def pipeline_of(recipe: Recipe, data: DeviceData) -> Pipeline:
+    """The augmentations of a recipe on a data set."""
+    return build_pipeline(
+        {name: part.kwargs() for name, part in recipe.augment.items()},
+        mean=data.mean,
+        std=data.std,
+        num_classes=data.num_classes,
+        label_smoothing=recipe.loss.label_smoothing,
+    )
 
 
 def draws_at_random(recipe: Recipe, num_classes: int, image_size_px: int) -> bool:
@@ -222,7 +233,7 @@ def _shape(recipe: Recipe, data: DeviceData, precision: str) -> str:
     return json.dumps([recipe.model.as_dict(), id(data), recipe.batch_size, precision])
 
 
-def _identity(recipe: Recipe, data: DeviceData) -> str:
+def _identity(recipe: Recipe) -> str:
     """What a step depends on beside its shape; the learning rate and its schedule are read from the device."""
     plain = recipe.as_dict()
     optimizer: Mapping[str, Any] = {name: value for name, value in plain["optimizer"].items() if name != "lr"}
