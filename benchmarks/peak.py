@@ -31,8 +31,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contenders import recipe_of
-from benchmarks.task import MODELS, Task, add_task_options, load, num_cores, task_of
-from cifar_ablate.device import find_device, find_places
+from benchmarks.task import MODELS, Task, add_task_options, load, task_of
+from cifar_ablate.device import find_device, find_places, num_cores
 from cifar_ablate.models.build import build_model
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training.batches import to_device

@@ -53,12 +53,11 @@ from benchmarks.task import (
     add_task_options,
     channel_statistics,
     load,
-    num_cores,
     resolve,
     task_of,
 )
 from cifar_ablate.data import DataSet
-from cifar_ablate.device import find_device
+from cifar_ablate.device import find_device, num_cores
 
 PLAIN_WORKERS = 2
 EVAL_BATCH = 500

@@ -42,9 +42,9 @@ from torch.nn import functional
 from benchmarks.contenders import LOOPS, OURS, prepare, recipe_of
 from benchmarks.parts import set_rate
 from benchmarks.peers import plain_optimizer, plain_step
-from benchmarks.task import MODELS, Task, add_task_options, channel_statistics, load, num_cores, task_of
+from benchmarks.task import MODELS, Task, add_task_options, channel_statistics, load, task_of
 from cifar_ablate.data import DataSet
-from cifar_ablate.device import find_device
+from cifar_ablate.device import find_device, num_cores
 from cifar_ablate.folder import write_atomically
 
 LIMIT = 1e-4

@@ -18,8 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.contenders import OURS, prepare
-from benchmarks.task import MODELS, Task, add_task_options, num_cores, task_of
-from cifar_ablate.device import find_device
+from benchmarks.task import MODELS, Task, add_task_options, task_of
+from cifar_ablate.device import find_device, num_cores
 from cifar_ablate.folder import write_atomically
 
 Point = tuple[Task, int]

@@ -31,8 +31,8 @@ from pathlib import Path
 
 from benchmarks.contenders import LOOPS, OURS, Prepared, Sizes, prepare
 from benchmarks.study_table import Record, print_table, summaries
-from benchmarks.task import MODELS, Task, add_task_options, load, num_cores, task_of
-from cifar_ablate.device import find_device
+from benchmarks.task import MODELS, Task, add_task_options, load, task_of
+from cifar_ablate.device import find_device, num_cores
 from cifar_ablate.folder import write_atomically
 
 PIECE_EPOCHS = 2

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,11 +125,6 @@ def channel_statistics(images: npt.NDArray[np.uint8]) -> tuple[tuple[float, ...]
 def resolve(precision: str) -> str:
     """The precision that `auto` means for a careful user: bf16 where the device computes in it, as in a study."""
     return find_device("auto").resolve(precision)
-
-
-def num_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def add_task_options(parser: argparse.ArgumentParser, defaults: Task) -> None:

@@ -23,9 +23,9 @@ import torch
 
 from benchmarks.contenders import recipe_of
 from benchmarks.peak import at_once, whole_step
-from benchmarks.task import MODELS, Task, add_task_options, load, num_cores, task_of
+from benchmarks.task import MODELS, Task, add_task_options, load, task_of
 from cifar_ablate import device as device_module
-from cifar_ablate.device import find_device, find_places
+from cifar_ablate.device import find_device, find_places, num_cores
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training import convolution, engine, optim
 from cifar_ablate.training.batches import to_device

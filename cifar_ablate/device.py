@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -76,6 +77,17 @@ class Place:
             torch.backends.cudnn.benchmark = True  # shapes never change, so the search is paid once
 
 
+def on_stream(stream: Any) -> AbstractContextManager[object]:
+    """Issue what follows on a torch.cuda.Stream; None: where it would go anyway."""
+    return nullcontext() if stream is None else torch.cuda.stream(stream)
+
+
+def give_back_freed_memory() -> None:
+    """To the machine, for other processes: what ``_keep_freed_memory`` kept."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _keep_freed_memory() -> None:
     """Tell glibc to keep what is freed, for the next step: it would give large arrays back, and pay for new pages.
 
@@ -102,6 +114,11 @@ def find_places(device: Device, jobs: int, threads: int | None) -> list[Place]:
     threads = threads or max(1, torch.get_num_threads() // num_places)
     shares = [len(range(index, jobs, num_places)) for index in range(num_places)]
     return [Place(replace(device, index=index), threads, share) for index, share in enumerate(shares)]
+
+
+def num_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache

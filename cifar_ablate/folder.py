@@ -4,7 +4,7 @@ One folder per fingerprint, so two studies that contain the same training share 
 
     mlruns/runs/<fingerprint>/
       recipe.yaml              the resolved recipe, as trained
-      environment.json         versions, device, commit, data: what the fingerprint does not hold
+      environment.json         versions, device, commit, data of the last attempt: what the fingerprint does not hold
       history.jsonl            one line per finished epoch
       checkpoint.safetensors   state to resume from; removed when the run ends
       checkpoint-before.safetensors   the one before, should that one be damaged
@@ -101,6 +101,10 @@ class RunFolder:
         self.tidy()
         text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
         write_atomically(self.path / "recipe.yaml", text)
+        self.describe(environment)
+
+    def describe(self, environment: Mapping[str, Any]) -> None:
+        """Write where and how the attempt that is under way trains."""
         write_atomically(self.path / "environment.json", json.dumps(environment, indent=1))
 
     def is_begun(self) -> bool:

@@ -33,7 +33,7 @@ from cifar_ablate.training.engine import (
 from cifar_ablate.training.epoch import Steps, Stopped
 from cifar_ablate.training.evaluate import predict_logits
 from cifar_ablate.training.fit import set_up
-from cifar_ablate.training.step import Network, Stepper, optimize
+from cifar_ablate.training.step import Stepper, optimize
 from cifar_ablate.training.train import train_run
 from tests.test_training import CPU, EVERYTHING, NARROW, Diary, Run, fixed_batch, recipe, same, train_in
 
@@ -112,19 +112,26 @@ class NothingReadOnTheHost(TorchDispatchMode):
 class Replayed:
     """A graph for those who have no GPU: it calls what was captured, and refuses what a real graph would not see."""
 
-    def __init__(self, warm_up: Callable[[], None], step: Callable[[], None], network: Network) -> None:
+    def __init__(self, warm_up: Callable[[], None], step: Callable[[], None], stepper: Stepper) -> None:
         for _ in range(step_module.WARM_UP_STEPS):  # changes weights and statistics, as the real one does
             warm_up()
-        self.step, self.network = step, network
+        self.step, self.stepper = step, stepper
         self.places = self.addresses()
 
     def addresses(self) -> dict[str, int]:
         """Where lies what a real graph would read: it would not notice that one of them has moved."""
-        optimizer = self.network.optimizer
-        found = dict(self.network.model.state_dict())
+        stepper, network = self.stepper, self.stepper.network
+        optimizer = network.optimizer
+        found = dict(network.model.state_dict())
+        if network.average is not None:
+            found |= {f"average {name}": value for name, value in network.average.model.state_dict().items()}
         for index, parameter in enumerate(one for group in optimizer.param_groups for one in group["params"]):
             found |= {f"{index} {key}": value for key, value in optimizer.state[parameter].items()}
         found |= {f"rate {index}": group["lr"] for index, group in enumerate(optimizer.param_groups)}
+        found |= {f"table {name}": table for name, table in stepper.tables.items()}
+        found |= {f"draw {name} {key}": drawn[key] for name, drawn in stepper.draws.items() for key in drawn}
+        found |= {f"sum {name}": total for name, total in stepper.sums.items()}
+        found |= {name: getattr(stepper, name) for name in ("position", "index", "line", "loss")}
         return {name: tensor.data_ptr() for name, tensor in found.items()}
 
     def replay(self) -> None:
@@ -142,7 +149,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> Engine:
     made: list[Replayed] = []
 
     def capture(warm_up: Callable[[], None], step: Callable[[], None], stepper: Stepper, pool: Any) -> Replayed:
-        made.append(Replayed(warm_up, step, stepper.network))
+        made.append(Replayed(warm_up, step, stepper))
         return made[-1]
 
     monkeypatch.setattr(step_module, "_captured", capture)
@@ -196,6 +203,35 @@ def test_an_optimizer_that_reads_its_learning_rate_on_the_host_is_not_captured(
     chosen = recipe(optimizer={"name": "muon", "lr": 0.01})
     assert trained(chosen, engine=captured).equals(trained(chosen))
     assert captured.made == []  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def refusing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No step can be captured, as where a network asks the device something in the middle of it."""
+
+    def refuse(warm_up: Callable[[], None], *_: Any) -> None:
+        warm_up()
+        raise RuntimeError("operation not permitted when stream is capturing\nCompile with DEBUG to see more")
+
+    monkeypatch.setattr(step_module, "_captured", refuse)
+
+
+@pytest.mark.usefixtures("refusing")
+def test_a_step_that_cannot_be_captured_is_called_instead_and_it_is_said(trained: Callable[..., Run]) -> None:
+    engine = Engine(Mode(capture=True))
+    for seed in (0, 1):
+        chosen = recipe(augment=EVERYTHING, ema={"decay": 0.9})
+        assert trained(chosen, seed=seed, engine=engine).equals(trained(chosen, seed=seed))
+        mode = engine.mode_of(chosen)
+        assert not mode.capture
+        said = "its step cannot be captured (RuntimeError: operation not permitted when stream is capturing)"
+        assert mode.why == said
+
+
+@pytest.mark.usefixtures("refusing")
+def test_where_capturing_is_forced_a_step_that_cannot_be_captured_is_an_error(trained: Callable[..., Run]) -> None:
+    with pytest.raises(RuntimeError, match="not permitted"):
+        trained(recipe(), engine=Engine(Mode(capture=True, capture_is_forced=True)))
 
 
 # What may be forced

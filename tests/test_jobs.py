@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +17,10 @@ from cifar_ablate.errors import UsageError
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.runner import jobs, trainer
 from cifar_ablate.runner.execute import RUNS_ROOT, run_plans
-from cifar_ablate.runner.jobs import best, choose_places, num_cores, parse_jobs
+from cifar_ablate.runner.jobs import best, choose_places, parse_jobs
 from cifar_ablate.runner.preflight import prepare
+from cifar_ablate.training import step
+from cifar_ablate.training.engine import Mode
 from tests.comparing import runs_of
 from tests.test_whole_way import STUDY
 
@@ -122,7 +127,13 @@ def test_memory_limits_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "_available_bytes", lambda: 2.5 * jobs.WORKER_BYTES)
     assert jobs._fitting(0) == 2
     assert jobs._fitting(10 * jobs.WORKER_BYTES) == 1
-    assert num_cores() >= 1
+
+
+def test_only_cores_that_this_process_may_use_are_counted() -> None:
+    ask = "from cifar_ablate.device import num_cores; print(num_cores())"
+    one = min(os.sched_getaffinity(0))
+    bound = ["taskset", "-c", str(one), sys.executable, "-c", ask]
+    assert subprocess.run(bound, capture_output=True, text=True, check=True).stdout.strip() == "1"
 
 
 def test_what_is_forced_on_the_command_line_is_checked_first(workshop: Workshop) -> None:
@@ -145,6 +156,21 @@ def test_how_steps_were_taken_is_recorded(workshop: Workshop) -> None:
     said = {name: run.data.tags[f"ablate.{name}"] for name in ("precision", "compile", "capture", "side_by_side")}
     assert said == {"precision": said["precision"], "compile": "false", "capture": "false", "side_by_side": "1"}
     assert said["precision"] in ("bf16", "fp32")
+
+
+def test_a_step_that_could_not_be_captured_is_recorded_as_what_it_was(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(step, "_captured", refuse)
+    monkeypatch.setattr(trainer, "choose_mode", lambda *_: Mode(capture=True, why="a GPU"))
+    workshop.write("tiny.yaml", STUDY)
+    assert workshop("run", "tiny.yaml", "--arm", "baseline", "--seed", "0").code == 0
+    (run,) = runs_of("tiny")
+    assert run.data.tags["ablate.capture"] == "false"
+    assert "cannot be captured (RuntimeError: operation not permitted" in run.data.tags["ablate.why"]
 
 
 def test_flip_averaging_is_named_in_the_table_that_uses_it(workshop: Workshop) -> None:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from cifar_ablate.data import DataSet
-from cifar_ablate.device import Device
+from cifar_ablate.device import Place, on_stream
 from cifar_ablate.plan import DataKey, PlannedRun
 from cifar_ablate.training.batches import DeviceData, to_device
-from cifar_ablate.training.engine import Engine
+from cifar_ablate.training.engine import Engine, EngineOptions, choose_mode, draws_at_random
 from cifar_ablate.training.fit import set_up
 
 EVAL_SHARE = 1 / 3
 """Cost of evaluating one image over training on it: the forward pass without the backward one."""
-MIN_SECONDS = 0.5
-MAX_STEPS = 20
+SECONDS = 0.5
+"""Steps of one kind of work are taken for so long."""
 CPU_BATCH = 64
 
 
@@ -36,29 +37,41 @@ def kind_of_work(run: PlannedRun) -> Work:
     return run.shape, tuple(run.recipe.augment)
 
 
-def measure_rates(runs: Sequence[PlannedRun], data: Mapping[DataKey, DataSet], device: Device) -> dict[Work, float]:
-    """Training images per second for each kind of work in ``runs``, from a few steps each after one to warm up."""
-    rates: dict[Work, float] = {}
+@dataclass(frozen=True)
+class Rate:
+    """How fast runs of one kind of work are trained in a place."""
+
+    of_each: float
+    """Training images per second of one run, beside the others of the place."""
+    num_in_turn: int
+
+
+def measure_rates(runs: Sequence[PlannedRun], data: Mapping[DataKey, DataSet], place: Place) -> dict[Work, Rate]:
+    """The rate of each kind of work in ``runs`` in one place, from a few steps each.
+
+    Nothing is compiled for it: that takes longer than it would tell.
+    """
+    rates: dict[Work, Rate] = {}
     resident: tuple[DataKey, DeviceData] | None = None
+    engine = Engine(replace(choose_mode(EngineOptions(), place.device), compile=False))
     for run in runs:
         if kind_of_work(run) in rates:
             continue
         if resident is None or resident[0] != run.data_key:
-            resident = (run.data_key, to_device(data[run.data_key], device.torch))
-        rates[kind_of_work(run)] = _rate(run, resident[1])
+            resident = (run.data_key, to_device(data[run.data_key], place.device.torch))
+        num = num_in_turn(run, data[run.data_key], place)
+        trials = [Trial(run, resident[1], engine, lane) for lane in range(num)]
+        rates[kind_of_work(run)] = Rate(rate_in_turn(trials, SECONDS) / num, num)
     return rates
 
 
-def _rate(run: PlannedRun, data: DeviceData) -> float:
-    trial = Trial(run, data)
-    trial.step()
-    trial.wait()
-    begun, steps, num = time.perf_counter(), 0, 0
-    while steps < MAX_STEPS and time.perf_counter() - begun < MIN_SECONDS:
-        num += trial.step()
-        steps += 1
-    trial.wait()
-    return num / (time.perf_counter() - begun)
+def num_in_turn(run: PlannedRun, data: DataSet, place: Place) -> int:
+    """How many runs of this shape take turns in a place.
+
+    A network that draws at random while it trains (dropout) shares one stream of numbers with all others: one.
+    """
+    alone = place.side_by_side == 1 or draws_at_random(run.recipe, data.num_classes, data.image_size_px)
+    return 1 if alone else place.side_by_side
 
 
 class Trial:
@@ -72,21 +85,37 @@ class Trial:
         self.scale = size / tried
         """The run's batch over the one that is tried."""
         recipe = run.recipe.model_copy(update={"batch_size": tried})
+        engine = engine or Engine()
         self.fit = set_up(recipe, run.seed, data, run.precision, engine, lane)
+        self.stream = engine.stream(lane, self.device)
         self.num_whole = len(data.train_labels) // tried
         self.taken = 0
 
     def step(self) -> int:
         """Take a whole step; gives its number of images."""
         step = self.taken % self.num_whole
-        if step == 0:
-            rates = self.fit.base_lr * self.fit.lr_factors[: self.fit.num_steps]
-            self.fit.stepper.load_epoch(self.fit.seed, 0, rates, 0)
-        self.fit.model.train()
-        self.taken += 1
-        return self.fit.stepper(step)
+        with on_stream(self.stream):
+            if step == 0:
+                rates = self.fit.base_lr * self.fit.lr_factors[: self.fit.num_steps]
+                self.fit.stepper.load_epoch(self.fit.seed, 0, rates, 0)
+            self.fit.model.train()
+            self.taken += 1
+            return self.fit.stepper(step)
 
     def wait(self) -> None:
         """Until the device has done what it was given."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def rate_in_turn(trials: Sequence[Trial], seconds: float) -> float:
+    """Images per second of all trials together, one step each in turn, after one to warm up."""
+    steps = 10 if trials[0].device.type == "cuda" else 1  # waiting after each would leave a GPU idle
+    for trial in trials:
+        trial.step()
+    trials[0].wait()
+    begun, num = time.perf_counter(), 0
+    while time.perf_counter() - begun < seconds:
+        num += sum(trial.step() for _ in range(steps) for trial in trials)
+        trials[0].wait()
+    return num / (time.perf_counter() - begun)

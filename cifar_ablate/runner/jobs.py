@@ -1,11 +1,10 @@
 """How many runs at a time: measured with the heaviest shape of the study, in a second or two.
 
-Nothing that is chosen here changes a result: a run on a CPU has its own threads, a run on a GPU its own stream.
+Nothing that is chosen here changes what is trained: a run on a CPU has its own threads, a run on a GPU its own stream.
 """
 
 from __future__ import annotations
 
-import os
 import resource
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,10 +16,10 @@ from pathlib import Path
 import torch
 
 from cifar_ablate.data import DataSet
-from cifar_ablate.device import Device, Place, find_places, is_out_of_memory
+from cifar_ablate.device import Device, Place, find_places, give_back_freed_memory, is_out_of_memory, num_cores
 from cifar_ablate.errors import UsageError
 from cifar_ablate.plan import DataKey, PlannedRun
-from cifar_ablate.runner.estimate import Trial, images_of
+from cifar_ablate.runner.estimate import Trial, images_of, rate_in_turn
 from cifar_ablate.training.batches import to_device
 from cifar_ablate.training.engine import Engine, EngineOptions, choose_mode, draws_at_random
 
@@ -70,10 +69,11 @@ def choose_places(
         chosen, why = measure()
     except Exception as error:  # whatever is wrong with this one run is told where it is trained
         return find_places(device, 1, threads), f"--jobs auto: 1 run at a time; it could not be measured ({error})"
-    finally:
+    finally:  # worker processes may be what needs the memory
+        give_back_freed_memory()
         if device.kind == "cuda":
             engine.keep_lanes(0)
-            torch.cuda.empty_cache()  # worker processes may be what needs it
+            torch.cuda.empty_cache()
     return find_places(device, chosen, threads), f"--jobs auto: {why}"
 
 
@@ -125,7 +125,7 @@ def _measure_gpu(num_runs: int, heaviest: PlannedRun, data: DataSet, place: Plac
             break
         try:
             trials += [Trial(heaviest, images, engine, lane) for lane in range(len(trials), number)]
-            rates[number] = _rate_in_turn(trials)
+            rates[number] = rate_in_turn(trials, SECONDS)
         except Exception as error:
             if not is_out_of_memory(error) or not rates:
                 raise
@@ -167,30 +167,6 @@ def _images_per_second(step: Callable[[], int]) -> float:
     while time.perf_counter() - begun < SECONDS:
         num += step()
     return num / (time.perf_counter() - begun)
-
-
-def _rate_in_turn(trials: Sequence[Trial]) -> float:
-    """Images per second of all trials, one step each in turn, each on a stream of its own."""
-    streams = [trial.fit.stepper.stream or torch.cuda.current_stream() for trial in trials]
-
-    def each() -> int:
-        num = 0
-        for trial, stream in zip(trials, streams, strict=True):
-            with torch.cuda.stream(stream):
-                num += trial.step()
-        return num
-
-    torch.cuda.synchronize()
-    begun, num = time.perf_counter(), 0
-    while time.perf_counter() - begun < SECONDS:
-        num += sum(each() for _ in range(10))
-        torch.cuda.synchronize()
-    return num / (time.perf_counter() - begun)
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _fitting(bytes_per_run: float) -> int:

@@ -10,10 +10,9 @@ import torch
 from rich.console import Console
 
 from cifar_ablate.data import DataSet
-from cifar_ablate.device import Device, Place, find_device, why_no_cuda
+from cifar_ablate.device import Device, Place, find_device, num_cores, why_no_cuda
 from cifar_ablate.errors import TrackingError, UsageError, suggest
 from cifar_ablate.plan import Plan, PlannedRun, load_all_data, make_plan
-from cifar_ablate.runner.jobs import num_cores
 from cifar_ablate.spec.load import load_studies
 from cifar_ablate.spec.overlay import load_overlay
 from cifar_ablate.terminal import reporting

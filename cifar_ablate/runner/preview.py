@@ -84,7 +84,7 @@ def rows_of(arms: Sequence[Arm], data: Mapping[DataKey, DataSet], seed: int, epo
 
 
 def first_batch(recipe: Recipe, data: DeviceData, seed: int, epoch: int) -> Batch:
-    """What the network gets in the first step of an epoch (from 1): the calls of ``training/step.py``."""
+    """What the network gets in the first step of an epoch (from 1): drawn and augmented as in ``training/step.py``."""
     pipeline = pipeline_of(recipe, data)
     plan = plan_epoch(seed, epoch - 1, data)
     draws = pipeline.draw_epoch(plan, data.mean.device)

@@ -22,7 +22,10 @@ KINDS = ("done", "running", "failed", "interrupted", "to do")
 
 
 def show_plan(
-    plans: Sequence[Plan], data: Mapping[DataKey, DataSet], places: Sequence[Place], console: Console
+    plans: Sequence[Plan],
+    data: Mapping[DataKey, DataSet],
+    places: Sequence[Place],
+    console: Console,
 ) -> None:
     """Print the plans beside the record; nothing is trained and nothing recorded."""
     tracking = None if is_empty() else Tracking()
@@ -30,11 +33,11 @@ def show_plan(
     wide = Console(width=max(console.width, 120), highlight=False)  # broken lines say more than columns left out
     todo = [run for of_plan in states for run, state in of_plan if state.is_to_train]
     places[0].enter()
-    rates = measure_rates(todo, data, places[0].device)
+    rates = measure_rates(todo, data, places[0])
 
     def seconds(run: PlannedRun, state: State) -> float:
         share = 1 - state.epochs_done / run.recipe.epochs
-        return share * images_of(run, data[run.data_key]) / rates[kind_of_work(run)] if state.is_to_train else 0.0
+        return share * images_of(run, data[run.data_key]) / rates[kind_of_work(run)].of_each
 
     for plan, of_plan in zip(plans, states, strict=True):
         console.print(f"{plan.study.label}: {plan.study.question}", style="bold", highlight=False, markup=False)
@@ -47,7 +50,13 @@ def show_plan(
             cells = [run.arm, str(run.seed), str(recipe.epochs), str(recipe.batch_size), run.precision]
             table.add_row(*(cell.replace("[", "\\[") for cell in (*cells, state.text)), estimate)
         wide.print(table)
-    total = sum(seconds(run, state) for of_plan in states for run, state in of_plan) / len(places)
+    todo_seconds = sum(
+        seconds(run, state) / rates[kind_of_work(run)].num_in_turn
+        for of_plan in states
+        for run, state in of_plan
+        if state.is_to_train
+    )
+    total = todo_seconds / len(places)
     console.print(_last_line(states, total, places), highlight=False, markup=False)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from cifar_ablate.locks import holder, lock
 from cifar_ablate.owner import Owner, owner_from
 from cifar_ablate.plan import TRAINER_VERSION, DataKey, PlannedRun
 from cifar_ablate.runner.artifacts import write_artifacts
+from cifar_ablate.runner.estimate import num_in_turn
 from cifar_ablate.runner.messages import Channel, Ended, EpochEnded, Group, Started, Stepped
 from cifar_ablate.runner.turns import Crowded, Turn, Work, take_turns
 from cifar_ablate.training.batches import DeviceData, to_device
-from cifar_ablate.training.engine import Engine, EngineOptions, choose_mode, draws_at_random
+from cifar_ablate.training.engine import Engine, EngineOptions, choose_mode
 from cifar_ablate.training.epoch import Steps, Stopped, Watcher
 from cifar_ablate.training.train import train_run
 
@@ -55,7 +56,7 @@ class GroupTrainer:
         if self.engine is None or self.engine.mode != mode:
             self.engine = Engine(mode)
         self.engine.mode = mode  # its reason may be another one
-        side_by_side = place.side_by_side if self._may_take_turns(group[0], place) else 1
+        side_by_side = num_in_turn(group[0], self.data[group[0].data_key], place)
         self.engine.keep_lanes(side_by_side)
         streams = partial(self.engine.stream, device=place.device.torch)
         works: dict[Work, PlannedRun] = {partial(self._steps_of, run, place, channel): run for run in group}
@@ -66,13 +67,6 @@ class GroupTrainer:
             if channel.should_stop(works[crowded].key):  # it had begun, so somebody waits for its end
                 channel.tell(Ended(works[crowded].key, "stopped"))
             take_turns([crowded], 1)
-
-    def _may_take_turns(self, run: PlannedRun, place: Place) -> bool:
-        """A network that draws at random while it trains (dropout) shares one stream of numbers with all others."""
-        if place.side_by_side == 1:
-            return False
-        data = self.data[run.data_key]
-        return not draws_at_random(run.recipe, data.num_classes, data.image_size_px)
 
     def _steps_of(self, run: PlannedRun, place: Place, channel: Channel, turn: Turn) -> Steps[None]:
         if channel.should_stop(run.key):
@@ -104,15 +98,22 @@ class GroupTrainer:
         return Ended(run.key, result.status, result.reason, result)
 
     def _open(self, run: PlannedRun, folder: RunFolder, place: Place, turn: Turn) -> None:
+        folder.create(run.recipe.as_dict(), self._environment(run, place, turn))
+        folder.clear_result()
+
+    def _describe(self, run: PlannedRun, folder: RunFolder, place: Place, turn: Turn) -> None:
+        """Write how it is really trained: a step that could not be captured is called."""
+        environment = self._environment(run, place, turn)
+        if environment != folder.environment():
+            folder.describe(environment)
+
+    def _environment(self, run: PlannedRun, place: Place, turn: Turn) -> dict[str, Any]:
         data = self.data[run.data_key]
+        mode = self._engine().mode_of(run.recipe, turn.lane)
+        engine = {"compile": mode.compile, "capture": mode.capture, "why": mode.why, "side_by_side": turn.num_lanes}
         described = {"data": data.describe(), "data_digest": data.digest, "classes": list(data.classes)}
         environment = describe_environment(place.device, place.threads)
-        engine = {**asdict(self._engine().mode.for_recipe(run.recipe)), "side_by_side": turn.num_lanes}
-        folder.create(
-            run.recipe.as_dict(),
-            {**environment, **described, "engine": engine, "trainer": TRAINER_VERSION, "seed": run.seed},
-        )
-        folder.clear_result()
+        return {**environment, **described, "engine": engine, "trainer": TRAINER_VERSION, "seed": run.seed}
 
     def _engine(self) -> Engine:
         if self.engine is None:
@@ -131,7 +132,7 @@ class GroupTrainer:
                     self._on_device(run.data_key, place.device),
                     precision=run.precision,
                     folder=folder,
-                    watcher=_Teller(run, channel, self.step_seconds),
+                    watcher=_Teller(run, channel, self.step_seconds, partial(self._describe, run, folder, place, turn)),
                     checkpoint_seconds=self.checkpoint_seconds,
                     engine=self._engine(),
                     lane=turn.lane,
@@ -185,9 +186,11 @@ class _Teller(Watcher):
     run: PlannedRun
     channel: Channel
     step_seconds: float | None
+    describe: Callable[[], None]
     last_step: float = 0.0
 
     def on_start(self, epochs_done: int, damaged: Sequence[Path]) -> None:
+        self.describe()  # who hears of the start reads it
         self.channel.tell(Started(self.run.key, epochs_done, tuple(path.name for path in damaged)))
 
     def on_step(self, epoch: int, step: int, num_steps: int, loss: Callable[[], float]) -> None:

@@ -1,20 +1,18 @@
 """Several trainings on one device in turn: while the device is at one's step, the host issues the next one's.
 
 On a GPU each has a stream of its own, so steps that leave parts of the device idle overlap. One thread does it all: no
-capture, no allocation and no random draw of one run can come in the middle of another's step, so a run's result does
-not depend on what is trained beside it.
+capture, no allocation and no random draw of one run can come in the middle of another's step, so what is trained beside
+a run changes nothing of it: not a bit on a CPU, and on a GPU no more than the device's own order of additions does.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
+from cifar_ablate.device import on_stream
 from cifar_ablate.training.epoch import Steps
 
 
@@ -41,9 +39,6 @@ class _Lane:
     stream: Any
     work: Work | None = None
     steps: Steps[None] | None = None
-
-    def context(self) -> AbstractContextManager[object]:
-        return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
 
 @dataclass
@@ -77,7 +72,7 @@ def take_turns(
                 if lane.steps is None:
                     continue
                 try:
-                    with lane.context():
+                    with on_stream(lane.stream):
                         next(lane.steps)
                 except StopIteration:
                     lane.steps = None

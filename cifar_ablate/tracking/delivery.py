@@ -215,6 +215,10 @@ class Delivery:
         )
 
 
+def _as_tag(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _tags(planned: RunIdentity, environment: Mapping[str, Any]) -> dict[str, str]:
     return {
         "ablate.study": planned.study,
@@ -228,8 +232,8 @@ def _tags(planned: RunIdentity, environment: Mapping[str, Any]) -> dict[str, str
         "ablate.device": environment["device"],
         "ablate.threads": str(environment["threads"]),
         "ablate.torch": environment["torch"],
-        **{f"ablate.{name}": str(value).lower() for name, value in environment.get("engine", {}).items()},
-        "ablate.git_dirty": str(environment["git_dirty"]).lower(),
+        **{f"ablate.{name}": _as_tag(value) for name, value in environment.get("engine", {}).items()},
+        "ablate.git_dirty": _as_tag(environment["git_dirty"]),
         "mlflow.source.git.commit": environment["git_commit"],
         "mlflow.source.name": "cifar-ablate",
     }

@@ -6,17 +6,18 @@ import copy
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from shutil import which
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cifar_ablate.augment.pipeline import Pipeline, build_pipeline
-from cifar_ablate.device import Device
+from cifar_ablate.device import Device, is_out_of_memory
 from cifar_ablate.errors import DeviceError, UsageError
 from cifar_ablate.models.build import IMAGE_CHANNELS, build_model
 from cifar_ablate.registry import OPTIMIZERS
@@ -31,6 +32,8 @@ CAPTURABLE = ("sgd", "adamw")
 """Optimizers that take their learning rate from the device and keep their whole state there."""
 MIN_CAPABILITY = (7, 0)
 """Of CUDA devices: below it inductor has no code generator, and bf16 and graphs are too slow to be worth it."""
+SHAPES = 256
+"""Compiled in one process at most, in all lanes; torch's own limit is 8 for each line of code."""
 WORTH_COMPILING = 20_000_000
 """Training images, all runs and epochs of a shape: from here on what fusion saves is likely to be more than the minute
 that compiling takes. An estimate, from a fifth of 0.2 to 0.8 s an epoch; ``benchmarks/gpu.py`` measures both."""
@@ -38,7 +41,11 @@ that compiling takes. An estimate, from a fifth of 0.2 to 0.8 s an epoch; ``benc
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What may be forced; ``auto`` is what pays on the device. None of it changes what is trained."""
+    """What may be forced; ``auto`` is what pays on the device.
+
+    None of it changes what is trained, but for rounding: a captured step has its learning rate as a float32, and a
+    compiled network adds up in another order.
+    """
 
     compile: Choice = "auto"
     capture: Choice = "auto"
@@ -51,6 +58,8 @@ class Mode:
     compile: bool = False
     capture: bool = False
     why: str = field(default="", compare=False)
+    capture_is_forced: bool = False
+    """Where a step cannot be captured: fail, and do not call it instead."""
 
     def for_recipe(self, recipe: Recipe) -> Mode:
         """What a recipe leaves of it."""
@@ -76,7 +85,8 @@ def choose_mode(options: EngineOptions, device: Device, num_images: int = 0) -> 
         return Mode(options.compile == "on", False, why)
     capable = torch.cuda.get_device_capability(device.index) >= MIN_CAPABILITY
     if not capable:
-        return Mode(options.compile == "on", options.capture == "on", f"{device.name} is older than Volta")
+        forced = options.capture == "on"
+        return Mode(options.compile == "on", forced, f"{device.name} is older than Volta", forced)
     has_compiler = find_spec("triton") is not None and has_c_compiler()
     if options.compile == "on" and not has_compiler:
         raise DeviceError("--compile on: torch compiles for a GPU with triton and gcc or clang; install them")
@@ -85,7 +95,7 @@ def choose_mode(options: EngineOptions, device: Device, num_images: int = 0) -> 
     why = f"{num_images:,} images to train, and compiling pays from {WORTH_COMPILING:,}"
     if not has_compiler:
         why = "there is no triton, or no C compiler for it"
-    return Mode(compiles, options.capture != "off", why)
+    return Mode(compiles, options.capture != "off", why, options.capture == "on")
 
 
 def has_c_compiler() -> bool:
@@ -115,12 +125,20 @@ class Engine:
         if old is not None and (old_shape, old_identity) == (shape, identity):
             stepper = old
         else:
-            reused = old.network if old is not None and old_shape == shape else None
-            old = None  # its graphs may hold the memory that the new ones need
+            reused = (old.network.model, old.network.compiled) if old is not None and old_shape == shape else None
+            old = None  # its graphs, optimizer and average hold memory that the new ones need
             stepper = self._made(recipe, fresh, data, precision, reused, lane)
         _restart(stepper, fresh, recipe)
         self.kept[lane] = (shape, identity, stepper)
         return stepper
+
+    def mode_of(self, recipe: Recipe, lane: int = 0) -> Mode:
+        """How the steps of a recipe are taken in a lane; before ``stepper`` was called, how they are meant to be."""
+        mode = self.mode.for_recipe(recipe)
+        _, _, stepper = self.kept.get(lane, ("", "", None))
+        if mode.capture and stepper is not None and stepper.why_not_captured:
+            return replace(mode, capture=False, why=stepper.why_not_captured)
+        return mode
 
     def stream(self, lane: int, device: torch.device) -> Any:
         """The lane's torch.cuda.Stream; None where the device has none. Steps are captured and replayed there."""
@@ -140,10 +158,10 @@ class Engine:
             self.drop(lane)
 
     def _made(
-        self, recipe: Recipe, fresh: nn.Module, data: DeviceData, precision: str, reused: Network | None, lane: int
+        self, recipe: Recipe, fresh: nn.Module, data: DeviceData, precision: str, reused: Shared | None, lane: int
     ) -> Stepper:
         if reused is not None:
-            model, compiled = reused.model, reused.compiled
+            model, compiled = reused
         else:
             model = _on_device(copy.deepcopy(fresh), data.mean.device)  # warming up changes it
             compiled = _compiled(model) if self.mode.compile else None
@@ -158,15 +176,30 @@ class Engine:
             average,
             compiled,
         )
-        stepper = Stepper(network, is_captured=self.mode.for_recipe(recipe).capture)
-        if stepper.is_captured:
-            stepper.stream = self.stream(lane, data.mean.device)
-            model.train()  # a run that was left in the middle of an evaluation may have used it before
-            steps = math.ceil(len(data.train_labels) / recipe.batch_size)
-            stepper.load_epoch(0, 0, torch.zeros(steps, dtype=torch.float64).numpy(), 0)
-            tail = len(data.train_labels) % recipe.batch_size
-            stepper.prepare({recipe.batch_size, tail} - {0})
-        return stepper
+        if not self.mode.for_recipe(recipe).capture:
+            return Stepper(network)
+        try:
+            return _captured(network, self.stream(lane, data.mean.device))
+        except Exception as error:
+            if self.mode.capture_is_forced or is_out_of_memory(error):
+                raise
+            why = f"{type(error).__name__}: {error}".split("\n", 1)[0]
+        network.optimizer = _optimizer(recipe, model)
+        return Stepper(network, why_not_captured=f"its step cannot be captured ({why})")
+
+
+Shared = tuple[nn.Module, Callable[[Tensor], Tensor] | None]
+"""What runs of one shape share: the network, and the same compiled."""
+
+
+def _captured(network: Network, stream: Any) -> Stepper:
+    """Steps of all sizes, captured; the weights are something else afterwards."""
+    stepper = Stepper(network, is_captured=True, stream=stream)
+    network.model.train()  # a run that was left in the middle of an evaluation may have used it before
+    num = len(network.data.train_labels)
+    stepper.load_epoch(0, 0, np.zeros(math.ceil(num / network.batch_size)), 0)
+    stepper.prepare({network.batch_size, num % network.batch_size} - {0})
+    return stepper
 
 
 def pipeline_of(recipe: Recipe, data: DeviceData) -> Pipeline:
@@ -223,9 +256,11 @@ def _on_device(model: nn.Module, device: torch.device) -> nn.Module:
 
 def _compiled(model: nn.Module) -> Any:
     # inductor's own convolution templates gave silently wrong 3x3 results (pytorch issue 173068); aten's are right
-    from torch._inductor import config
+    from torch._dynamo import config as dynamo
+    from torch._inductor import config as inductor
 
-    config.max_autotune_conv_backends = "ATEN"
+    inductor.max_autotune_conv_backends = "ATEN"
+    dynamo.recompile_limit = SHAPES  # beyond it a network would be trained eagerly, and a log line be all that says so
     return torch.compile(model, dynamic=False)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -81,34 +80,12 @@ def _steps(fit: Fit, watcher: Watcher) -> Steps[None]:
     rates = fit.base_lr * fit.lr_factors[first : first + fit.num_steps]
     fit.stepper.load_epoch(fit.seed, fit.epochs_done, rates, fit.steps_done)
     fit.model.train()
-    last_loss = Glance(fit.stepper.loss)
     for step in range(fit.steps_done, fit.num_steps):
         fit.stepper(step)
         fit.steps_done = step + 1
-        watcher.on_step(fit.epochs_done + 1, step + 1, fit.num_steps, last_loss)
+        watcher.on_step(fit.epochs_done + 1, step + 1, fit.num_steps, fit.stepper.glance)
         stop_if_asked(watcher)
         yield
-
-
-class Glance:
-    """The value of a number on the device without waiting for it: on a GPU the last one that has arrived."""
-
-    def __init__(self, number: Tensor) -> None:
-        self.number = number
-        self.host: Tensor | None = None
-
-    def __call__(self) -> float:
-        """float; nan until the first one has arrived."""
-        if self.number.device.type != "cuda":
-            return float(self.number)
-        if self.host is None:
-            self.host = torch.full((), math.nan, pin_memory=True)
-            self.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        value = float(self.host)
-        if self.arrived.query():  # type: ignore[no-untyped-call]
-            self.host.copy_(self.number, non_blocking=True)
-            self.arrived.record()
-        return value
 
 
 def stop_if_asked(watcher: Watcher) -> None:

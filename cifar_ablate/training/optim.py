@@ -86,7 +86,12 @@ def _fused(kind: type[torch.optim.Optimizer], groups: list[dict[str, Any]], **op
             views[id(owner)].grad = None if owner.grad is None else owner.grad.permute(order)
             owner.grad = None  # the optimizer's zero_grad knows the views alone
 
+    def let_go(*_: Any) -> None:
+        for view in views.values():  # or both would keep the gradients until the next step, through its whole backward
+            view.grad = None
+
     optimizer.register_step_pre_hook(hand_over)
+    optimizer.register_step_post_hook(let_go)
     return optimizer
 
 

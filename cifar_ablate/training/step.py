@@ -1,11 +1,13 @@
 """One step of training that needs nothing from the host: called, or captured once as a CUDA graph and replayed.
 
 Everything a step reads lies on the device: the images, the epoch's order, the draws of its augmentations, its learning
-rates, and the position it is at, which it moves on itself. What a GPU replays is the function that a CPU calls.
+rates, and the position it is at, which it moves on itself. What a GPU replays is the function that a CPU calls, but for
+the learning rate: a float64 of the host there, a float32 of the device here.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -54,6 +56,8 @@ class Stepper:
     """torch.cuda.Stream on which steps are captured: cuBLAS keeps a workspace for each, so lanes must not share one."""
     graphs: dict[int, Any] = field(default_factory=dict, init=False)
     """torch.cuda.CUDAGraph by batch size: the last batch of an epoch may be smaller."""
+    why_not_captured: str = ""
+    """Where a capture was tried, and failed."""
 
     def __post_init__(self) -> None:
         device = self.network.device
@@ -64,6 +68,7 @@ class Stepper:
         """Of the epoch under way: the loss of each image, and the right answers; float32 []."""
         self.loss = torch.zeros((), device=device)
         """Of the last step, float32 []."""
+        self.glance = Glance(self.loss)
         self.tables: dict[str, Tensor] = {}
         self.draws: dict[str, dict[str, Tensor]] = {}
 
@@ -141,6 +146,27 @@ class Stepper:
         for name, params in draws.items():
             for key, values in params.items():
                 self.draws[name][key].copy_(values, non_blocking=True)
+
+
+class Glance:
+    """The value of a number on the device without waiting for it: on a GPU the last one that has arrived."""
+
+    def __init__(self, number: Tensor) -> None:
+        self.number = number
+        self.host: Tensor | None = None
+
+    def __call__(self) -> float:
+        """float; nan until the first one has arrived."""
+        if self.number.device.type != "cuda":
+            return float(self.number)
+        if self.host is None:
+            self.host = torch.full((), math.nan, pin_memory=True)
+            self.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        value = float(self.host)
+        if self.arrived.query():  # type: ignore[no-untyped-call]
+            self.host.copy_(self.number, non_blocking=True)
+            self.arrived.record()
+        return value
 
 
 def optimize(network: Network, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from cifar_ablate.data import load_data
 from cifar_ablate.device import find_device, is_out_of_memory
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.runner.turns import Turn, take_turns
 from cifar_ablate.spec.schema import Recipe
+from cifar_ablate.training import step as step_module
 from cifar_ablate.training.batches import DeviceData, to_device
-from cifar_ablate.training.engine import Engine, EngineOptions, Mode, choose_mode
-from cifar_ablate.training.epoch import Steps, finish
+from cifar_ablate.training.engine import Engine, EngineOptions, Mode, choose_mode, has_c_compiler
+from cifar_ablate.training.epoch import Steps, Stopped, finish
 from cifar_ablate.training.fit import Fit, set_up
+from cifar_ablate.training.step import optimize
 from cifar_ablate.training.train import train_run
 from tests.gpu.test_training_on_gpu import RECIPE, Silent
 
@@ -27,6 +31,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device here"),
 ]
 CAPTURED = Mode(capture=True)
+ADAMW = {"name": "adamw", "lr": 1e-3}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +67,7 @@ def test_auto_captures_here(data: DeviceData) -> None:
     "fields",
     [
         {},
-        {"optimizer": {"name": "adamw", "lr": 1e-3}},
+        {"optimizer": ADAMW},
         {"ema": {"decay": 0.9}},
         {"schedule": {"name": "step", "every_epochs": 1, "gamma": 0.5}},
     ],
@@ -106,26 +111,100 @@ def test_dropout_of_a_captured_step_draws_anew_each_time(data: DeviceData) -> No
     assert len(seen) == 3
 
 
-def test_runs_in_turn_learn_as_runs_alone_do(data: DeviceData, tmp_path: Path) -> None:
-    engine, ended = Engine(CAPTURED), {}
+def train(folder: RunFolder, chosen: Recipe, data: DeviceData, **options: Any) -> Steps[None]:
+    """All steps of a run in fp32, seed 0, with nobody watching if not said otherwise."""
+    folder.create({}, {})
+    yield from train_run(
+        chosen, 0, data, precision="fp32", folder=folder, **{"watcher": Silent(), "engine": Engine(CAPTURED)} | options
+    )
 
-    def work(seed: int) -> Any:
+
+def epoch_losses(folder: RunFolder) -> list[float]:
+    return [line["train_loss"] for line in folder.history()]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"optimizer": ADAMW},
+        {"model": "test_vit", "optimizer": {"name": "adamw", "lr": 1e-3}},
+    ],
+    ids=str,
+)
+def test_runs_in_turn_learn_as_runs_alone_do(fields: dict[str, Any], data: DeviceData, tmp_path: Path) -> None:
+    """Three lanes; the arm of one changes, and is captured anew, while the others go on."""
+    arms = [recipe(epochs=epochs, eval_every=1, **fields) for epochs in (1, 2, 2)]
+    arms += [recipe(epochs=1, augment={"hflip": {}}, **fields), recipe(epochs=1, ema={"decay": 0.9}, **fields)]
+    engine = Engine(CAPTURED)
+
+    def work(number: int) -> Any:
         def steps(turn: Turn) -> Steps[None]:
-            folder = RunFolder(tmp_path / str(seed))
-            folder.create({}, {})
-            ended[seed] = yield from train_run(
-                recipe(), seed, data, precision="bf16", folder=folder, watcher=Silent(), engine=engine, lane=turn.lane
-            )
+            yield from train(RunFolder(tmp_path / f"{number}"), arms[number], data, engine=engine, lane=turn.lane)
 
         return steps
 
     streams = partial(engine.stream, device=torch.device("cuda"))
-    assert take_turns([work(seed) for seed in range(6)], 3, streams) == []
-    for seed in range(6):
-        folder = RunFolder(tmp_path / f"alone-{seed}")
-        folder.create({}, {})
-        alone = finish(train_run(recipe(), seed, data, precision="bf16", folder=folder, watcher=Silent()))
-        assert ended[seed].metrics["test_accuracy"] == pytest.approx(alone.metrics["test_accuracy"], abs=6)
+    assert take_turns([work(number) for number in range(len(arms))], 3, streams) == []
+    for number, arm in enumerate(arms):
+        alone = RunFolder(tmp_path / f"{number}-alone")
+        finish(train(alone, arm, data, engine=Engine()))
+        assert epoch_losses(RunFolder(tmp_path / f"{number}")) == pytest.approx(epoch_losses(alone), rel=2e-2)
+
+
+class Stopping(Silent):
+    """Stops a run after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def on_step(self, *_: Any) -> None:
+        self.left -= 1
+
+    def should_stop(self) -> bool:
+        return self.left <= 0
+
+
+def test_a_captured_run_goes_on_where_it_was_stopped(data: DeviceData, tmp_path: Path) -> None:
+    chosen, engine = recipe(epochs=2, eval_every=1, ema={"decay": 0.9}), Engine(CAPTURED)
+    stopped, whole = RunFolder(tmp_path / "stopped"), RunFolder(tmp_path / "whole")
+    with pytest.raises(Stopped):  # in the middle of epoch 2, after an evaluation
+        finish(train(stopped, chosen, data, engine=engine, watcher=Stopping(len(data.train_labels) // 64 + 5)))
+    finish(train(RunFolder(tmp_path / "between"), recipe(epochs=1), data, engine=engine))
+    finish(train(stopped, chosen, data, engine=engine))
+    finish(train(whole, chosen, data))
+    assert epoch_losses(stopped) == pytest.approx(epoch_losses(whole), rel=2e-2)
+
+
+def test_the_last_batch_of_an_epoch_is_smaller_and_captured_too(data: DeviceData) -> None:
+    fit = set_up(recipe(), 0, data, "fp32", Engine(CAPTURED))
+    assert set(fit.stepper.graphs) == {64, len(data.train_labels) % 64}
+
+
+@pytest.mark.skipif(
+    find_spec("triton") is None or not has_c_compiler(), reason="torch compiles for a GPU with triton and a C compiler"
+)
+def test_compiled_and_captured_steps_train_as_called_ones_do(data: DeviceData) -> None:
+    engine = Engine(Mode(compile=True, capture=True, capture_is_forced=True))
+    compiled, called = (losses(set_up(recipe(), 0, data, "fp32", one), 1) for one in (engine, Engine()))
+    assert compiled == pytest.approx(called, rel=2e-2)
+
+
+def test_a_step_that_asks_the_device_something_is_called_instead(
+    data: DeviceData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a network does that is not made for captures; what was being captured must leave nothing broken behind."""
+
+    def asking(*arguments: Any) -> tuple[Tensor, Tensor]:
+        loss, logits = optimize(*arguments)
+        return loss * loss.item(), logits
+
+    monkeypatch.setattr(step_module, "optimize", asking)
+    fit = set_up(recipe(), 0, data, "fp32", Engine(CAPTURED))
+    monkeypatch.undo()
+    assert not fit.stepper.is_captured
+    assert "cannot be captured" in fit.stepper.why_not_captured
+    assert losses(fit, 1) == pytest.approx(losses(set_up(recipe(), 0, data, "fp32"), 1), rel=2e-2)
 
 
 def test_out_of_memory_is_known(data: DeviceData) -> None:
