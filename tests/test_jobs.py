@@ -16,6 +16,7 @@ from cifar_ablate.device import Device, Place
 from cifar_ablate.errors import UsageError
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.runner import jobs, trainer
+from cifar_ablate.runner.estimate import measure_rates
 from cifar_ablate.runner.execute import RUNS_ROOT, run_plans
 from cifar_ablate.runner.jobs import best, choose_places, parse_jobs
 from cifar_ablate.runner.preflight import prepare
@@ -98,6 +99,18 @@ def run_in_turn(study: Path, side_by_side: int) -> dict[str, float]:
 def test_runs_that_take_turns_in_one_process_end_as_those_alone(model: str, workshop: Workshop) -> None:
     study = workshop.write("tiny.yaml", STUDY.replace("{name: resnet18-compact, width: 4}", model))
     assert run_in_turn(study, 4) == run_in_turn(study, 1)
+
+
+def test_the_estimate_is_of_runs_in_turn_where_they_will_be(workshop: Workshop) -> None:
+    study = workshop.write("tiny.yaml", STUDY)
+    ready = prepare([study], None, None, device="cpu", console=Console(quiet=True))
+    runs = ready.plans[0].runs[:1]
+    (alone,) = measure_rates(runs, ready.data, Place(ready.device, 1)).values()
+    (beside,) = measure_rates(runs, ready.data, Place(ready.device, 1, side_by_side=4)).values()
+    assert (alone.num_in_turn, beside.num_in_turn) == (1, 4)
+    assert beside.of_each < 0.5 * alone.of_each  # four share what one had
+    together = beside.of_each * beside.num_in_turn
+    assert 0.5 * alone.of_each < together < 2 * alone.of_each
 
 
 def test_a_run_without_room_beside_the_others_is_trained_alone_in_the_end(
