@@ -35,6 +35,8 @@ def study(bench: Bench) -> None:
 
     def measure() -> tuple[float, str]:
         took, results, said = run_study("readme", shipped, bench.time_left() - 15)
+        if not finished(results):
+            raise RuntimeError(f"no run finished: {said}")
         return took, f"{len(finished(results))} of {num} runs; {said}"
 
     bench.attempt("study", "readme-augmentation", "s", 20, measure)

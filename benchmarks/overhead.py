@@ -1,6 +1,6 @@
 """What recording, checkpoints and watching cost beside training: the whole runner against the bare training loop.
 
-    python benchmarks/overhead.py [--rounds 6] [--seconds 60] [--out overhead.json]
+    python -m benchmarks.overhead [--rounds 6] [--seconds 60] [--out overhead.json]
 
 Both train the same recipe to the same last accuracy. ``bare`` takes the steps and evaluates, and writes nothing.
 ``run`` is what ``cifar-ablate run`` does from the plan to the last artifact in MLflow: run folder, history,
@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.task import two_cores
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import Place, find_device, find_places
 from cifar_ablate.folder import RunFolder
@@ -145,14 +146,6 @@ def seconds_of(action: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def cores() -> list[int]:
-    """Two cores that this process may use."""
-    found = sorted(os.sched_getaffinity(0))[:2]
-    if len(found) < 2:
-        raise SystemExit("the two ways run at the same moment: this takes two cores")
-    return found
-
-
 def at_once(model: str, epochs: int, on: list[int]) -> dict[str, tuple[float, float]]:
     """Seconds and last accuracy of both ways, in two processes that start together, each on a core of its own."""
     context = multiprocessing.get_context("spawn")
@@ -190,7 +183,7 @@ def measure(case: str, *, rounds: int, seconds: float) -> Row:
     plan, data, places = planned(model, epochs)
     pairs = []
     for index in range(rounds):
-        timed = at_once(model, epochs, cores() if index % 2 == 0 else cores()[::-1])
+        timed = at_once(model, epochs, two_cores() if index % 2 == 0 else two_cores()[::-1])
         if timed["bare"][1] != timed["whole"][1]:
             raise SystemExit(f"{case}: the two trained to different accuracies: {timed}")
         pairs.append((timed["bare"][0], timed["whole"][0]))

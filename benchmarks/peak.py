@@ -202,11 +202,11 @@ def work(task: Task, rounds: int, start: Any, results: Any) -> None:
     results.put(measured(task, rounds, start))
 
 
-def at_once(work: Callable[..., None], number: int, *arguments: Any) -> list[Any]:
-    """What so many processes put into a queue: work(*arguments, barrier of all of them, queue)."""
+def at_once(work: Callable[..., None], arguments: Sequence[Sequence[Any]]) -> list[Any]:
+    """What processes put into a queue, one for each of ``arguments``: work(*these, barrier of all of them, queue)."""
     context = multiprocessing.get_context("spawn")
-    start, results = context.Barrier(number), context.SimpleQueue()
-    processes = [context.Process(target=work, args=(*arguments, start, results)) for _ in range(number)]
+    start, results = context.Barrier(len(arguments)), context.SimpleQueue()
+    processes = [context.Process(target=work, args=(*these, start, results)) for these in arguments]
     for process in processes:
         process.start()
     found = [results.get() for _ in processes]
@@ -218,7 +218,7 @@ def at_once(work: Callable[..., None], number: int, *arguments: Any) -> list[Any
 def measure(task: Task, rounds: int) -> Row:
     """One network, on all cores or one GPU at once."""
     number = num_cores() if find_device().kind == "cpu" else 1
-    found = at_once(work, number, task, rounds)
+    found = at_once(work, [(task, rounds)] * number)
     tables = [table for _, table in found]
     flop = gflop_per_image(task.model, task.model_options())
     sums = [[sum(table[index][column] for table in tables) for index in range(rounds)] for column in range(4)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,6 +126,14 @@ def channel_statistics(images: npt.NDArray[np.uint8]) -> tuple[tuple[float, ...]
 def resolve(precision: str) -> str:
     """The precision that `auto` means for a careful user: bf16 where the device computes in it, as in a study."""
     return find_device("auto").resolve(precision)
+
+
+def two_cores() -> list[int]:
+    """Two cores that this process may use."""
+    found = sorted(os.sched_getaffinity(0))[:2]
+    if len(found) < 2:
+        raise SystemExit("two ways are measured at the same moment: this takes two cores")
+    return found
 
 
 def add_task_options(parser: argparse.ArgumentParser, defaults: Task) -> None:

@@ -2,19 +2,21 @@
 
     python -m benchmarks.without [--case S16 ...] [--rounds 5] [--compile] [--out without.json]
 
-Cases are resnet18-compact (S) and resnet18 (K) with their batch size. Each measurement is a process of its own with one
-thread, as many at once as there are cores, since that is how a study is trained; variants take turns, round by round.
-Printed are images per second of a core, medians, and the median over rounds of the ratio to the whole engine in the
-same round. --compile adds a variant with torch.compile, which takes a minute to start in each process.
+Cases are resnet18-compact (S) and resnet18 (K) with their batch size. A machine that others share is 10% faster in one
+minute than in the next, which is more than most parts gain. So a variant and the whole engine train at the same moment,
+in one-thread processes that are each bound to one of two cores, and change cores for the second half of a round.
+Printed are images per second of a core, medians, and the ratio to the whole engine: of both halves together, median
+over rounds with the least and the greatest. --compile adds variants with torch.compile, which take a minute to start.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,9 @@ import torch
 
 from benchmarks.contenders import recipe_of
 from benchmarks.peak import at_once, whole_step
-from benchmarks.task import MODELS, Task, add_task_options, load, task_of
+from benchmarks.task import MODELS, Task, add_task_options, load, task_of, two_cores
 from cifar_ablate import device as device_module
-from cifar_ablate.device import find_device, find_places, num_cores
+from cifar_ablate.device import find_device, find_places
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training import convolution, engine, optim
 from cifar_ablate.training.batches import to_device
@@ -42,21 +44,21 @@ class Variant:
 
     remove: Callable[[], None] = lambda: None
     compiles: bool = False
+    cases: tuple[str, ...] = tuple(CASES)
+    """Where it makes a difference."""
 
 
 def torch_convolutions() -> None:
     engine.with_matrix_products = lambda model: model
 
 
-def padding_on_2x2_maps() -> None:
-    """As all other products: columns."""
+def columns_on_2x2_maps() -> None:
+    """As on all other maps, with the padding."""
+    convolution.WORTH_DENSE = 2**30
 
-    class Columns:
-        @staticmethod
-        def apply(x: torch.Tensor, w: torch.Tensor) -> Any:
-            return convolution._Convolve.apply(x, w, 1, 1, True, True)
 
-    convolution._Dense = Columns  # type: ignore[assignment, misc]
+def dense_products_for_few_images() -> None:
+    convolution.WORTH_DENSE = 0
 
 
 def weights_as_they_are() -> None:
@@ -67,19 +69,22 @@ def memory_given_back() -> None:
     device_module._keep_freed_memory = lambda: None
 
 
+WHOLE = "everything"
 VARIANTS = {
-    "everything": Variant(),
-    "torch's convolutions": Variant(torch_convolutions),
-    "2x2 maps with padding": Variant(padding_on_2x2_maps),
-    "fused optimizer on channels_last weights": Variant(weights_as_they_are),
-    "freed memory given back": Variant(memory_given_back),
-    "compiled": Variant(compiles=True),
-    "compiled, torch's convolutions": Variant(torch_convolutions, compiles=True),
+    WHOLE: Variant(),
+    "products for convolutions": Variant(torch_convolutions),
+    "dense products on 2x2 maps": Variant(columns_on_2x2_maps, cases=("S128",)),
+    "columns on 2x2 maps, for few images": Variant(dense_products_for_few_images, cases=("S16",)),
+    "views of weights in the order of memory": Variant(weights_as_they_are),
+    "freed memory kept": Variant(memory_given_back),
+    "plain steps (compiled instead)": Variant(compiles=True),
+    "plain steps and products (compiled instead)": Variant(torch_convolutions, compiles=True),
 }
 
 
-def work(task: Task, name: str, start: Any, results: Any) -> None:
-    """Images per second of whole steps with a variant, in this process."""
+def work(core: int, task: Task, name: str, start: Any, results: Any) -> None:
+    """Images per second of whole steps with a variant, in this process and on this core."""
+    os.sched_setaffinity(0, {core})
     variant = VARIANTS[name]
     variant.remove()
     found = find_device("cpu")
@@ -95,12 +100,16 @@ def work(task: Task, name: str, start: Any, results: Any) -> None:
     begun, num = time.perf_counter(), 0.0
     while time.perf_counter() - begun < SECONDS:
         num += step()
-    results.put(num / (time.perf_counter() - begun))
+    results.put((name, num / (time.perf_counter() - begun)))
 
 
-def images_per_second(task: Task, name: str) -> float:
-    """Of one core, all cores at it."""
-    return statistics.fmean(at_once(work, num_cores(), task, name))
+def beside_everything(task: Task, name: str, on: Sequence[int]) -> tuple[float, float]:
+    """Images per second of a variant and of the whole engine beside it, means over both ways to share two cores."""
+    rates: dict[str, list[float]] = {WHOLE: [], name: []}
+    for cores in (on, on[::-1]):
+        for key, rate in at_once(work, [(core, task, one) for core, one in zip(cores, rates, strict=True)]):
+            rates[key].append(rate)
+    return statistics.fmean(rates[name]), statistics.fmean(rates[WHOLE])
 
 
 def main() -> None:
@@ -111,25 +120,29 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write every round as JSON")
     add_task_options(parser, Task(images=1280))
     chosen = parser.parse_args()
-    names = [name for name in VARIANTS if chosen.compile or not VARIANTS[name].compiles]
-    measured: dict[str, dict[str, list[float]]] = {}
+    names = [name for name in VARIANTS if name != WHOLE and (chosen.compile or not VARIANTS[name].compiles)]
+    on = two_cores()
+    measured: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for case in chosen.case or CASES:
         model, batch_size = CASES[case]
         task = task_of(chosen, model=model, batch_size=batch_size)
-        rates: dict[str, list[float]] = {name: [] for name in names}
+        rates: dict[str, list[tuple[float, float]]] = {name: [] for name in names if case in VARIANTS[name].cases}
         for index in range(chosen.rounds):
-            for name in [*names[index % len(names) :], *names[: index % len(names)]]:
-                rates[name].append(images_per_second(task, name))
-                print(f"{case}, round {index + 1}, {name}: {rates[name][-1]:.1f} images/s", flush=True)
+            for name, pairs in rates.items():
+                pairs.append(beside_everything(task, name, on))
+                without, whole = pairs[-1]
+                print(f"{case}, round {index + 1}: {without:.1f} images/s without {name}, {whole:.1f} with", flush=True)
         measured[case] = rates
-    print(f"\n{find_device('cpu').name}, {num_cores()} cores, torch {torch.__version__}\n")
-    print("| case | without | images/s of a core | to everything |\n|---|---|---:|---:|")
+    print(f"\n{find_device('cpu').name}, torch {torch.__version__}\n")
+    print("| case | without | images/s of a core | with | ratio (range) |\n|---|---|---:|---:|---:|")
     for case, rates in measured.items():
-        for name, values in rates.items():
-            ratios = [value / whole for value, whole in zip(values, rates["everything"], strict=True)]
-            print(f"| {case} | {name} | {statistics.median(values):.0f} | {statistics.median(ratios):.2f} |")
+        for name, pairs in rates.items():
+            without, whole = (statistics.median(values) for values in zip(*pairs, strict=True))
+            ratios = [one / other for one, other in pairs]
+            found = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            print(f"| {case} | {name} | {without:.0f} | {whole:.0f} | {found} |")
     if chosen.out:
-        content = {"device": find_device("cpu").name, "torch": torch.__version__, "images_per_second": measured}
+        content = {"device": find_device("cpu").name, "torch": torch.__version__, "without_and_with": measured}
         chosen.out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

@@ -47,7 +47,17 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+
+
+NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+def first_cause(error: BaseException) -> str:
+    """Kind and first line of what went wrong first: a capture that an error ended raises another one about its end."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return f"{type(error).__name__}: {error}".split("\n", 1)[0]
 
 
 def out_of_memory(error: BaseException, batch_size: int | None = None) -> DeviceError:

@@ -150,7 +150,7 @@ class RunFolder:
         write_atomically(self.path / "history.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     def environment(self) -> dict[str, Any]:
-        """What ``create`` was given; raises RecordError where it is damaged."""
+        """What ``describe`` was given; raises RecordError where it is damaged."""
         path = self.path / "environment.json"
         values = _read_json(path)
         if not values.keys() >= DESCRIBED:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,7 +62,9 @@ class Quiet(io.TextIOBase):
 
 
 def duration(seconds: float) -> str:
-    """0:42, 12:07, 3:05:00."""
+    """0:42, 12:07, 3:05:00; ? for nan."""
+    if math.isnan(seconds):
+        return "?"
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

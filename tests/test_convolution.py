@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cifar_ablate.models.build import build_model
+from cifar_ablate.training import convolution
 from cifar_ablate.training.convolution import Conv2d, columns, with_matrix_products
 
 SHAPES = list(product((1, 3), (1, 2), (2, 3, 5, 8)))  # kernel, stride, size of the input
@@ -39,10 +40,12 @@ def test_output_and_gradients_are_those_of_torch(
     x = torch.randn(3, 6, size, size, dtype=torch.double, generator=generator)
     upstream = torch.randn(conv(x).shape, dtype=torch.double, generator=generator)
     expected = gradients(conv, x, upstream)
-    for large in (0, 2**40):  # with everything by products, and with the gradient of the weights alone
+    # everything by products, 2x2 maps by one dense product and by columns; and the gradient of the weights alone
+    for large, many in ((0, 0), (0, 2**40), (2**40, 0)):
         ours = with_matrix_products(nn.Sequential(conv))[0]
         assert type(ours) is Conv2d
         monkeypatch.setattr(Conv2d, "products", lambda self, x, large=large: (self.weight.numel() >= large, True))
+        monkeypatch.setattr(convolution, "WORTH_DENSE", many)
         found = gradients(ours, x.contiguous(memory_format=torch.channels_last), upstream)
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)

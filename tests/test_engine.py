@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cifar_ablate.data import load_data
-from cifar_ablate.device import Device, find_device
+from cifar_ablate.device import Device, find_device, first_cause, is_out_of_memory
 from cifar_ablate.errors import DeviceError, UsageError
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.runner.turns import Crowded, Turn, take_turns
@@ -154,7 +154,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> Engine:
 
     monkeypatch.setattr(step_module, "_captured", capture)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
-    engine = Engine(Mode(capture=True))
+    engine = Engine(Mode(capture=True, capture_is_forced=True))
     engine.made = made  # type: ignore[attr-defined]
     return engine
 
@@ -234,6 +234,22 @@ def test_where_capturing_is_forced_a_step_that_cannot_be_captured_is_an_error(tr
         trained(recipe(), engine=Engine(Mode(capture=True, capture_is_forced=True)))
 
 
+def test_out_of_memory_in_a_capture_is_no_reason_to_go_on_without(
+    trained: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crowded(*_: Any) -> None:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        finally:
+            raise RuntimeError("capture failed due to a previous error")  # as the end of a capture does
+
+    monkeypatch.setattr(step_module, "_captured", crowded)
+    with pytest.raises(RuntimeError, match="previous error") as caught:
+        trained(recipe(), engine=Engine(Mode(capture=True)))
+    assert is_out_of_memory(caught.value)
+    assert first_cause(caught.value) == "OutOfMemoryError: CUDA out of memory"
+
+
 # What may be forced
 
 
@@ -249,7 +265,9 @@ def test_on_a_gpu_auto_captures_unless_the_gpu_is_old(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert choose_mode(EngineOptions(), GPU).capture is captures
     assert choose_mode(EngineOptions(capture="off"), GPU).capture is False
-    assert choose_mode(EngineOptions(capture="on"), GPU).capture is True
+    forced = choose_mode(EngineOptions(capture="on"), GPU)
+    assert (forced.capture, forced.capture_is_forced) == (True, True)
+    assert not choose_mode(EngineOptions(), GPU).capture_is_forced
 
 
 def test_on_a_gpu_auto_compiles_where_there_is_enough_to_train(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from cifar_ablate.device import Device, Place
 from cifar_ablate.errors import UsageError
 from cifar_ablate.folder import RunFolder
-from cifar_ablate.runner import jobs, trainer
+from cifar_ablate.runner import estimate, jobs, trainer
 from cifar_ablate.runner.estimate import measure_rates
 from cifar_ablate.runner.execute import RUNS_ROOT, run_plans
 from cifar_ablate.runner.jobs import best, choose_places, parse_jobs
@@ -101,16 +101,41 @@ def test_runs_that_take_turns_in_one_process_end_as_those_alone(model: str, work
     assert run_in_turn(study, 4) == run_in_turn(study, 1)
 
 
-def test_the_estimate_is_of_runs_in_turn_where_they_will_be(workshop: Workshop) -> None:
+def test_the_estimate_is_of_runs_in_turn_where_they_will_be(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "rate_in_turn", lambda trials, _: 100.0 if len(trials) == 1 else 240.0)
     study = workshop.write("tiny.yaml", STUDY)
     ready = prepare([study], None, None, device="cpu", console=Console(quiet=True))
     runs = ready.plans[0].runs[:1]
     (alone,) = measure_rates(runs, ready.data, Place(ready.device, 1)).values()
     (beside,) = measure_rates(runs, ready.data, Place(ready.device, 1, side_by_side=4)).values()
-    assert (alone.num_in_turn, beside.num_in_turn) == (1, 4)
-    assert beside.of_each < 0.5 * alone.of_each  # four share what one had
-    together = beside.of_each * beside.num_in_turn
-    assert 0.5 * alone.of_each < together < 2 * alone.of_each
+    assert (alone.of_each, alone.num_in_turn) == (100.0, 1)
+    assert (beside.of_each, beside.num_in_turn) == (60.0, 4)
+
+
+def test_what_cannot_be_tried_has_no_estimate_and_what_finds_no_room_is_tried_with_fewer(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def room_for_two(trials: list[Any], _: float) -> float:
+        if len(trials) > 2:
+            raise MemoryError
+        return 200.0
+
+    study = workshop.write("tiny.yaml", STUDY)
+    ready = prepare([study], None, None, device="cpu", console=Console(quiet=True))
+    place, runs = Place(ready.device, 1, side_by_side=4), ready.plans[0].runs[:1]
+    monkeypatch.setattr(estimate, "rate_in_turn", room_for_two)
+    (rate,) = measure_rates(runs, ready.data, place).values()
+    assert (rate.of_each, rate.num_in_turn) == (100.0, 2)
+
+    def broken(*_: Any) -> float:
+        raise RuntimeError("a network that fails in its first step")
+
+    monkeypatch.setattr(estimate, "rate_in_turn", broken)
+    answer = workshop("plan", "tiny.yaml")
+    assert answer.code == 0
+    assert "6 to do, about ?" in answer.out
 
 
 def test_a_run_without_room_beside_the_others_is_trained_alone_in_the_end(
@@ -142,11 +167,14 @@ def test_memory_limits_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
     assert jobs._fitting(10 * jobs.WORKER_BYTES) == 1
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to a core")
 def test_only_cores_that_this_process_may_use_are_counted() -> None:
-    ask = "from cifar_ablate.device import num_cores; print(num_cores())"
     one = min(os.sched_getaffinity(0))
-    bound = ["taskset", "-c", str(one), sys.executable, "-c", ask]
-    assert subprocess.run(bound, capture_output=True, text=True, check=True).stdout.strip() == "1"
+    ask = (
+        f"import os; os.sched_setaffinity(0, {{{one}}}); from cifar_ablate.device import num_cores; print(num_cores())"
+    )
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "1"
 
 
 def test_what_is_forced_on_the_command_line_is_checked_first(workshop: Workshop) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from cifar_ablate.data import DataSet
-from cifar_ablate.device import Place, on_stream
+from cifar_ablate.device import Place, is_out_of_memory, on_stream
 from cifar_ablate.plan import DataKey, PlannedRun
 from cifar_ablate.training.batches import DeviceData, to_device
 from cifar_ablate.training.engine import Engine, EngineOptions, choose_mode, draws_at_random
@@ -29,10 +30,10 @@ def images_of(run: PlannedRun, data: DataSet) -> float:
     return recipe.epochs * num_train + EVAL_SHARE * (num_evals * num_test + num_test + num_train)
 
 
-Work = tuple[str, tuple[str, ...]]
+Kind = tuple[str, tuple[str, ...]]
 
 
-def kind_of_work(run: PlannedRun) -> Work:
+def kind_of_work(run: PlannedRun) -> Kind:
     """Runs of one kind take the same time per image: one shape, and the same augmentations."""
     return run.shape, tuple(run.recipe.augment)
 
@@ -42,27 +43,41 @@ class Rate:
     """How fast runs of one kind of work are trained in a place."""
 
     of_each: float
-    """Training images per second of one run, beside the others of the place."""
+    """Training images per second of one run, beside the others of the place; nan where it could not be measured."""
     num_in_turn: int
 
 
-def measure_rates(runs: Sequence[PlannedRun], data: Mapping[DataKey, DataSet], place: Place) -> dict[Work, Rate]:
+def measure_rates(runs: Sequence[PlannedRun], data: Mapping[DataKey, DataSet], place: Place) -> dict[Kind, Rate]:
     """The rate of each kind of work in ``runs`` in one place, from a few steps each.
 
-    Nothing is compiled for it: that takes longer than it would tell.
+    Nothing is compiled for it: that takes longer than it would tell. What is wrong with a run is told where it is
+    trained, not here.
     """
-    rates: dict[Work, Rate] = {}
+    rates: dict[Kind, Rate] = {}
     resident: tuple[DataKey, DeviceData] | None = None
     engine = Engine(replace(choose_mode(EngineOptions(), place.device), compile=False))
     for run in runs:
         if kind_of_work(run) in rates:
             continue
         if resident is None or resident[0] != run.data_key:
+            engine.keep_lanes(0)  # they hold the data before
+            resident = None
             resident = (run.data_key, to_device(data[run.data_key], place.device.torch))
         num = num_in_turn(run, data[run.data_key], place)
-        trials = [Trial(run, resident[1], engine, lane) for lane in range(num)]
-        rates[kind_of_work(run)] = Rate(rate_in_turn(trials, SECONDS) / num, num)
+        rates[kind_of_work(run)] = _rate(run, resident[1], engine, num)
     return rates
+
+
+def _rate(run: PlannedRun, data: DeviceData, engine: Engine, num: int) -> Rate:
+    """Of so many in turn, or of as many as there is room for."""
+    engine.keep_lanes(num)
+    try:
+        return Rate(rate_in_turn([Trial(run, data, engine, lane) for lane in range(num)], SECONDS) / num, num)
+    except Exception as error:
+        if num == 1 or not is_out_of_memory(error):
+            return Rate(math.nan, num)
+    engine.keep_lanes(0)
+    return _rate(run, data, engine, num // 2)
 
 
 def num_in_turn(run: PlannedRun, data: DataSet, place: Place) -> int:
@@ -87,6 +102,7 @@ class Trial:
         recipe = run.recipe.model_copy(update={"batch_size": tried})
         engine = engine or Engine()
         self.fit = set_up(recipe, run.seed, data, run.precision, engine, lane)
+        self.fit.model.train()
         self.stream = engine.stream(lane, self.device)
         self.num_whole = len(data.train_labels) // tried
         self.taken = 0
@@ -98,7 +114,6 @@ class Trial:
             if step == 0:
                 rates = self.fit.base_lr * self.fit.lr_factors[: self.fit.num_steps]
                 self.fit.stepper.load_epoch(self.fit.seed, 0, rates, 0)
-            self.fit.model.train()
             self.taken += 1
             return self.fit.stepper(step)
 

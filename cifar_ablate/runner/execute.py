@@ -34,7 +34,7 @@ HURRIED_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a ``run`` command goes about its work; none of it changes a result."""
+    """How a ``run`` command goes about its work; none of it changes what is trained."""
 
     executor: str = "local"
     retry_failed: bool = False

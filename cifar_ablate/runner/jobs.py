@@ -68,7 +68,9 @@ def choose_places(
     try:
         chosen, why = measure()
     except Exception as error:  # whatever is wrong with this one run is told where it is trained
-        return find_places(device, 1, threads), f"--jobs auto: 1 run at a time; it could not be measured ({error})"
+        each = torch.cuda.device_count() if device.kind == "cuda" else 1
+        number = "1 run at a time" if each == 1 else f"{each} at a time, one on each GPU"
+        return find_places(device, each, threads), f"--jobs auto: {number}; more could not be measured ({error})"
     finally:  # worker processes may be what needs the memory
         give_back_freed_memory()
         if device.kind == "cuda":

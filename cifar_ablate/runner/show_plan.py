@@ -22,10 +22,7 @@ KINDS = ("done", "running", "failed", "interrupted", "to do")
 
 
 def show_plan(
-    plans: Sequence[Plan],
-    data: Mapping[DataKey, DataSet],
-    places: Sequence[Place],
-    console: Console,
+    plans: Sequence[Plan], data: Mapping[DataKey, DataSet], places: Sequence[Place], console: Console
 ) -> None:
     """Print the plans beside the record; nothing is trained and nothing recorded."""
     tracking = None if is_empty() else Tracking()

@@ -2,7 +2,7 @@
 
 On a GPU each has a stream of its own, so steps that leave parts of the device idle overlap. One thread does it all: no
 capture, no allocation and no random draw of one run can come in the middle of another's step, so what is trained beside
-a run changes nothing of it: not a bit on a CPU, and on a GPU no more than the device's own order of additions does.
+a run changes nothing of it: not a bit on a CPU. On a GPU equal runs differ in their last bits, side by side or not.
 """
 
 from __future__ import annotations

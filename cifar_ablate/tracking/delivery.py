@@ -232,7 +232,7 @@ def _tags(planned: RunIdentity, environment: Mapping[str, Any]) -> dict[str, str
         "ablate.device": environment["device"],
         "ablate.threads": str(environment["threads"]),
         "ablate.torch": environment["torch"],
-        **{f"ablate.{name}": _as_tag(value) for name, value in environment.get("engine", {}).items()},
+        **{f"ablate.{name}": _as_tag(value)[:MAX_TAG] for name, value in environment.get("engine", {}).items()},
         "ablate.git_dirty": _as_tag(environment["git_dirty"]),
         "mlflow.source.git.commit": environment["git_commit"],
         "mlflow.source.name": "cifar-ablate",

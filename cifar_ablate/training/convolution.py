@@ -22,8 +22,8 @@ SMALL_MAP = {1: 16, 2: 64}
 """Positions of the output, by stride, up to which the gradient of the weights gains more than its columns cost."""
 
 WORTH_DENSE = 48
-"""Images: with fewer, making the matrix costs more than the products save: at 16 it costs 12% of a step of
-resnet18-compact, at 128 it gains 10%."""
+"""Images: with fewer, making the matrix costs more than the smaller products save; ``benchmarks/without.py`` has
+both."""
 
 
 def with_matrix_products(model: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cifar_ablate.augment.pipeline import Pipeline, build_pipeline
-from cifar_ablate.device import Device, is_out_of_memory
+from cifar_ablate.device import Device, first_cause, is_out_of_memory
 from cifar_ablate.errors import DeviceError, UsageError
 from cifar_ablate.models.build import IMAGE_CHANNELS, build_model
 from cifar_ablate.registry import OPTIMIZERS
@@ -25,7 +25,7 @@ from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training.average import average_of
 from cifar_ablate.training.batches import DeviceData
 from cifar_ablate.training.convolution import with_matrix_products
-from cifar_ablate.training.step import Network, Stepper
+from cifar_ablate.training.step import Glance, Network, Stepper
 
 Choice = Literal["auto", "on", "off"]
 CAPTURABLE = ("sgd", "adamw")
@@ -135,8 +135,8 @@ class Engine:
     def mode_of(self, recipe: Recipe, lane: int = 0) -> Mode:
         """How the steps of a recipe are taken in a lane; before ``stepper`` was called, how they are meant to be."""
         mode = self.mode.for_recipe(recipe)
-        _, _, stepper = self.kept.get(lane, ("", "", None))
-        if mode.capture and stepper is not None and stepper.why_not_captured:
+        _, identity, stepper = self.kept.get(lane, ("", "", None))
+        if mode.capture and stepper is not None and identity == _identity(recipe) and stepper.why_not_captured:
             return replace(mode, capture=False, why=stepper.why_not_captured)
         return mode
 
@@ -183,8 +183,7 @@ class Engine:
         except Exception as error:
             if self.mode.capture_is_forced or is_out_of_memory(error):
                 raise
-            why = f"{type(error).__name__}: {error}".split("\n", 1)[0]
-        network.optimizer = _optimizer(recipe, model)
+            why = first_cause(error)
         return Stepper(network, why_not_captured=f"its step cannot be captured ({why})")
 
 
@@ -231,6 +230,7 @@ def _restart(stepper: Stepper, fresh: nn.Module, recipe: Recipe) -> None:
     network.model.train()
     if network.average is not None:
         network.average.restart(network.model)
+    stepper.glance = Glance(stepper.loss)  # the one before tells of the run before
     if stepper.is_captured:
         for state in network.optimizer.state.values():
             for value in state.values():

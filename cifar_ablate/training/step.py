@@ -187,10 +187,12 @@ def _captured(warm_up: Callable[[], None], step: Callable[[], None], stepper: St
     """A torch.cuda.CUDAGraph of ``step``, warmed up on the stepper's own stream, as torch's documentation asks."""
     current, side = torch.cuda.current_stream(), stepper.stream
     side.wait_stream(current)
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UP_STEPS):
-            warm_up()
-    current.wait_stream(side)
+    try:
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP_STEPS):
+                warm_up()
+    finally:  # what is issued next must not overtake a warm-up that failed halfway
+        current.wait_stream(side)
     stepper.network.model.zero_grad(set_to_none=True)
     graph = torch.cuda.CUDAGraph()
     # thread_local: another thread that delivers or evaluates may call what a capture forbids
