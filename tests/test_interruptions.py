@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -212,16 +211,16 @@ def test_a_signal_stops_a_study_between_two_steps_and_the_same_command_goes_on_w
 
 def count_steps(workshop: Workshop) -> list[None]:
     """Grows with every step that is taken in this process."""
-    from cifar_ablate.training import epoch
+    from cifar_ablate.training.step import Stepper
 
     steps: list[None] = []
-    take = epoch.train_step
+    take = Stepper.__call__
 
-    def counted(*arguments: Any) -> Any:
+    def counted(stepper: Stepper, step: int) -> int:
         steps.append(None)
-        return take(*arguments)
+        return take(stepper, step)
 
-    workshop.monkeypatch.setattr(epoch, "train_step", counted)
+    workshop.monkeypatch.setattr(Stepper, "__call__", counted)
     return steps
 
 
