@@ -101,7 +101,7 @@ def give_back_freed_memory() -> None:
 def _keep_freed_memory() -> None:
     """Tell glibc to keep what is freed, for the next step: it would give large arrays back, and pay for new pages.
 
-    A step of resnet18-compact on a CPU is 10% faster so at batch 16, and 2% at 128. Other C libraries are left alone.
+    Steps on a CPU are 3 to 10% faster so (``python -m benchmarks.without``). Other C libraries are left alone.
     """
     mmap_threshold, trim_threshold = -3, -1  # of malloc.h
     with suppress(OSError, AttributeError, TypeError):
