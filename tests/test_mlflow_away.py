@@ -38,7 +38,7 @@ STUDY = """
       data: digits
       train_size: 200
       model: {name: resnet18-compact, width: 4}
-      epochs: 50
+      epochs: 80
       batch_size: 50
       optimizer: {name: sgd, lr: 0.05, momentum: 0.9}
     arms:
@@ -255,7 +255,7 @@ def _outage(name: str, folder: Path, server: Server) -> Outage:
     patience = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "3"} if name == "frozen" else {}
     command = Command(folder, "run", "away.yaml", MLFLOW_TRACKING_URI=server.uri, **patience)
     try:
-        command.until("epoch 5/50")
+        command.until("epoch 5/80")
         begun = time.monotonic()
         server.signal(signal.SIGSTOP) if name == "frozen" else server.kill()
         if name != "gone":
@@ -273,7 +273,7 @@ def _interrupted(name: str, folder: Path, server: Server) -> Outage:
     server.start()
     command = Command(folder, "run", "away.yaml", *ONE, MLFLOW_TRACKING_URI=server.uri)
     try:
-        command.until("epoch 5/50")
+        command.until("epoch 5/80")
         server.kill()
         command.until(AWAY)
         begun = time.monotonic()
@@ -383,13 +383,14 @@ def test_runs_trained_offline_are_delivered_as_what_they_are(
     options = ("--offline", "--jobs", "2", "--seed", "1", "--arm", "baseline", "--arm", "flip")
     command = Command(folder, "run", "away.yaml", *options)
     try:
-        command.until("baseline seed 1: epoch 3/50")
-        command.until("flip seed 1: epoch 3/50")
-        lock = folder / "mlruns" / "runs" / prints["baseline", 1] / ".lock"
-        workers = psutil.Process(command.process.pid).children()
-        next(worker for worker in workers if str(lock) in [file.path for file in worker.open_files()]).kill()
+        baseline = _trainer_of(command, folder, prints["baseline", 1], num_epochs=1)
+        baseline.suspend()  # a run takes a few seconds: on a busy machine it would end before all is looked at
+        flip = _trainer_of(command, folder, prints["flip", 1], num_epochs=3)
+        flip.suspend()
+        baseline.kill()
         command.until("away baseline seed 1: failed")
         during = workshop("sync")
+        flip.resume()
         assert "3 delivered, 1 running" in during.out, during
         assert "away flip seed 1" not in during.out
         assert command.process.poll() is None
@@ -422,7 +423,7 @@ def test_runs_trained_offline_are_delivered_as_what_they_are(
 def test_a_run_whose_artifacts_cannot_be_kept_does_not_hold_up_the_others(workshop: Workshop, tried: Tried) -> None:
     """Something else is in the place of its artifacts; MLflow takes everything but those."""
     tried("MLflow cannot keep the artifacts of a run")
-    study = STUDY.replace("epochs: 50", "epochs: 3")
+    study = STUDY.replace("epochs: 80", "epochs: 3")
     workshop.write("away.yaml", study)
     assert workshop("run", "away.yaml", "--offline", "--seed", "0", "--arm", "baseline", "--arm", "flip").code == 0
     create, blocked = mlflow.MlflowClient.create_run, []
@@ -448,6 +449,18 @@ def test_a_run_whose_artifacts_cannot_be_kept_does_not_hold_up_the_others(worksh
     wait_until(lambda: not [tag for run in runs_of("away") for tag in run.data.tags if "claim" in tag])
     assert "Runs: 1 delivered" in workshop("sync").out
     assert {run.info.status for run in runs_of("away")} == {"FINISHED"}
+
+
+def _trainer_of(command: Command, folder: Path, fingerprint: str, *, num_epochs: int) -> psutil.Process:
+    """The worker process that holds the lock of this run, once it has trained so many epochs.
+
+    What is printed would not tell: a line says whose it is only where another run has begun, too.
+    """
+    run = folder / "mlruns" / "runs" / fingerprint
+    lock, history = str(run / ".lock"), run / "history.jsonl"
+    wait_until(lambda: history.exists() and history.read_text().count("\n") >= num_epochs)
+    workers = psutil.Process(command.process.pid).children()
+    return next(worker for worker in workers if lock in [file.path for file in worker.open_files()])
 
 
 def _kept_runs(folder: Path) -> list[dict[str, Any]]:
