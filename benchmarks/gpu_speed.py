@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -85,7 +86,7 @@ def in_modes(bench: Bench, model: str, batch: int, data: DeviceData, precision: 
         if (name != "eager" and not torch.cuda.is_available()) or (name == "compiled" and batch != BATCH_COMPILED):
             continue
 
-        def measure(mode: Mode = mode) -> tuple[float, str]:
+        def measure(mode: Mode) -> tuple[float, str]:
             begun = time.perf_counter()
             fit = set_up(recipe, 0, data, precision, Engine(mode))
             wait()
@@ -94,7 +95,7 @@ def in_modes(bench: Bench, model: str, batch: int, data: DeviceData, precision: 
             return seconds, "; ".join(filter(None, [ready, bench.extrapolated(whole)]))
 
         needed = 90 if name == "compiled" else SECONDS
-        bench.attempt("epoch", f"{model}, batch {batch}, {name}", "s", needed, measure)
+        bench.attempt("epoch", f"{model}, batch {batch}, {name}", "s", needed, partial(measure, mode))
 
 
 def several_at_once(bench: Bench, data: DeviceData, precision: str) -> None:
@@ -110,7 +111,7 @@ def several_at_once(bench: Bench, data: DeviceData, precision: str) -> None:
 
     for number in LANES:
         what = f"{MODELS[0]}, batch 16, {number} runs, per run and epoch"
-        bench.attempt("at once", what, "s", SECONDS, lambda number=number: measure(number))  # type: ignore[misc]
+        bench.attempt("at once", what, "s", SECONDS, partial(measure, number))
 
 
 def the_loops(bench: Bench, num_images: int) -> None:
@@ -122,7 +123,7 @@ def the_loops(bench: Bench, num_images: int) -> None:
             command += ["--max-steps", str(min(LOOP_STEPS, bench.steps)), "--test-images", "100"]
             command += ["--width", str(bench.task.width)] if bench.task.width else []
 
-            def measure(command: Sequence[str] = command) -> tuple[float, str]:
+            def measure(command: Sequence[str]) -> tuple[float, str]:
                 done = subprocess.run(
                     command, cwd=ROOT, capture_output=True, text=True, timeout=bench.time_left(), check=False
                 )
@@ -133,7 +134,7 @@ def the_loops(bench: Bench, num_images: int) -> None:
                 seconds = epochs[0]["train_seconds"] * num_images / epochs[0]["images"]
                 return seconds, f"extrapolated from {epochs[0]['images']} images, the first step among them"
 
-            bench.attempt("loop", f"{loop}, {model}, batch 512", "s", 60, measure)
+            bench.attempt("loop", f"{loop}, {model}, batch 512", "s", 60, partial(measure, command))
 
 
 def best_mode() -> Mode:

@@ -34,10 +34,8 @@ def study(bench: Bench) -> None:
     num = len(shipped["arms"]) * (seeds if isinstance(seeds, int) else len(seeds))
 
     def measure() -> tuple[float, str]:
-        took, results, said = run_study("readme", shipped, bench.time_left() - 15)
-        if not finished(results):
-            raise RuntimeError(f"no run finished: {said}")
-        return took, f"{len(finished(results))} of {num} runs; {said}"
+        took, ended, said = run_study("readme", shipped, bench.time_left() - 15)
+        return took, f"{len(ended)} of {num} runs; {said}"
 
     bench.attempt("study", "readme-augmentation", "s", 20, measure)
     arms: dict[str, Any] = {"plain": {}, "flip": {"flip_averaging": True, "epochs": 22}}
@@ -68,10 +66,7 @@ def to_94(bench: Bench, name: str, recipe: dict[str, Any], seeds: Any) -> None:
     one = {"study": f"to-94-{name}", "question": question, "seeds": seeds, "recipe": recipe, "arms": {"baseline": None}}
 
     def measure() -> tuple[float, str]:
-        took, results, said = run_study("to94", one, bench.time_left() - 10)
-        ended = finished(results)
-        if not ended:
-            raise RuntimeError(f"no run finished: {said}")
+        took, ended, said = run_study("to94", one, bench.time_left() - 10)
         mean = statistics.fmean(result["metrics"]["test_accuracy"] for result in ended)
         note = f"mean test {mean:.2f}% of {len(ended)} seeds; {took:.0f} s in all; {said}"
         return statistics.fmean(result["train_seconds"] for result in ended), note
@@ -80,12 +75,8 @@ def to_94(bench: Bench, name: str, recipe: dict[str, Any], seeds: Any) -> None:
     bench.attempt("to 94%", f"resnet18, {recipe['epochs']} epochs{flip}, training per run", "s", 30, measure)
 
 
-def finished(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [result for result in results if result["status"] == "finished"]
-
-
 def run_study(name: str, content: dict[str, Any], seconds: float) -> tuple[float, list[dict[str, Any]], str]:
-    """Wall time of ``cifar-ablate run`` in an empty folder, its results, and its last line."""
+    """Wall time of ``cifar-ablate run`` in an empty folder, results of finished runs (at least one), last line."""
     with tempfile.TemporaryDirectory() as where:
         folder = Path(where)
         path = folder / f"{name}.yaml"
@@ -98,4 +89,8 @@ def run_study(name: str, content: dict[str, Any], seconds: float) -> tuple[float
         took = time.perf_counter() - begun
         results = [json.loads(path.read_text()) for path in sorted(folder.glob("mlruns/runs/*/result.json"))]
     said = [line for line in done.stdout.splitlines() if line.startswith("--jobs auto")]
-    return took, results, "; ".join([*said, *(done.stdout + done.stderr).strip().splitlines()[-1:]])
+    said += (done.stdout + done.stderr).strip().splitlines()[-1:]
+    finished = [result for result in results if result["status"] == "finished"]
+    if not finished:
+        raise RuntimeError(f"no run finished: {'; '.join(said)}")
+    return took, finished, "; ".join(said)

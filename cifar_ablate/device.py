@@ -41,6 +41,10 @@ class Device:
         return "bf16" if precision == "bf16" else "fp32"
 
 
+NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""In messages of errors that have no type of their own."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Does it say that the device or the machine has no memory left? A capture that it ended may say so only below."""
     if error.__context__ is not None and is_out_of_memory(error.__context__):
@@ -48,9 +52,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
-
-
-NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def first_cause(error: BaseException) -> str:

@@ -371,8 +371,8 @@ def test_sync_where_nothing_was_trained_says_what_makes_run_folders(workshop: Wo
 def test_runs_trained_offline_are_delivered_as_what_they_are(
     workshop: Workshop, places: Callable[[str], Any], undisturbed: Undisturbed, tried: Tried
 ) -> None:
-    tried("trained with --offline, delivered later")
     """Finished, diverged, failed (its worker was killed), interrupted and running, each told from the others."""
+    tried("trained with --offline, delivered later")
     folder, server = places("offline")
     go_to(workshop, folder, f"sqlite:///{server.folder / 'mlflow.db'}")
     done = workshop("run", "away.yaml", "--offline", "--arm", "baseline", "--arm", "wild", "--seed", "0")
