@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "cifar_ablate"
 
 FLOORS = (
     ("errors", "fields", "registry", "keys", "locks", "owner", "signals", "__init__"),
-    ("spec",),
+    ("spec", "analysis"),
     ("data", "models", "device", "folder", "records", "environment", "plan"),
     ("augment",),
     ("training", "tracking", "export"),
@@ -57,7 +57,7 @@ def test_a_file_imports_nothing_from_a_floor_above(path: Path) -> None:
             assert FLOOR_OF[room] <= FLOOR_OF[mine], f"{path.name} (floor of {mine}) imports {module} from above"
 
 
-@pytest.mark.parametrize("room", ["report", "records", "tracking", "export"])
+@pytest.mark.parametrize("room", ["analysis", "report", "records", "tracking", "export"])
 def test_a_report_needs_no_torch(room: str) -> None:
     heavy = {"torch", "torchvision", "timm"}
     for path in FILES:
@@ -76,6 +76,14 @@ def test_training_knows_nothing_of_mlflow_or_yaml() -> None:
     for path in FILES:
         if room_of(path) in ("training", "augment"):
             assert not {module.split(".")[0] for module in imports(path)} & {"mlflow", "yaml"}, path
+
+
+def test_the_analysis_knows_nothing_but_numbers() -> None:
+    for path in FILES:
+        if room_of(path) == "analysis":
+            ours = {module for module in imports(path) if module.startswith("cifar_ablate")}
+            assert all(module.startswith(("cifar_ablate.analysis", "cifar_ablate.errors")) for module in ours), path
+            assert not {module.split(".")[0] for module in imports(path)} & {"mlflow", "torch", "matplotlib"}, path
 
 
 def test_only_the_command_line_ends_the_process() -> None:

@@ -1,0 +1,43 @@
+"""Divergence is an outcome: how often, with an exact interval, and whether more often than in the reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cifar_ablate.analysis.types import Interval
+
+
+@dataclass(frozen=True)
+class Rate:
+    """``count`` of ``num`` runs, with the Clopper-Pearson interval in percent."""
+
+    count: int
+    num: int
+    ci95: Interval
+
+    def __str__(self) -> str:
+        return f"{self.count} of {self.num} ({self.ci95[0]:.0f}% to {self.ci95[1]:.0f}%)"
+
+
+def divergence_rate(num_diverged: int, num_runs: int) -> Rate:
+    """Rate of divergence (statsmodels' ``proportion_confint(method="beta")``)."""
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(num_diverged, num_runs, method="beta")
+    return Rate(num_diverged, num_runs, (100 * float(low), 100 * float(high)))
+
+
+def divergence_p(arm: Rate, reference: Rate) -> float:
+    """Two-sided p of equal rates (scipy's ``boschloo_exact``)."""
+    from scipy.stats import boschloo_exact
+
+    table = [[arm.count, reference.count], [arm.num - arm.count, reference.num - reference.count]]
+    if table[0] == [0, 0] or table[1] == [0, 0]:  # nothing to tell apart: scipy gives NaN
+        return 1.0
+    return float(boschloo_exact(table).pvalue)
+
+
+def divergence_sentence(arm: str, reference: str, rate: Rate, other: Rate, conditional: str) -> str:
+    """What happened, in a sentence without its full stop; ``conditional`` is the difference among finished runs."""
+    p = f"Boschloo's exact p {divergence_p(rate, other):.2g}"
+    return f"{rate} runs of {arm} diverged, {other} of {reference} (95% CI; {p}); {conditional}"

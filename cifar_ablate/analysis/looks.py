@@ -1,0 +1,143 @@
+"""Seeds where they matter: pre-declared looks, with the family's alpha spent over them (O'Brien-Fleming).
+
+Looking whenever one likes, and adding seeds until something shows, finds a difference between equal arms in 11% to 18%
+of studies instead of 5%. Here each look spends its increment, and a contrast that is decided keeps its look's interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from cifar_ablate.analysis.contrasts import compare
+from cifar_ablate.analysis.sentences import count
+from cifar_ablate.analysis.types import Contrast, Verdict
+
+
+@dataclass(frozen=True)
+class Look:
+    """A look at the first ``num_seeds`` seeds, with its share of the family's alpha."""
+
+    num_seeds: int
+    alpha: float
+
+
+def spend(looks: Sequence[int], alpha: float = 0.05) -> tuple[Look, ...]:
+    """The alpha of each look: increments of O'Brien and Fleming's spending function (Lan and DeMets 1983).
+
+    For looks at 5, 8 and 12 seeds: 0.0024, 0.0140, 0.0336.
+    """
+    share = np.array(looks) / looks[-1]
+    spent = 2 * stats.norm.sf(stats.norm.isf(alpha / 2) / np.sqrt(share))
+    return tuple(Look(num, float(one)) for num, one in zip(looks, np.diff(spent, prepend=0.0), strict=True))
+
+
+@dataclass(frozen=True)
+class LooksTaken:
+    """Where a study with looks stands."""
+
+    families: tuple[tuple[Contrast, ...], ...]
+    """Contrasts of each family, each as of its look."""
+    taken: tuple[Look, ...]
+    """Looks that were complete."""
+    pending: Look | None
+    """The look that waits for runs; None when all is decided, or the last one was taken."""
+    wanted: Mapping[str, int]
+    """Arm to the number of its seeds (the first ones) that the looks have asked for."""
+
+
+def take_looks(
+    frame: pd.DataFrame,
+    *,
+    looks: Sequence[int],
+    seeds: Sequence[int],
+    families: Sequence[Mapping[str, str]],
+    margin: float = 0.2,
+    alpha: float = 0.05,
+) -> LooksTaken:
+    """Take every look whose runs have ended; decided contrasts stop, the others ask for the next look's seeds.
+
+    Args:
+        frame: As for ``compare``. Runs of seeds that no look has asked for are not looked at.
+        looks: Numbers of seeds, increasing.
+        seeds: All seeds in their order; a look takes the first ones.
+        families: For each family, arm to reference. Each family has the whole alpha, as in a study without looks.
+    """
+    status = frame["status"] if "status" in frame else pd.Series("finished", index=frame.index)
+    ended = {(str(arm), int(seed)) for arm, seed in zip(frame["arm"], frame["seed"], strict=True)}
+    frame = frame.assign(status=status)
+    undecided = [dict(family) for family in families]
+    found: list[dict[str, Contrast]] = [{} for _ in families]
+    wanted: dict[str, int] = {}
+    taken: list[Look] = []
+    pending: Look | None = None
+    for look in spend(looks, alpha):
+        needed = {arm for family in undecided for pair in family.items() for arm in pair}
+        if not needed:
+            break
+        wanted |= dict.fromkeys(sorted(needed), look.num_seeds)
+        first = list(seeds[: look.num_seeds])
+        if any((arm, seed) not in ended for arm in needed for seed in first):
+            pending = look
+            break
+        taken.append(look)
+        for open_pairs, results in zip(undecided, found, strict=True):
+            _take(
+                frame[frame["seed"].isin(first)], look, open_pairs, results, margin, is_last=look.num_seeds == looks[-1]
+            )
+    complete = []
+    for family, results, still_open in zip(families, found, undecided, strict=True):
+        for arm, reference in family.items():
+            if arm not in results:
+                results[arm] = _before_first_look(arm, reference, frame, list(seeds[: looks[0]]))
+            elif arm in still_open and pending is not None:
+                note = f"open: goes on to the look at {count(pending.num_seeds, 'seed')}"
+                results[arm] = replace(results[arm], notes=(*results[arm].notes, note))
+        complete.append(tuple(results[arm] for arm in family))
+    return LooksTaken(tuple(complete), tuple(taken), pending, wanted)
+
+
+def _take(
+    frame: pd.DataFrame,
+    look: Look,
+    open_pairs: dict[str, str],
+    results: dict[str, Contrast],
+    margin: float,
+    *,
+    is_last: bool,
+) -> None:
+    """One look of one family: the open arms and their references on one seed set; closes what it decides."""
+    if not open_pairs:
+        return
+    mine = frame[frame["arm"].isin({*open_pairs, *open_pairs.values()})]
+    for contrast in compare(mine, baseline="", references=open_pairs, margin=margin, alpha=look.alpha):
+        results[contrast.arm] = replace(contrast, look=look.num_seeds)
+        if contrast.verdict.is_decided or is_last:
+            del open_pairs[contrast.arm]
+
+
+def _before_first_look(arm: str, reference: str, frame: pd.DataFrame, seeds: list[int]) -> Contrast:
+    mine = frame[frame["arm"].isin({arm, reference}) & frame["seed"].isin(seeds)]
+    (early,) = compare(mine, baseline="", references={arm: reference})
+    there = [int((mine["arm"] == name).sum()) for name in (arm, reference)]
+    said = (
+        f"{arm} against {reference}: no verdict before the look at {count(len(seeds), 'seed')} "
+        f"({there[0]} of {arm} and {there[1]} of {reference} are there)."
+    )
+    return replace(
+        early,
+        verdict=Verdict.PROVISIONAL,
+        ci95=None,
+        ci90=None,
+        p_adjusted=None,
+        own_p_holm=None,
+        num_more_seeds=None,
+        num_more_seeds_range=None,
+        notes=(),
+        sentence=said,
+        look=len(seeds),
+    )
