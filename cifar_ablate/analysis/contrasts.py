@@ -263,7 +263,7 @@ def _verdict_without(
 
 
 def outliers(accuracy: pd.Series) -> list[int]:
-    """Seeds whose accuracy lies over 5 scaled MAD from the median, from 4 runs on (``median_abs_deviation`` of scipy)."""
+    """Seeds whose accuracy lies over 5 scaled MAD (scipy) from the arm's median; none under 4 runs."""
     if len(accuracy) < 4:
         return []
     mad = float(stats.median_abs_deviation(accuracy, scale="normal"))
