@@ -166,8 +166,8 @@ def report(
     record: Annotated[Path | None, typer.Option(metavar="DIR", help="Read an exported record, not MLflow.")] = None,
 ) -> None:
     """Print the report of recorded studies."""
+    from cifar_ablate.compact import find_records
     from cifar_ablate.errors import RecordError
-    from cifar_ablate.records import find_records
     from cifar_ablate.report.build import build_report
 
     render = FORMATS.get(format)

@@ -16,7 +16,7 @@ from typing import Any
 import mlflow
 import pytest
 
-from cifar_ablate.records import load_curves, load_predictions, load_record
+from cifar_ablate.compact import load_curves, load_predictions, load_record
 from tests.comparing import runs_of, snapshot
 from tests.conftest import Workshop
 
