@@ -1,10 +1,10 @@
 """The compact record of a study: a folder of plain files that can be committed, under 2 MB for 25 runs of CIFAR-10::
 
-    study.json        the study as planned: question, arms with their whole recipes, seeds, published figures
-    runs.csv          one row per run: arm, seed, outcome, headline metrics
-    environments.json versions, device, commit and data of each run, by fingerprint
-    curves.csv        one row per run and epoch
-    predictions.npz   fingerprints [runs], labels [images]; predicted, loss (nats) and confidence [runs, images]
+study.json        the study as planned: question, arms with their whole recipes, seeds, published figures
+runs.csv          one row per run: arm, seed, outcome, headline metrics
+environments.json versions, device, commit and data of each run, by fingerprint
+curves.csv        one row per run and epoch
+predictions.npz   fingerprints [runs], labels [images]; predicted, loss (nats) and confidence [runs, images]
 """
 
 from __future__ import annotations

@@ -60,6 +60,19 @@ class RecordedRun:
     """Who trains it at this moment, in words; a compact record does not keep it."""
 
 
+@dataclass(frozen=True)
+class LedgerEntry:
+    """The test set was read, or the margin set, at a state of the record."""
+
+    kind: str
+    """margin, look, verdicts, plan or export."""
+    when: str
+    """ISO 8601 in UTC."""
+    detail: str
+    num_seeds: int
+    num_runs: int
+
+
 class Details(Protocol):
     """What is read only where it is needed: it is larger than all the rest."""
 
@@ -81,6 +94,7 @@ class StudyRecord:
     document: Mapping[str, Any]
     runs: Sequence[RecordedRun]
     details: Details
+    ledger: Sequence[LedgerEntry] = ()
 
     def current(self) -> list[RecordedRun]:
         """Runs of the study as it is planned now: the others were superseded when a recipe was edited.

@@ -217,3 +217,24 @@ class Report:
     """Everything a format needs."""
 
     studies: tuple[StudyReport, ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawn figure."""
+
+    name: str
+    """Of its file, without the ending; of letters, digits and dashes."""
+    title: str
+    caption: str
+    """What is seen, for those who cannot see it, too."""
+    svg: str
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A report in one format, with the files that belong beside it."""
+
+    text: str
+    files: Mapping[str, str]
+    """Content by path, relative to the folder of the report."""
