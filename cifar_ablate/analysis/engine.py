@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import optimize, stats
+from scipy import linalg, optimize, stats
 
 Array = npt.NDArray[np.float64]
 Weights = Mapping[str, float]
@@ -93,8 +93,12 @@ def own_se(fit: Fit, weights: Weights) -> float:
     )
 
 
-def estimate(fit: Fit, contrasts: Sequence[Weights], *, alpha: float = 0.05) -> list[Estimate]:
-    """Guarded estimates of contrasts as one family, with intervals at levels 1 - alpha and 1 - 2 alpha."""
+def estimate(fit: Fit, contrasts: Sequence[Weights], *, alpha: float = 0.05, num_closed: int = 0) -> list[Estimate]:
+    """Guarded estimates of contrasts as one family, with intervals at levels 1 - alpha and 1 - 2 alpha.
+
+    ``num_closed`` more contrasts, whose arms are not in the model, count as independent of all: wide enough whatever
+    they were (Sidak).
+    """
     matrix = np.array([[weights.get(arm, 0.0) for arm in fit.arms] for weights in contrasts])
     values = matrix @ fit.means
     covariance = matrix @ fit.covariance @ matrix.T
@@ -108,7 +112,7 @@ def estimate(fit: Fit, contrasts: Sequence[Weights], *, alpha: float = 0.05) -> 
     # the integral is quasi-random; in an order that labels do not decide, renaming an arm changes no digit
     order = np.lexsort((errors, values))
     correlation = (covariance / np.outer(pooled, pooled))[np.ix_(order, order)]
-    joint = Joint(correlation, fit.df)
+    joint = Joint(linalg.block_diag(correlation, np.eye(num_closed)) if num_closed else correlation, fit.df)
     c95, c90 = joint.critical(alpha), joint.critical(2 * alpha)
     return [
         Estimate(
