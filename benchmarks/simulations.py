@@ -25,6 +25,7 @@ from benchmarks.simulated import (
     one_of_images,
     one_peeking,
     one_peeking_always,
+    one_power,
     one_with_looks,
     plain_tests,
     single_runs,
@@ -69,7 +70,10 @@ def _family_settings() -> Iterator[Setting]:
         yield Setting(f"{seeds}, the baseline's sd doubled", n, sds=(0.44, 0.22, 0.22, 0.22, 0.22))
         yield Setting(f"{seeds}, arms correlated by 0.5", n, correlation=0.5)
     yield Setting("5 seeds, one arm lacks a seed", 5, num_missing=1)
-    for n in (3, 5, 8):
+
+
+def _power_settings() -> Iterator[Setting]:
+    for n in (3, 5, 8, 12):
         yield Setting(f"{n} seeds, arms differ by 0 to 0.8", n, means=TRUE_DIFFERENCES)
 
 
@@ -86,29 +90,27 @@ LOOKS_SETTINGS = (
     replace(EQUAL_LOOKS, name="equal arms, sd 0.06", sds=(0.06,) * 5),
     replace(EQUAL_LOOKS, name="arms differ by 0 to 0.8", means=TRUE_DIFFERENCES),
 )
-PARTS: dict[str, tuple[tuple[One, tuple[Setting, ...]], ...]] = {
-    "family": ((one_family, tuple(_family_settings())),),
-    "margin": ((one_margin, tuple(_margin_settings())),),
-    "looks at 5, 8, 12": ((one_with_looks, LOOKS_SETTINGS),),
-    "peeking at 5, 8, 12": ((one_peeking, (replace(EQUAL_LOOKS, margin=0.0),)),),
-    "peeking from 3 to 12": ((one_peeking_always, (replace(EQUAL_LOOKS, margin=0.0),)),),
-    "new images": ((one_of_images, tuple(Setting(f"{n} seeds, 2,000 images", n) for n in (3, 5, 8))),),
+PARTS: dict[str, tuple[One, tuple[Setting, ...]]] = {
+    "family": (one_family, tuple(_family_settings())),
+    "power": (one_power, tuple(_power_settings())),
+    "margin": (one_margin, tuple(_margin_settings())),
+    "looks at 5, 8, 12": (one_with_looks, LOOKS_SETTINGS),
+    "peeking at 5, 8, 12": (one_peeking, (replace(EQUAL_LOOKS, margin=0.0),)),
+    "peeking from 3 to 12": (one_peeking_always, (replace(EQUAL_LOOKS, margin=0.0),)),
+    "new images": (one_of_images, tuple(Setting(f"{n} seeds, 2,000 images", n) for n in (3, 5, 8))),
 }
 ALTERNATIVES = "instead"
 
 
-def measure(part: str, studies: int, seed: int, processes: int = 1) -> list[Measured]:
+def measure(part: str, studies: int, seed: int, processes: int = 1) -> Iterator[Measured]:
     """All rows of a part; the same seed and number of studies give the same rows, whatever ``processes`` is."""
     if part == ALTERNATIVES:
-        return _alternatives(CHEAP * studies, seed)
-    rows = []
-    for one, settings in PARTS[part]:
-        for setting in settings:
-            rows += [
-                _row(part, setting.name, name, np.array(values))
-                for name, values in _outcomes(one, setting, studies, seed, processes).items()
-            ]
-    return rows
+        yield from _alternatives(CHEAP * studies, seed)
+        return
+    one, settings = PARTS[part]
+    for setting in settings:
+        for name, values in _outcomes(one, setting, studies, seed, processes).items():
+            yield _row(part, setting.name, name, np.array(values))
 
 
 def _row(part: str, setting: str, name: str, values: np.ndarray) -> Measured:
@@ -144,7 +146,7 @@ def _alternatives(studies: int, seed: int) -> list[Measured]:
     ]
     for setting in itertools.islice(_family_settings(), 4, 7):
         rows += [
-            _row(ALTERNATIVES, setting.name, f"family error: {name}", values.astype(float))
+            _row(ALTERNATIVES, setting.name, name, values.astype(float))
             for name, values in plain_tests(setting, studies, rng).items()
         ]
     return rows

@@ -11,6 +11,8 @@ import pandas as pd
 
 from cifar_ablate.errors import UsageError
 
+COLUMNS = ("arm", "seed", "accuracy")
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -32,12 +34,18 @@ def arms_of(frame: pd.DataFrame) -> dict[str, Arm]:
         UsageError: As for ``checked``.
     """
     frame = checked(frame)
-    arms = {}
-    for name, rows in frame.groupby("arm", sort=False):
-        mine = rows[rows["status"] == "finished"]
-        series = pd.Series(mine["accuracy"].to_numpy(float), index=mine["seed"].to_numpy()).sort_index()
-        arms[str(name)] = Arm(str(name), series, len(rows) - len(mine))
-    return arms
+    finished: dict[str, dict[Hashable, float]] = {}
+    num_diverged: dict[str, int] = {}
+    for name, seed, accuracy, status in zip(*(frame[one] for one in (*COLUMNS, "status")), strict=True):
+        of_arm = finished.setdefault(str(name), {})
+        if status == "finished":
+            of_arm[seed] = float(accuracy)
+        else:
+            num_diverged[str(name)] = num_diverged.get(str(name), 0) + 1
+    return {
+        name: Arm(name, pd.Series(of_arm, dtype=float).sort_index(), num_diverged.get(name, 0))
+        for name, of_arm in finished.items()
+    }
 
 
 def checked(frame: pd.DataFrame) -> pd.DataFrame:
@@ -46,7 +54,7 @@ def checked(frame: pd.DataFrame) -> pd.DataFrame:
     Raises:
         UsageError: A column is missing, or a run's arm, seed or accuracy; a run appears twice; a status is unknown.
     """
-    for column in ("arm", "seed", "accuracy"):
+    for column in COLUMNS:
         if column not in frame:
             raise UsageError(f"compare needs a column {column!r}; this frame has {', '.join(map(str, frame.columns))}")
     for column in ("arm", "seed"):

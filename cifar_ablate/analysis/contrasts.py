@@ -58,7 +58,8 @@ def compare(
     for name in (*pairs, *pairs.values()):
         arms.setdefault(name, Arm(name, pd.Series(dtype=float), 0))
     contrasts = _family(arms, pairs, margin, alpha, num_closed)
-    return tuple(_with_outliers(contrast, arms, pairs, margin, num_closed) for contrast in contrasts)
+    far = {name: outliers(arm.finished) for name, arm in arms.items()}
+    return tuple(_with_outliers(contrast, far, arms, pairs, margin, num_closed) for contrast in contrasts)
 
 
 def _family(
@@ -219,13 +220,18 @@ def _notes(contrast: Contrast, margin: float) -> tuple[str, ...]:
 
 
 def _with_outliers(
-    contrast: Contrast, arms: Mapping[str, Arm], pairs: Mapping[str, str], margin: float, num_closed: int
+    contrast: Contrast,
+    far: Mapping[str, list[int]],
+    arms: Mapping[str, Arm],
+    pairs: Mapping[str, str],
+    margin: float,
+    num_closed: int,
 ) -> Contrast:
     """The contrast, with a note where its verdict rests on one outlying run. Nothing is ever deleted."""
     if contrast.verdict not in RULED:
         return contrast
     for name in (contrast.arm, contrast.reference):
-        for seed in outliers(arms[name].finished):
+        for seed in far[name]:
             without = _verdict_without(contrast, name, seed, arms, pairs, margin, num_closed)
             if without is not None and without is not contrast.verdict:
                 note = f"rests on one run: without seed {seed} of {name}, an outlier, it would be {label(without)}"
