@@ -121,8 +121,9 @@ def _row(part: str, setting: str, name: str, values: np.ndarray) -> Measured:
 def _outcomes(one: One, setting: Setting, studies: int, seed: int, processes: int) -> dict[str, list[float]]:
     step = partial(_study, one, setting, seed)
     if processes == 1:
-        gc.freeze()  # statsmodels collects garbage in each of its multipletests
+        _freeze()
         outcomes = [step(index) for index in range(studies)]
+        gc.unfreeze()
     else:
         with get_context("spawn").Pool(processes, initializer=_freeze) as pool:
             outcomes = pool.map(step, range(studies), chunksize=50)
@@ -130,6 +131,7 @@ def _outcomes(one: One, setting: Setting, studies: int, seed: int, processes: in
 
 
 def _freeze() -> None:
+    """statsmodels collects garbage in each ``multipletests``: let it find little."""
     gc.collect()
     gc.freeze()
 
