@@ -173,3 +173,13 @@ def plain_tests(setting: Setting, studies: int, rng: np.random.Generator) -> dic
         "paired t tests, Bonferroni: family error": (paired > bonferroni).any(1),
         "paired t tests, Bonferroni: 0.4 points are shown": gain > bonferroni,
     }
+
+
+def bootstrap_covers(num_seeds: int, studies: int, rng: np.random.Generator, num_resamples: int = 1000) -> np.ndarray:
+    """Does the 95% percentile bootstrap of one arm's paired differences hold their true mean?"""
+    found = []
+    for _ in range(studies):
+        d = rng.standard_normal(num_seeds)
+        low, high = np.percentile(rng.choice(d, (num_resamples, num_seeds)).mean(1), [2.5, 97.5])
+        found.append(low <= 0 <= high)
+    return np.array(found)

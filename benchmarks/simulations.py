@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.simulated import (
     Outcome,
     Setting,
+    bootstrap_covers,
     one_family,
     one_margin,
     one_of_images,
@@ -151,6 +152,9 @@ def _alternatives(studies: int, seed: int) -> list[Measured]:
             _row(ALTERNATIVES, setting.name, name, values.astype(float))
             for name, values in plain_tests(setting, studies, rng).items()
         ]
+    for n in (3, 5, 8):
+        values = bootstrap_covers(n, studies // 4, rng).astype(float)
+        rows.append(_row(ALTERNATIVES, f"{n} seeds, one arm", "percentile bootstrap: 95% interval covers", values))
     return rows
 
 
