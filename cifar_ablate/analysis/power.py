@@ -45,7 +45,8 @@ def seeds_to_detect(points: float, sd: float, alpha: float) -> float:
         return 2.0
     if power_of(effect, MAX_SEEDS, alpha) < POWER:
         return math.inf
-    return float(optimize.brentq(lambda num: power_of(effect, num, alpha) - POWER, 2, MAX_SEEDS, xtol=1e-4))
+    bounds = math.log(2), math.log(MAX_SEEDS)  # in logarithms the power is a straight enough line for ten steps
+    return math.exp(optimize.brentq(lambda log: power_of(effect, math.exp(log), alpha) - POWER, *bounds, xtol=1e-6))
 
 
 def sd_interval(sd: float, df: float, level: float = 0.8) -> tuple[float, float]:
