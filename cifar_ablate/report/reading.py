@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
@@ -186,10 +188,15 @@ def _determinism(study: Study) -> str:
     return "; ".join(said) + "."
 
 
+def overlay_options(variant: str) -> str:
+    """The options that make a variant: ``pilot,epochs=1`` is ``--profile pilot --set epochs=1``."""
+    parts = re.split(r",(?=[\w.?]+=)", variant) if variant else []
+    return "".join(f" {'--set' if '=' in part else '--profile'} {shlex.quote(part)}" for part in parts)
+
+
 def reproduce(study: Study) -> Reproduce:
     """Commands, commits, versions and data."""
     document, environments = study.document, list(study.environments.values())
-    overlay = f" (overlay: {document['variant']})" if document["variant"] else ""
     commits = dict.fromkeys(
         f"{one['git_commit'][:12]}{' with changes' if one.get('git_dirty') else ''}"
         for one in environments
@@ -202,8 +209,8 @@ def reproduce(study: Study) -> Reproduce:
     )
     return Reproduce(
         commands=(
-            f"cifar-ablate run {document['study']}.yaml{overlay}",
-            f"cifar-ablate report {study.record.label}",
+            f"cifar-ablate run {document['study']}.yaml{overlay_options(document['variant'])}",
+            f"cifar-ablate report {shlex.quote(study.record.label)}",
         ),
         commits=tuple(commits),
         versions=tuple(versions),
