@@ -89,7 +89,7 @@ BAD: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], Callable[[dict[str,
     "one arm": (
         lambda table: table,
         keep_arms("baseline"),
-        ["One arm alone has nothing to be compared with: add an arm.", "none: a single arm"],
+        ["One arm alone has nothing to be compared with: add an arm.", "none: a single arm", "1 arm, 5 runs."],
     ),
     "no run of the baseline": (
         without_arms("baseline"),

@@ -29,7 +29,7 @@ def must_know(study: Study, families: Families, num_superseded: int) -> Iterator
     if num_superseded:
         yield "Left out", f"{count(num_superseded, 'run')} of recipes or seeds that this study no longer has."
     yield "Comparisons", _comparisons(families)
-    if any(family.comparisons for family in families.families):
+    if any(one.contrast.ci95 for one in families.comparisons):
         yield "Correction", f"{CORRECTION}. {_df(families)}"
     yield "Margin", _margin(study)
     yield from _looks(study, families)
@@ -50,7 +50,8 @@ def _seeds(study: Study, families: Families) -> str:
     said = f"{listed}; {num_finished} of {num_started} started runs finished"
     said += f", {len(wanted)} planned ones have no result" if wanted else ", none is missing"
     numbers = {sum(run.arm == arm for run in study.finished) for arm in study.arms}
-    if len(numbers) > 1 and families.looks is None:
+    whole = [one.contrast for one in families.comparisons if one.contrast.ci95 and not one.contrast.is_diverged]
+    if len(numbers) > 1 and any(not one.is_paired for one in whole):
         said += (
             f"; arms have unequal numbers of seeds ({min(numbers)} to {max(numbers)}), so they are compared unpaired"
         )
@@ -77,8 +78,9 @@ def _comparisons(families: Families) -> str:
         size = max(sizes, default=0)
         named = ", ".join(f"{one.contrast.arm} - {one.contrast.reference}" for one in family.comparisons)
         parts.append(f"{len(family.comparisons)} {family.name} ({named}), one family of {size}")
-    said = "; ".join(parts) or "none: a single arm has nothing to be compared with"
-    return f"{said}. All of them were declared by the study; each family has its own 5%."
+    if not parts:
+        return "none: a single arm has nothing to be compared with."
+    return f"{'; '.join(parts)}. All of them were declared by the study; each family has its own 5%."
 
 
 def _df(families: Families) -> str:
