@@ -83,8 +83,3 @@ class Contrast:
     def is_diverged(self) -> bool:
         """A run of the arm or of its reference diverged."""
         return bool(self.num_diverged or self.num_diverged_reference)
-
-    @property
-    def is_small(self) -> bool:
-        """Shown, but the interval lies within the margin."""
-        return any(note.startswith("smaller than your margin") for note in self.notes)
