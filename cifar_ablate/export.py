@@ -26,7 +26,8 @@ def export_study(tracking: Tracking, label: str, folder: Path) -> StudyRecord:
     ended = [run for run in runs if run.outcome in ("finished", "diverged")]
     if not ended:
         raise RecordError(f"no run of {label!r} has ended yet, so there is nothing to export; run the study first")
-    current = StudyRecord(label, record.document, runs)
+    noted = tracking.note(label, "export", "compact record", runs)
+    current = StudyRecord(label, record.document, runs, [*record.ledger, *([noted] if noted else [])])
     finished = [run for run in ended if run.outcome == "finished"]
     save_record(
         folder,

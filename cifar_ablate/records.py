@@ -2,7 +2,7 @@
 
 A compact record is a folder of plain files, under 2 MB for 25 runs of CIFAR-10::
 
-    study.json        the study as planned: question, arms with their whole recipes, seeds, published figures
+    study.json        the study as planned: question, arms with their whole recipes, seeds, published figures, ledger
     runs.csv          one row per run: arm, seed, outcome, headline metrics
     environments.json versions, device, commit and data of each run, by fingerprint
     curves.csv        one row per run and epoch
@@ -16,7 +16,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +80,30 @@ class RecordedRun:
 
 
 @dataclass(frozen=True)
+class LedgerEntry:
+    """One time that the test set was looked at, or that something was settled which it must not decide."""
+
+    kind: str
+    """margin: the margin was set; look: a look was taken; verdicts, plan, export: a command read test accuracies."""
+    when: str
+    """ISO 8601, UTC, to the second."""
+    detail: str
+    """The margin in points, or the seeds of the look; free text otherwise."""
+    num_seeds: int
+    """Seeds of the finished runs at that time."""
+    num_runs: int
+    """Finished runs at that time."""
+
+
+@dataclass(frozen=True)
 class StudyRecord:
     """A study's variant as last planned, and every run ever recorded under it."""
 
     label: str
     document: Mapping[str, Any]
     runs: Sequence[RecordedRun]
+    ledger: Sequence[LedgerEntry] = ()
+    """The oldest entry first."""
 
     def current(self) -> list[RecordedRun]:
         """Runs of the study as it is planned now: the others were superseded when a recipe was edited.
@@ -139,7 +157,8 @@ def save_record(
 ) -> None:
     """Write a compact record; raises OutputError, with what was there before, where the folder cannot be written."""
     with _replaced_whole(folder) as place:
-        header = {"format": RECORD_FORMAT, "label": record.label, **record.document}
+        ledger = [asdict(entry) for entry in record.ledger]
+        header = {"format": RECORD_FORMAT, "label": record.label, **record.document, "ledger": ledger}
         (place / "study.json").write_text(json.dumps(header, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         text = json.dumps(environments, indent=1, ensure_ascii=False)
         (place / "environments.json").write_text(text + "\n", encoding="utf-8")
@@ -193,8 +212,9 @@ def load_record(folder: Path) -> StudyRecord:
                 f"{study} is of another format than this version reads ({RECORD_FORMAT}); export it again"
             )
         label = document.pop("label")
+        ledger = [LedgerEntry(**entry) for entry in document.pop("ledger", ())]
         frame = _read_csv(runs)
-        return StudyRecord(label, document, [_row(row) for row in frame.to_dict("records")])
+        return StudyRecord(label, document, [_row(row) for row in frame.to_dict("records")], ledger)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"the record in {folder} cannot be read ({error}); export it again") from None
 
