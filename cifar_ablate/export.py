@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cifar_ablate.errors import RecordError
-from cifar_ablate.records import Predictions, RecordedRun, StudyRecord, save_record
+from cifar_ablate.errors import OutputError, RecordError, TrackingError
+from cifar_ablate.records import LedgerEntry, Predictions, RecordedRun, StudyRecord, save_record
 from cifar_ablate.tracking import CURVES, Tracking
 
 
@@ -26,8 +27,8 @@ def export_study(tracking: Tracking, label: str, folder: Path) -> StudyRecord:
     ended = [run for run in runs if run.outcome in ("finished", "diverged")]
     if not ended:
         raise RecordError(f"no run of {label!r} has ended yet, so there is nothing to export; run the study first")
-    noted = tracking.note(label, "export", "compact record", runs)
-    current = StudyRecord(label, record.document, runs, [*record.ledger, *([noted] if noted else [])])
+    noted = _note(tracking, label, runs)
+    current = StudyRecord(label, record.document, runs, [*record.ledger, *noted])
     finished = [run for run in ended if run.outcome == "finished"]
     save_record(
         folder,
@@ -37,6 +38,14 @@ def export_study(tracking: Tracking, label: str, folder: Path) -> StudyRecord:
         predictions=_predictions(tracking, finished) if finished else None,
     )
     return current
+
+
+def _note(tracking: Tracking, label: str, runs: list[RecordedRun]) -> list[LedgerEntry]:
+    """Enter the export in the ledger, where the store can be written; gives what was entered."""
+    with suppress(TrackingError, OutputError):
+        noted = tracking.note(label, "export", "compact record", runs)
+        return [noted] if noted else []
+    return []
 
 
 def _curves(tracking: Tracking, runs: list[RecordedRun]) -> pd.DataFrame:

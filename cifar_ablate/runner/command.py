@@ -15,6 +15,7 @@ from cifar_ablate.plan import PlannedRun
 from cifar_ablate.records import Key
 from cifar_ablate.runner.artifacts import write_artifacts
 from cifar_ablate.runner.events import Events
+from cifar_ablate.runner.looks import LEFT_OUT
 from cifar_ablate.runner.messages import Channel, Ended, EpochEnded, Lost, Message, Noted, Started, Stepped
 from cifar_ablate.runner.reconcile import Reconciled
 from cifar_ablate.runner.stopping import Stops
@@ -84,7 +85,7 @@ class Command(Channel):
         if run in (failed for failed, _ in (*self.failed_before, *self.failures)):
             return "failed"
         if run.key not in self.runs:
-            return "left out by --arm or --seed"
+            return LEFT_OUT
         return {"elsewhere": "left to another run command", "stopped": "interrupted"}.get(
             self.kinds.get(run.key, ""), "not tried"
         )

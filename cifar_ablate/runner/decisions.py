@@ -96,7 +96,7 @@ def _needed(study: Study, sd: float, seconds_per_seed: float | None) -> str:
     need = max(found, _fewest(len(study.arms)))
     if need <= planned:
         return f"{margin} needs about {count(need, 'seed')}, and {planned} are planned"
-    more = f"{need - planned} more per arm"
+    more = f"{need - planned:,} more per arm"
     if seconds_per_seed is not None and math.isfinite(seconds_per_seed):
         more += f", about {duration((need - planned) * seconds_per_seed)} more here"
     return f"{margin} needs about {count(need, 'seed')}: {more}"

@@ -10,15 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from cifar_ablate.analysis.looks import LooksTaken, take_looks
 from cifar_ablate.errors import RecordError
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.plan import Plan, PlannedRun
 from cifar_ablate.records import RecordedRun, worth
+
+if TYPE_CHECKING:
+    from cifar_ablate.analysis.looks import LooksTaken
 
 ENDED = ("finished", "diverged")
 MAX_NAMED = 3
@@ -117,6 +119,8 @@ def stand(plan: Plan, recorded: Sequence[RecordedRun], runs_root: Path) -> Stand
 
 
 def _take(plan: Plan, results: Sequence[RecordedRun]) -> LooksTaken:
+    from cifar_ablate.analysis.looks import LooksTaken, take_looks  # its libraries take a second, for looks alone
+
     study = plan.study
     families = [family for family in families_of(plan.document) if family]
     if not families:  # one arm: nothing is ever open
@@ -131,16 +135,18 @@ def frame_of(results: Sequence[RecordedRun]) -> pd.DataFrame:
     return frame.astype({"seed": "int64", "accuracy": "float64"})
 
 
+LEFT_OUT = "left out by --arm or --seed"
+
+
 def waiting_line(standing: Standing, why: Callable[[PlannedRun], str]) -> str:
     """Which runs the next look waits for, and why each of them is not there; empty where it waits for none."""
     missing = standing.missing()
     if not missing or standing.looks is None or standing.looks.pending is None:
         return ""
-    named = [f"{run.arm} seed {run.seed} ({why(run)})" for run in missing[:MAX_NAMED]]
+    reasons = [why(run) for run in missing]
+    named = [f"{run.arm} seed {run.seed} ({reason})" for run, reason in zip(missing[:MAX_NAMED], reasons, strict=False)]
     named += [f"{len(missing) - MAX_NAMED} more"] if len(missing) > MAX_NAMED else []
     runs = "1 run" if len(missing) == 1 else f"{len(missing)} runs"
     look = f"the look at {standing.looks.pending.num_seeds} seeds"
-    return (
-        f"{standing.plan.study.label}: {look} waits for {runs}: {', '.join(named)}; the same command again goes on "
-        "once they are there."
-    )
+    cure = "without --arm and --seed it gets them" if LEFT_OUT in reasons else "the same command goes on then"
+    return f"{standing.plan.study.label}: {look} waits for {runs}: {', '.join(named)}; {cure}."
