@@ -198,8 +198,8 @@ def test_a_diverged_arm_is_decided(workshop: Workshop, undisturbed_looks: tuple[
     workshop.write("looking.yaml", STUDY.replace("{label_smoothing: 0.05}}", "{}, optimizer: {lr: 1.0e30}}"))
     answer = workshop(*RUN, "--offline")
     assert answer.code == 0
-    (said,) = [line for line in answer.out.splitlines() if "seeds: smooth" in line]
-    assert "diverged" in said
+    (said,) = [line for line in answer.out.splitlines() if "runs of smooth diverged, " in line]
+    assert said.startswith("looking, look at 3 seeds: 3 of 3 (")
     assert said.endswith(" Decided.")
     assert {seed for arm, seed in trained(workshop.folder) if arm == "smooth"} == {0, 1, 2}
 
@@ -209,9 +209,10 @@ def test_an_arm_with_a_parent_of_its_own_is_compared_with_that_too(
 ) -> None:
     continued(workshop, undisturbed_looks, until=3)
     workshop.write("looking.yaml", STUDY.replace("slow: {", "slow: {from: smooth, loss: {label_smoothing: 0.0}, "))
-    answer = workshop(*RUN, "--offline", "--seed", "0")  # the same recipes, so all is there
-    assert "look at 3 seeds: slow is worse than baseline by" in answer.out
-    assert "look at 3 seeds: slow is worse than smooth by" in answer.out
+    said = workshop(*RUN, "--offline", "--seed", "0").out.splitlines()  # the same recipes, so all is there
+    assert any("look at 3 seeds: slow is worse than baseline by" in line for line in said)
+    (other,) = [line for line in said if "look at 3 seeds: slow against smooth: " in line]
+    assert other.endswith(", provisional: too few seeds for a verdict. Goes on to 5 seeds.")
 
 
 def test_a_study_with_one_arm_has_nothing_to_decide(workshop: Workshop) -> None:

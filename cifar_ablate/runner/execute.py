@@ -93,7 +93,7 @@ def run_plans(
             begun |= {run.key for run in stage}
             todo = _reconciled(opened, stage, command, options)
             _train(todo, data, places, options, command)
-            if stops.reason or not any(plan.study.looks for plan in plans):
+            if stops.reason or not todo or not any(plan.study.looks for plan in plans):
                 break
             courier.settle(patience_seconds=PATIENCE_SECONDS, hurry=hurry)
             opened.read_again()
@@ -103,7 +103,8 @@ def run_plans(
             patience_seconds=HURRIED_SECONDS if stops.signal else PATIENCE_SECONDS,
             hurry=partial(_was_signalled_since, stops, stops.signal),
         )
-    waiting = [waiting_line(one, command.why_missing) for one in opened.standings()]
+    standings = opened.standings() if stops.reason else standings
+    waiting = [waiting_line(one, command.why_missing) for one in standings]
     return command.summary(left, [line for line in waiting if line])
 
 

@@ -47,4 +47,9 @@ def entries_in(label: str, tags: Mapping[str, str]) -> tuple[LedgerEntry, ...]:
                 raise RecordError(
                     f"the tag {name} that MLflow keeps of {label!r} is damaged; remove it, and its entry is lost"
                 ) from None
-    return tuple(sorted(found, key=lambda entry: (entry.when, entry.kind, entry.detail)))
+    return tuple(sorted(found, key=_order))
+
+
+def _order(entry: LedgerEntry) -> tuple[str, bool, int, str, str]:
+    """By time; within a second the margin first, for a command sets it before it looks at anything."""
+    return entry.when, entry.kind != "margin", entry.num_runs, entry.kind, entry.detail
