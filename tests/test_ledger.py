@@ -84,7 +84,7 @@ def test_plan_and_export_are_noted_and_an_exported_record_keeps_the_ledger(works
     seen = [("plan", "seed spread", 2, 4), ("export", "compact record", 2, 4)]
     assert sorted(entries()) == sorted([("margin", "0.5", 0, 0), *seen])
     kept = load_record(Path("record")).ledger
-    assert list(kept) == list(Tracking().load("tiny").ledger)
+    assert set(kept) == set(Tracking().load("tiny").ledger)
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", one.when) for one in kept)
 
 
