@@ -178,7 +178,7 @@ def report(
     from cifar_ablate.errors import RecordError
     from cifar_ablate.report.build import build_report
     from cifar_ablate.report.check import check as check_report
-    from cifar_ablate.report.deliver import REPORTS, render, write_files, write_report
+    from cifar_ablate.report.deliver import REPORTS, render, with_reading_noted, write_files, write_report
 
     FORMATS.get(format)
     if record is not None:
@@ -188,7 +188,7 @@ def report(
         labels = studies or tracking.labels()
         if not labels:
             raise RecordError(f"nothing is recorded at {tracking.uri} yet; start with `cifar-ablate run STUDY.yaml`")
-        records = [tracking.load(label) for label in labels]
+        records = [with_reading_noted(tracking, tracking.load(label)) for label in labels]
     found = build_report(records)
     rendered = render(found, format)
     if check:

@@ -14,6 +14,8 @@ from cifar_ablate.report.steps import missing_runs
 from cifar_ablate.report.types import Reproduce
 
 VERSIONED = ("cifar_ablate", "python", "torch", "torchvision", "timm", "numpy", "mlflow")
+TEST_SET_READS = "for their curves and last epochs"
+"""In the one line of a report that reading it changes."""
 CORRECTION = (
     "simultaneous intervals from one linear model of all arms (multivariate t), with the larger one of the pooled and "
     "the contrast's own standard error; the t test of the two arms alone (Holm) stands beside as a check"
@@ -138,20 +140,22 @@ def _looks(study: Study, families: Families) -> Iterator[tuple[str, str]]:
 def _test_set(study: Study) -> str:
     num_points = sum(_num_evaluations(study.arms[run.arm]["recipe"]) for run in study.finished)
     said = (
-        f"{count(len(study.finished), 'run')} read it {num_points:,} times for their curves and last epochs; nothing "
-        "was chosen by that"
+        f"{count(len(study.finished), 'run')} read it {num_points:,} times {TEST_SET_READS}; nothing was chosen by that"
     )
     entries = study.record.ledger
     for kind, what in (
         ("look", "looks decided by it which arms get more seeds"),
-        ("verdicts", "states of the record whose verdicts were read"),
         ("plan", "plans took the seed spread from it"),
-        ("export", "exports"),
-        ("promote", "promotions"),
+        ("promote", "promotions chose by it"),
     ):
         number = sum(entry.kind == kind for entry in entries)
         said += f"; {number} {what}" if number else ""
-    return f"{said}."
+    return f"{said}; verdicts were read at {count(_num_states_read(study), 'state')} of the record, this one included."
+
+
+def _num_states_read(study: Study) -> int:
+    """At how many states of the record verdicts were read; the present one counts whether it was entered or not."""
+    return len({entry.num_runs for entry in study.record.ledger if entry.kind == "verdicts"} | {len(study.finished)})
 
 
 def _num_evaluations(recipe: Mapping[str, int]) -> int:

@@ -12,8 +12,7 @@ from cifar_ablate.analysis.looks import spend
 from cifar_ablate.analysis.power import detectable, seeds_needed
 from cifar_ablate.analysis.sentences import count
 from cifar_ablate.analysis.verdicts import MIN_DF
-from cifar_ablate.records import RecordedRun
-from cifar_ablate.runner.looks import frame_of
+from cifar_ablate.records import RecordedRun, frame_of
 from cifar_ablate.spec.schema import Study
 from cifar_ablate.terminal import duration
 

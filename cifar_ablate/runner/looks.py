@@ -6,18 +6,16 @@ come to the same. What decides is ``cifar_ablate.analysis.looks``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from cifar_ablate.errors import RecordError
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.plan import Plan, PlannedRun
-from cifar_ablate.records import RecordedRun, worth
+from cifar_ablate.records import RecordedRun, families_of, frame_of, worth
 
 if TYPE_CHECKING:
     from cifar_ablate.analysis.looks import LooksTaken
@@ -49,13 +47,6 @@ def _from_folder(run: PlannedRun, runs_root: Path) -> RecordedRun | None:
                 "", run.arm, run.seed, run.fingerprint, run.recipe_id, result.status, result.reason, metrics
             )
     return None
-
-
-def families_of(document: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-    """Arm to reference: every arm against the baseline; every arm with another parent against that."""
-    parents = {arm["name"]: arm["parent"] for arm in document["arms"] if arm["parent"] is not None}
-    baseline = document["baseline"]
-    return dict.fromkeys(parents, baseline), {arm: parent for arm, parent in parents.items() if parent != baseline}
 
 
 @dataclass(frozen=True)
@@ -122,17 +113,10 @@ def _take(plan: Plan, results: Sequence[RecordedRun]) -> LooksTaken:
     from cifar_ablate.analysis.looks import LooksTaken, take_looks  # its libraries take a second, for looks alone
 
     study = plan.study
-    families = [family for family in families_of(plan.document) if family]
+    families = list(families_of(plan.document).values())
     if not families:  # one arm: nothing is ever open
         return LooksTaken((), (), None, {study.baseline: study.looks[0]})
     return take_looks(frame_of(results), looks=study.looks, seeds=study.seeds, families=families, margin=study.margin)
-
-
-def frame_of(results: Sequence[RecordedRun]) -> pd.DataFrame:
-    """Results as the analysis reads them: arm, seed, accuracy in percent (nan for a diverged run), status."""
-    rows = [(run.arm, run.seed, run.metrics.get("test_accuracy", float("nan")), run.outcome) for run in results]
-    frame = pd.DataFrame(rows, columns=["arm", "seed", "accuracy", "status"])
-    return frame.astype({"seed": "int64", "accuracy": "float64"})
 
 
 LEFT_OUT = "left out by --arm or --seed"

@@ -9,11 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
-from cifar_ablate.errors import RecordError
-from cifar_ablate.records import LedgerEntry, RecordedRun
+from cifar_ablate.errors import OutputError, RecordError, TrackingError
+from cifar_ablate.records import LedgerEntry, RecordedRun, StudyRecord
+
+if TYPE_CHECKING:
+    from cifar_ablate.tracking.store import Tracking
 
 PREFIX = "ablate.ledger."
 STATELESS = frozenset({"margin"})
@@ -29,6 +34,14 @@ def entry_now(kind: str, detail: str, runs: Iterable[RecordedRun]) -> tuple[str,
     return f"{PREFIX}{kind}.{digest}", LedgerEntry(
         kind, when, detail, num_seeds=len({run.seed for run in finished}), num_runs=len(finished)
     )
+
+
+def noted(tracking: Tracking, record: StudyRecord, kind: str, detail: str) -> StudyRecord:
+    """The record with this reading in its ledger; a store that cannot be written to is no reason not to read it."""
+    with suppress(TrackingError, OutputError):
+        entry = tracking.note(record.label, kind, detail, record.current())
+        return record if entry is None else replace(record, ledger=[*record.ledger, entry])
+    return record
 
 
 def as_tag(entry: LedgerEntry) -> str:
