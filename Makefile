@@ -3,17 +3,20 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test faults check format clean
+.PHONY: demo test faults simulations check format clean
 
 demo: $(READY)  ## Run every shipped study in miniature (digits, narrow networks) and print the report.
 	$(BIN)/cifar-ablate run experiments/*.yaml --profile smoke --jobs 2
 	$(BIN)/cifar-ablate report
 
 test: $(READY)  ## What it does; tests on real images need CIFAR_ABLATE_TEST_DATA, a folder with the image archives.
-	$(BIN)/python -m pytest -m "not gpu and not faults"
+	$(BIN)/python -m pytest -m "not gpu and not faults and not simulations"
 
 faults: $(READY)  ## What it survives: processes killed, MLflow away, disks full; prints how often each was tried.
 	$(BIN)/python -m pytest -m faults
+
+simulations: $(READY)  ## What verdicts are worth: studies whose truth is known, against docs/statistics.md.
+	$(BIN)/python -m pytest -m simulations
 
 check: $(READY)  ## Lint, format and types.
 	$(BIN)/ruff check .

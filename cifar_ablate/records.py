@@ -144,9 +144,9 @@ def predictions_from_logits(
     logits: npt.NDArray[Any], labels: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.float16], npt.NDArray[np.float16]]:
     """Predicted class, loss and confidence, each [images], of one run's logits [images, classes]."""
-    scores = logits.astype(np.float64)
-    predicted = scores.argmax(1)
-    scores -= scores.max(1, keepdims=True)
-    log_total = np.log(np.exp(scores).sum(1))
-    loss = log_total - scores[np.arange(len(labels)), labels]
-    return predicted.astype(np.uint16), loss.astype(np.float16), np.exp(-log_total).astype(np.float16)
+    scores = np.ascontiguousarray(logits.T, dtype=np.float32)  # classes first: numpy is 3 times as fast over long rows
+    predicted = scores.argmax(0).astype(np.uint16)
+    scores -= scores.max(0)
+    of_label = scores[labels, np.arange(len(labels))]
+    total = np.exp(scores, out=scores).sum(0)
+    return predicted, (np.log(total) - of_label).astype(np.float16), (1 / total).astype(np.float16)

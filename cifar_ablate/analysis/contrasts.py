@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
-import numpy as np
 import pandas as pd
 from scipy import stats
 
+from cifar_ablate.analysis.arms import Arm, arms_of
 from cifar_ablate.analysis.engine import ZERO, Estimate, estimate, fit_arms
 from cifar_ablate.analysis.power import sd_interval, seeds_to_detect
 from cifar_ablate.analysis.sentences import contrast_sentence
@@ -21,19 +22,6 @@ OUTLIER_MADS = 5
 """A run further than so many scaled median absolute deviations from its arm's median is looked at without."""
 
 
-@dataclass(frozen=True)
-class _Arm:
-    """An arm's runs: accuracy by seed of those that finished, and how many diverged."""
-
-    name: str
-    finished: pd.Series
-    num_diverged: int
-
-    @property
-    def num(self) -> int:
-        return len(self.finished)
-
-
 def compare(
     frame: pd.DataFrame,
     *,
@@ -41,6 +29,7 @@ def compare(
     references: Mapping[str, str] | None = None,
     margin: float = 0.2,
     alpha: float = 0.05,
+    num_closed: int = 0,
 ) -> tuple[Contrast, ...]:
     """Every arm minus its reference; all contrasts of one call are one family.
 
@@ -51,45 +40,31 @@ def compare(
         references: Maps each arm to compare to the arm it is compared with.
         margin: Smallest difference that matters, in points.
         alpha: Level of the family.
+        num_closed: Contrasts of the family that an earlier look has closed. They count in the correction: which ones
+            are left open was chosen by their size, and the largest of few is as large as the largest of all.
 
     Raises:
-        UsageError: A column is missing, a run appears twice or without its accuracy, an arm is its own reference.
+        UsageError: A column is missing, a run appears twice or without its accuracy, an arm is its own reference, or
+            the margin or the level is none.
     """
-    arms = _arms(frame)
+    if not margin >= 0:
+        raise UsageError(f"margin {margin:g}: give points, 0 or more")
+    if not 0 < alpha < 0.5:
+        raise UsageError(f"alpha {alpha:g}: give the family's level, above 0 and below 0.5")
+    arms = arms_of(frame)
     pairs = dict(references) if references is not None else {arm: baseline for arm in arms if arm != baseline}
     if twice := [arm for arm, reference in pairs.items() if arm == reference]:
         raise UsageError(f"arm {twice[0]!r} is its own reference; name another one")
     for name in (*pairs, *pairs.values()):
-        arms.setdefault(name, _Arm(name, pd.Series(dtype=float), 0))
-    contrasts = _family(arms, pairs, margin, alpha)
-    return tuple(_with_outliers(contrast, arms, pairs, margin) for contrast in contrasts)
+        arms.setdefault(name, Arm(name, pd.Series(dtype=float), 0))
+    contrasts = _family(arms, pairs, margin, alpha, num_closed)
+    far = {name: outliers(arm.finished) for name, arm in arms.items()}
+    return tuple(_with_outliers(contrast, far, arms, pairs, margin, num_closed) for contrast in contrasts)
 
 
-def _arms(frame: pd.DataFrame) -> dict[str, _Arm]:
-    for column in ("arm", "seed", "accuracy"):
-        if column not in frame:
-            raise UsageError(f"compare needs a column {column!r}; this frame has {', '.join(map(str, frame.columns))}")
-    if frame.duplicated(["arm", "seed"]).any():
-        row = frame[frame.duplicated(["arm", "seed"])].iloc[0]
-        raise UsageError(f"arm {row['arm']!r} has seed {row['seed']} twice; give one row per run")
-    status = frame["status"] if "status" in frame else pd.Series("finished", index=frame.index)
-    if unknown := set(status) - {"finished", "diverged"}:
-        raise UsageError(
-            f"status {sorted(map(str, unknown))[0]!r}: a run is finished or diverged; leave the others out"
-        )
-    finished = frame[status == "finished"]
-    if not np.isfinite(finished["accuracy"].to_numpy(float)).all():
-        row = finished[~np.isfinite(finished["accuracy"].to_numpy(float))].iloc[0]
-        raise UsageError(f"arm {row['arm']!r} seed {row['seed']} is finished and has no accuracy")
-    arms = {}
-    for name, rows in frame.groupby("arm", sort=False):
-        mine = finished.loc[finished["arm"] == name]
-        series = pd.Series(mine["accuracy"].to_numpy(float), index=mine["seed"].to_numpy()).sort_index()
-        arms[str(name)] = _Arm(str(name), series, len(rows) - len(mine))
-    return arms
-
-
-def _family(arms: Mapping[str, _Arm], pairs: Mapping[str, str], margin: float, alpha: float) -> list[Contrast]:
+def _family(
+    arms: Mapping[str, Arm], pairs: Mapping[str, str], margin: float, alpha: float, num_closed: int
+) -> list[Contrast]:
     """Contrasts of one family.
 
     Arms with fewer than two finished runs have no part in the model, and neither have those with a diverged one: what
@@ -98,7 +73,7 @@ def _family(arms: Mapping[str, _Arm], pairs: Mapping[str, str], margin: float, a
     """
     ready = [arm for arm, reference in pairs.items() if min(arms[arm].num, arms[reference].num) >= 2]
     whole = [arm for arm in ready if not arms[arm].num_diverged and not arms[pairs[arm]].num_diverged]
-    found = _estimates(arms, {arm: pairs[arm] for arm in whole}, alpha)
+    found = _estimates(arms, {arm: pairs[arm] for arm in whole}, alpha, num_closed)
     for arm in ready:
         if arm not in whole:
             found |= _estimates(arms, {arm: pairs[arm]}, alpha)
@@ -115,19 +90,23 @@ class _Found:
     num_comparisons: int
 
 
-def _estimates(arms: Mapping[str, _Arm], pairs: Mapping[str, str], alpha: float) -> dict[str, _Found]:
+def _estimates(
+    arms: Mapping[str, Arm], pairs: Mapping[str, str], alpha: float, num_closed: int = 0
+) -> dict[str, _Found]:
     if not pairs:
         return {}
     in_model = sorted({*pairs, *pairs.values()})
     fit = fit_arms({name: arms[name].finished for name in in_model})
-    estimates = estimate(fit, [{arm: 1.0, reference: -1.0} for arm, reference in pairs.items()], alpha=alpha)
+    weights = [{arm: 1.0, reference: -1.0} for arm, reference in pairs.items()]
+    estimates = estimate(fit, weights, alpha=alpha, num_closed=num_closed)
     own = _own_tests(arms, pairs, is_paired=fit.is_paired)
     return {
-        arm: _Found(one, own.get(arm), fit.is_paired, len(pairs)) for arm, one in zip(pairs, estimates, strict=True)
+        arm: _Found(one, own.get(arm), fit.is_paired, len(pairs) + num_closed)
+        for arm, one in zip(pairs, estimates, strict=True)
     }
 
 
-def _own_tests(arms: Mapping[str, _Arm], pairs: Mapping[str, str], *, is_paired: bool) -> dict[str, float]:
+def _own_tests(arms: Mapping[str, Arm], pairs: Mapping[str, str], *, is_paired: bool) -> dict[str, float]:
     """Holm-adjusted p of each pair's own t test; empty where one of them has no spread."""
     from statsmodels.stats.multitest import multipletests
 
@@ -136,14 +115,20 @@ def _own_tests(arms: Mapping[str, _Arm], pairs: Mapping[str, str], *, is_paired:
         a, b = arms[arm].finished, arms[reference].finished
         spread = (a - b).std(ddof=1) if is_paired else a.std(ddof=1) + b.std(ddof=1)
         if spread > ZERO:
-            test = stats.ttest_rel(a, b.loc[a.index]) if is_paired else stats.ttest_ind(a, b, equal_var=False)
+            test = stats.ttest_rel(a, b.loc[a.index]) if is_paired else _welch(a, b)
             raw[arm] = float(test.pvalue)
     if not raw:
         return {}
     return dict(zip(raw, map(float, multipletests(list(raw.values()), method="holm")[1]), strict=True))
 
 
-def _contrast(arm: _Arm, reference: _Arm, of_family: _Found | None, margin: float, alpha: float) -> Contrast:
+def _welch(a: pd.Series, b: pd.Series) -> Any:
+    """scipy's, from the moments: from the runs it warns where one of the arms has no spread."""
+    moments = [(float(one.mean()), float(one.std(ddof=1)), len(one)) for one in (a, b)]
+    return stats.ttest_ind_from_stats(*moments[0], *moments[1], equal_var=False)
+
+
+def _contrast(arm: Arm, reference: Arm, of_family: _Found | None, margin: float, alpha: float) -> Contrast:
     found = of_family.estimate if of_family else None
     mean, mean_reference = (float(one.finished.mean()) if one.num else None for one in (arm, reference))
     difference = None if mean is None or mean_reference is None else mean - mean_reference
@@ -178,7 +163,7 @@ def _contrast(arm: _Arm, reference: _Arm, of_family: _Found | None, margin: floa
     return replace(contrast, notes=_notes(contrast, margin), sentence=contrast_sentence(contrast, margin))
 
 
-def _verdict(arm: _Arm, reference: _Arm, found: Estimate | None, margin: float) -> Verdict:
+def _verdict(arm: Arm, reference: Arm, found: Estimate | None, margin: float) -> Verdict:
     num = min(arm.num, reference.num)
     if arm.num_diverged or reference.num_diverged:
         return Verdict.DIVERGED
@@ -204,7 +189,7 @@ def _more_seeds(
     return extra[0], (extra[1], extra[2])
 
 
-def _p_superior(arm: _Arm, reference: _Arm) -> float | None:
+def _p_superior(arm: Arm, reference: Arm) -> float | None:
     if not arm.num or not reference.num:
         return None
     u = stats.mannwhitneyu(arm.finished, reference.finished, method="asymptotic").statistic
@@ -234,13 +219,20 @@ def _notes(contrast: Contrast, margin: float) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _with_outliers(contrast: Contrast, arms: Mapping[str, _Arm], pairs: Mapping[str, str], margin: float) -> Contrast:
+def _with_outliers(
+    contrast: Contrast,
+    far: Mapping[str, list[int]],
+    arms: Mapping[str, Arm],
+    pairs: Mapping[str, str],
+    margin: float,
+    num_closed: int,
+) -> Contrast:
     """The contrast, with a note where its verdict rests on one outlying run. Nothing is ever deleted."""
     if contrast.verdict not in RULED:
         return contrast
     for name in (contrast.arm, contrast.reference):
-        for seed in outliers(arms[name].finished):
-            without = _verdict_without(contrast, name, seed, arms, pairs, margin)
+        for seed in far[name]:
+            without = _verdict_without(contrast, name, seed, arms, pairs, margin, num_closed)
             if without is not None and without is not contrast.verdict:
                 note = f"rests on one run: without seed {seed} of {name}, an outlier, it would be {label(without)}"
                 return replace(contrast, notes=(*contrast.notes, note))
@@ -248,7 +240,13 @@ def _with_outliers(contrast: Contrast, arms: Mapping[str, _Arm], pairs: Mapping[
 
 
 def _verdict_without(
-    contrast: Contrast, name: str, seed: int, arms: Mapping[str, _Arm], pairs: Mapping[str, str], margin: float
+    contrast: Contrast,
+    name: str,
+    seed: int,
+    arms: Mapping[str, Arm],
+    pairs: Mapping[str, str],
+    margin: float,
+    num_closed: int,
 ) -> Verdict | None:
     """The rules' verdict without one run; where seeds are blocks, without that seed in all arms."""
     dropped = arms if contrast.is_paired else (name,)
@@ -258,7 +256,7 @@ def _verdict_without(
         if not contrast.is_paired or seed in arm.finished.index
     }
     kept = {arm: reference for arm, reference in pairs.items() if arm in left and reference in left}
-    again = next(one for one in _family(left, kept, margin, contrast.alpha) if one.arm == contrast.arm)
+    again = next(one for one in _family(left, kept, margin, contrast.alpha, num_closed) if one.arm == contrast.arm)
     return verdict_of(again.ci95, again.ci90, margin) if again.ci95 and again.ci90 else None
 
 

@@ -20,9 +20,11 @@ class Rate:
 
 
 def divergence_rate(num_diverged: int, num_runs: int) -> Rate:
-    """Rate of divergence (statsmodels' ``proportion_confint(method="beta")``)."""
+    """Rate of divergence (statsmodels' ``proportion_confint(method="beta")``); 0% to 100% where nothing ran."""
     from statsmodels.stats.proportion import proportion_confint
 
+    if not num_runs:
+        return Rate(0, 0, (0.0, 100.0))
     low, high = proportion_confint(num_diverged, num_runs, method="beta")
     return Rate(num_diverged, num_runs, (100 * float(low), 100 * float(high)))
 
@@ -32,12 +34,18 @@ def divergence_p(arm: Rate, reference: Rate) -> float:
     from scipy.stats import boschloo_exact
 
     table = [[arm.count, reference.count], [arm.num - arm.count, reference.num - reference.count]]
-    if table[0] == [0, 0] or table[1] == [0, 0]:  # nothing to tell apart: scipy gives NaN
+    if (
+        0 in (arm.num, reference.num) or table[0] == [0, 0] or table[1] == [0, 0]
+    ):  # nothing to tell apart: scipy gives NaN
         return 1.0
     return float(boschloo_exact(table).pvalue)
 
 
 def divergence_sentence(arm: str, reference: str, rate: Rate, other: Rate, conditional: str) -> str:
     """What happened, in a sentence without its full stop; ``conditional`` is the difference among finished runs."""
+    if not other.num:
+        return f"{rate} runs of {arm} diverged, {reference} has no run (95% CI); {conditional}"
+    if not rate.num:
+        return f"{arm} has no run, {other} runs of {reference} diverged (95% CI); {conditional}"
     p = f"Boschloo's exact p {divergence_p(rate, other):.2g}"
     return f"{rate} runs of {arm} diverged, {other} of {reference} (95% CI; {p}); {conditional}"

@@ -87,9 +87,15 @@ def is_luckily_small(sd: float, floor: float, num_seeds: int) -> bool:
 
 
 def mcnemar(correct_a: npt.NDArray[np.bool_], correct_b: npt.NDArray[np.bool_]) -> float:
-    """Exact p of McNemar's test for two networks on the same images: it ranks these two, and no recipes."""
+    """Exact p of McNemar's test for two networks on the same images: it ranks these two, and no recipes.
+
+    Raises:
+        UsageError: The two have different numbers of images.
+    """
     from statsmodels.stats.contingency_tables import mcnemar as test
 
+    if correct_a.shape != correct_b.shape:
+        raise UsageError(f"both networks need the same images, not {len(correct_a)} and {len(correct_b)}")
     a, b = correct_a.astype(bool), correct_b.astype(bool)
     table = [[int((a & b).sum()), int((a & ~b).sum())], [int((~a & b).sum()), int((~a & ~b).sum())]]
     return float(test(table, exact=True).pvalue)

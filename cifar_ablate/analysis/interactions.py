@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import pandas as pd
 
+from cifar_ablate.analysis.arms import arms_of
 from cifar_ablate.analysis.engine import Weights, estimate, fit_arms
-from cifar_ablate.analysis.sentences import count, interval, points
+from cifar_ablate.analysis.sentences import count, interval, level_name, points
 from cifar_ablate.analysis.types import Interval
+from cifar_ablate.analysis.verdicts import MIN_DF
 
 Factors = Mapping[str, frozenset[str]]
 """For each arm, what it has changed against the baseline (whose set is empty)."""
+_Designed = tuple[str, str, Weights]
+"""Name, kind and weights of an effect."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,16 @@ class Effect:
     removed: float | None
     """For kind order: what the change brings on top of all others."""
     sentence: str
+    is_provisional: bool = False
+    """Too few seeds: the interval is shown and decides nothing."""
 
     @property
     def is_shown(self) -> bool:
-        return self.ci95 is not None and (self.ci95[0] > 0 or self.ci95[1] < 0)
+        return not self.is_provisional and _excludes_zero(self.ci95)
+
+
+def _excludes_zero(ci95: Interval | None) -> bool:
+    return ci95 is not None and (ci95[0] > 0 or ci95[1] < 0)
 
 
 def is_ladder(factors: Factors) -> bool:
@@ -50,13 +60,14 @@ def interactions(frame: pd.DataFrame, factors: Factors, *, alpha: float = 0.05) 
     Args:
         frame: As for ``compare``; arms with a diverged run are left out.
         factors: What each arm has changed.
+
+    Raises:
+        UsageError: As for ``compare``.
     """
-    status = frame["status"] if "status" in frame else pd.Series("finished", index=frame.index)
-    diverged = set(frame["arm"][status == "diverged"])
     values = {
-        str(name): pd.Series(rows["accuracy"].to_numpy(float), index=rows["seed"].to_numpy())
-        for name, rows in frame[status == "finished"].groupby("arm", sort=True)
-        if name not in diverged and len(rows) >= 2 and name in factors
+        name: arm.finished
+        for name, arm in sorted(arms_of(frame).items())
+        if name in factors and not arm.num_diverged and arm.num >= 2
     }
     design = list(_design({arm: changes for arm, changes in factors.items() if arm in values}))
     if not design:
@@ -64,6 +75,8 @@ def interactions(frame: pd.DataFrame, factors: Factors, *, alpha: float = 0.05) 
     fit = fit_arms({arm: values[arm] for arm in sorted({arm for _, _, weights in design for arm in weights})})
     found = estimate(fit, [weights for _, _, weights in design], alpha=alpha)
     means = dict(zip(fit.arms, fit.means, strict=True))
+    is_provisional = fit.df < MIN_DF or min(len(of_arm) for of_arm in fit.values.values()) <= 2
+    basis = f"{level_name(alpha)} CI", count(len(design), "comparison")
     arm_of = {changes: arm for arm, changes in factors.items()}
     effects = []
     for (name, kind, weights), one in zip(design, found, strict=True):
@@ -72,18 +85,29 @@ def interactions(frame: pd.DataFrame, factors: Factors, *, alpha: float = 0.05) 
             everything = max((factors[arm] for arm in weights), key=len)
             added = float(means[arm_of[frozenset({name})]] - means[arm_of[frozenset()]])
             removed = float(means[arm_of[everything]] - means[arm_of[everything - {name}]])
-        said = _sentence(name, kind, one.value, one.ci95, added, removed, count(len(design), "comparison"))
-        effects.append(Effect(name, kind, weights, one.value, one.ci95, one.p_adjusted, added, removed, said))
+        effect = Effect(name, kind, weights, one.value, one.ci95, one.p_adjusted, added, removed, "", is_provisional)
+        effects.append(replace(effect, sentence=_sentence(effect, *basis)))
     return tuple(effects)
 
 
-def _design(factors: Factors) -> Iterator[tuple[str, str, Weights]]:
-    """Name, kind and weights of every effect that arms with these changes can tell."""
+def _design(factors: Factors) -> Iterator[_Designed]:
+    """Name, kind and weights of every effect that arms with these changes can tell; the largest set tells it first."""
     arm_of = {changes: arm for arm, changes in factors.items()}
-    everything = max(arm_of, key=len, default=frozenset())
-    if len(everything) < 2 or frozenset() not in arm_of:
+    if frozenset() not in arm_of:
         return
+    told: set[tuple[str, str]] = set()
+    for everything in sorted(arm_of, key=lambda changes: (-len(changes), sorted(changes))):
+        for name, kind, weights in _effects_within(everything, arm_of):
+            if (name, kind) not in told:
+                told.add((name, kind))
+                yield name, kind, weights
+
+
+def _effects_within(everything: frozenset[str], arm_of: Mapping[frozenset[str], str]) -> Iterator[_Designed]:
+    """Effects of these changes: all of them where every combination is an arm, else what was added and left out."""
     names = sorted(everything)
+    if len(names) < 2:
+        return
     subsets = (
         [frozenset(some) for size in range(len(names) + 1) for some in combinations(names, size)]
         if len(names) <= 10
@@ -107,18 +131,19 @@ def _design(factors: Factors) -> Iterator[tuple[str, str, Weights]]:
             )
 
 
-def _sentence(
-    name: str, kind: str, value: float, ci95: Interval | None, added: float | None, removed: float | None, family: str
-) -> str:
+def _sentence(effect: Effect, level: str, family: str) -> str:
+    name, ci95 = effect.name, effect.ci95
+    value = points(effect.estimate)
     if ci95 is None:
-        return f"{name}: {points(value)} points; no spread between seeds, so no interval."
-    basis = f"95% CI {interval(ci95)}, {family}"
-    is_shown = ci95[0] > 0 or ci95[1] < 0
-    if kind == "main effect":
-        return f"{name} changes accuracy by {points(value)} points, averaged over the others ({basis})."
-    if kind == "interaction":
-        tail = "they depend on each other" if is_shown else "no dependence shown"
-        return f"{name}: with the one, the other is worth {points(value)} points more than without ({basis}); {tail}."
-    both = f"{points(added or 0.0)} points alone, {points(removed or 0.0)} on top of all others"
-    tail = "order-dependent" if is_shown else "no dependence on the others shown"
-    return f"{name}: {both}; interaction {points(value)} ({basis}): {tail}."
+        return f"{name}: {value} points; no spread between seeds, so no interval."
+    basis = f"{level} {interval(ci95)}, {family}"
+    provisional = "provisional: too few seeds for a verdict" if effect.is_provisional else None
+    if effect.kind == "main effect":
+        said = f"{name} changes accuracy by {value} points, averaged over the others ({basis})"
+        return said + (f"; {provisional}." if provisional else ".")
+    if effect.kind == "interaction":
+        tail = provisional or ("they depend on each other" if effect.is_shown else "no dependence shown")
+        return f"{name}: with the one, the other is worth {value} points more than without ({basis}); {tail}."
+    both = f"{points(effect.added or 0.0)} points alone, {points(effect.removed or 0.0)} on top of all others"
+    tail = provisional or ("order-dependent" if effect.is_shown else "no dependence on the others shown")
+    return f"{name}: {both}; interaction {value} ({basis}); {tail}."

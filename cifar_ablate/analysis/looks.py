@@ -13,9 +13,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from cifar_ablate.analysis.arms import checked
 from cifar_ablate.analysis.contrasts import compare
 from cifar_ablate.analysis.sentences import count
 from cifar_ablate.analysis.types import Contrast, Verdict
+from cifar_ablate.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,16 @@ def take_looks(
         looks: Numbers of seeds, increasing.
         seeds: All seeds in their order; a look takes the first ones.
         families: For each family, arm to reference. Each family has the whole alpha, as in a study without looks.
+
+    Raises:
+        UsageError: The looks do not increase, or want more seeds than there are; and as for ``compare``.
     """
-    status = frame["status"] if "status" in frame else pd.Series("finished", index=frame.index)
+    if not looks or any(after <= before for before, after in zip((0, *looks), looks, strict=False)):
+        raise UsageError(f"looks at {', '.join(map(str, looks)) or 'no'} seeds; give increasing numbers of seeds")
+    if looks[-1] > len(seeds):
+        raise UsageError(f"the last look is at {looks[-1]} seeds and the study has {len(seeds)}; name more seeds")
+    frame = checked(frame)
     ended = {(str(arm), int(seed)) for arm, seed in zip(frame["arm"], frame["seed"], strict=True)}
-    frame = frame.assign(status=status)
     undecided = [dict(family) for family in families]
     found: list[dict[str, Contrast]] = [{} for _ in families]
     wanted: dict[str, int] = {}
@@ -86,9 +94,7 @@ def take_looks(
             break
         taken.append(look)
         for open_pairs, results in zip(undecided, found, strict=True):
-            _take(
-                frame[frame["seed"].isin(first)], look, open_pairs, results, margin, is_last=look.num_seeds == looks[-1]
-            )
+            _take(frame[frame["seed"].isin(first)], look, open_pairs, results, margin)
     complete = []
     for family, results, still_open in zip(families, found, undecided, strict=True):
         for arm, reference in family.items():
@@ -107,16 +113,17 @@ def _take(
     open_pairs: dict[str, str],
     results: dict[str, Contrast],
     margin: float,
-    *,
-    is_last: bool,
 ) -> None:
     """One look of one family: the open arms and their references on one seed set; closes what it decides."""
     if not open_pairs:
         return
     mine = frame[frame["arm"].isin({*open_pairs, *open_pairs.values()})]
-    for contrast in compare(mine, baseline="", references=open_pairs, margin=margin, alpha=look.alpha):
+    closed = [one for arm, one in results.items() if arm not in open_pairs and one.verdict is not Verdict.DIVERGED]
+    for contrast in compare(
+        mine, baseline="", references=open_pairs, margin=margin, alpha=look.alpha, num_closed=len(closed)
+    ):
         results[contrast.arm] = replace(contrast, look=look.num_seeds)
-        if contrast.verdict.is_decided or is_last:
+        if contrast.verdict.is_decided:
             del open_pairs[contrast.arm]
 
 

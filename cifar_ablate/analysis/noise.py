@@ -10,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 from cifar_ablate.analysis.engine import Joint
+from cifar_ablate.analysis.power import effect_detected
 from cifar_ablate.analysis.types import Contrast
 
 
@@ -31,7 +32,7 @@ class NoiseFloor:
 def noise_floor(contrasts: Sequence[Contrast]) -> NoiseFloor | None:
     """Of one family, from the median standard error of its contrasts; None where none has an interval."""
     known = [one for one in contrasts if one.ci95 and one.se and one.df and one.estimate is not None]
-    known = [one for one in known if not one.num_diverged and not one.num_diverged_reference]
+    known = [one for one in known if not one.is_diverged]
     if not known:
         return None
     errors = [one.se for one in known if one.se is not None]
@@ -59,6 +60,15 @@ def level_of_one(contrast: Contrast) -> float | None:
     if contrast.ci95 is None or not contrast.se or contrast.df is None:
         return None
     return float(2 * stats.t.sf(_critical(contrast), contrast.df))
+
+
+def points_detected(contrast: Contrast) -> float | None:
+    """The difference that these seeds detect with 80% power, from the contrast's own spread and level; None unknown."""
+    level, num = level_of_one(contrast), min(contrast.num_seeds, contrast.num_seeds_reference)
+    if level is None or contrast.se is None or num < 2:
+        return None
+    effect = effect_detected(num, level)
+    return None if effect is None else effect * contrast.se * num**0.5
 
 
 def half_widths(contrasts: Sequence[Contrast], num_seeds: Sequence[int], alpha: float = 0.05) -> list[float]:

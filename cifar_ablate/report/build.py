@@ -14,10 +14,10 @@ from cifar_ablate.analysis.images import flip_floor, is_luckily_small
 from cifar_ablate.analysis.noise import noise_floor
 from cifar_ablate.records import StudyRecord
 from cifar_ablate.report.accuracy import Study, run_row, spread
-from cifar_ablate.report.evidence import calibrations, class_effects, curves, published_rows, width_curve
+from cifar_ablate.report.evidence import calibrations, class_effects, classes_text, curves, published_rows, width_curve
 from cifar_ablate.report.families import families_of, interactions_of
 from cifar_ablate.report.reading import must_know, reproduce
-from cifar_ablate.report.steps import next_steps, noise_text
+from cifar_ablate.report.steps import missing_runs, next_steps, noise_text
 from cifar_ablate.report.types import ArmRow, Report, StudyReport
 
 
@@ -33,6 +33,7 @@ def _study(record: StudyRecord) -> StudyReport:
     rows = tuple(_row(study, arm) for arm in document["arms"])
     of_baseline = [one.contrast for family in families.families[:1] for one in family.comparisons]
     floor = noise_floor(of_baseline)
+    effects_of_classes = class_effects(study)
     effects, interaction_note = interactions_of(study)
     return StudyReport(
         label=record.label,
@@ -46,6 +47,7 @@ def _study(record: StudyRecord) -> StudyReport:
         margin=document["margin"],
         rows=rows,
         runs=tuple(map(run_row, study.runs)),
+        missing=tuple(f"{arm} seed {seed}" for arm, seed in missing_runs(study, families)),
         families=families.families,
         noise_floor=floor,
         noise_text=noise_text(floor),
@@ -53,7 +55,8 @@ def _study(record: StudyRecord) -> StudyReport:
         interaction_note=interaction_note,
         next_steps=tuple(next_steps(study, families, rows)),
         class_names=study.class_names,
-        class_effects=class_effects(study),
+        class_effects=effects_of_classes,
+        classes_text=classes_text(effects_of_classes),
         calibration=calibrations(study),
         published=published_rows(study, {row.name: row.test_accuracy for row in rows}),
         width=width_curve(families),

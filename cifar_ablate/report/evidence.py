@@ -122,10 +122,11 @@ def curves(study: Study) -> dict[str, dict[int, Curve]]:
     if "test_accuracy" not in table:
         return found
     table = table.dropna(subset=["test_accuracy"])
+    of_run: dict[str, list[tuple[int, float]]] = {}
+    for fingerprint, epoch, value in zip(table["fingerprint"], table["epoch"], table["test_accuracy"], strict=True):
+        of_run.setdefault(str(fingerprint), []).append((int(epoch), float(value)))
     for run in study.ended:
-        rows = table[(table["arm"] == run.arm) & (table["seed"] == run.seed)]
-        points_of = zip(rows["epoch"].astype(int), rows["test_accuracy"].astype(float), strict=True)
-        found.setdefault(run.arm, {})[run.seed] = tuple(sorted(points_of))
+        found.setdefault(run.arm, {})[run.seed] = tuple(sorted(of_run.get(run.fingerprint, ())))
     return found
 
 
@@ -145,7 +146,7 @@ def width_curve(families: Families) -> WidthCurve | None:
 
 
 def _has_interval(contrast: Contrast) -> bool:
-    return contrast.ci95 is not None and not contrast.num_diverged and not contrast.num_diverged_reference
+    return contrast.ci95 is not None and not contrast.is_diverged
 
 
 def _grid(now: int) -> Sequence[int]:

@@ -120,7 +120,7 @@ def _text(study: Study, contrast: Contrast, differs: Sequence[Difference], new_i
         said += f" Decided at the look at {contrast.look} seeds."
     for note in contrast.notes:
         said += f" {note[0].upper()}{note[1:]}." if not note.startswith("smaller than") else ""
-    if len(differs) > 1:
+    if len(differs) > 1 and contrast.estimate is not None:
         keys = ", ".join(one.key for one in differs)
         said += (
             f" {contrast.arm} differs from {contrast.reference} in {len(differs)} things ({keys}): the difference "

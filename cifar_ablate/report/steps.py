@@ -6,17 +6,18 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from cifar_ablate.analysis import Contrast
-from cifar_ablate.analysis.noise import NoiseFloor
+from cifar_ablate.analysis.noise import NoiseFloor, points_detected
 from cifar_ablate.analysis.sentences import count, points
 from cifar_ablate.report.accuracy import Study
 from cifar_ablate.report.families import Families
 from cifar_ablate.report.types import ArmRow, Comparison
+from cifar_ablate.report.words import duration
 
 
 def noise_text(floor: NoiseFloor | None) -> str:
     """The noise floor in a sentence, beside the differences that are claimed."""
     if floor is None:
-        return "The noise floor is not known yet: it needs at least two seeds."
+        return "The noise floor is not known yet: it needs two arms with at least two seeds each."
     said = (
         f"Noise floor: with this spread and {count(floor.num_seeds, 'seed')}, two equal arms differ by more than "
         f"{points(floor.of_one, signed=False)} points in 1 of 20 studies"
@@ -64,14 +65,14 @@ def _missing(study: Study, families: Families, rows: Sequence[ArmRow]) -> Iterat
     )
 
 
-def missing_runs(study: Study, families: Families) -> set[tuple[str, int]]:
+def missing_runs(study: Study, families: Families) -> list[tuple[str, int]]:
     """Runs (arm, seed) that the study wants at present and that have no result."""
     there = {(run.arm, run.seed) for run in study.ended}
-    wanted = {(name, seed) for name, arm in study.arms.items() for seed in arm["seeds"]}
+    numbers = {name: len(arm["seeds"]) for name, arm in study.arms.items()}
     if families.looks is not None:
-        seeds = study.document["seeds"]
-        wanted = {(arm, seed) for arm, num in families.looks.wanted.items() for seed in seeds[:num]}
-    return wanted - there
+        numbers = {name: families.looks.wanted.get(name, 0) for name in study.arms}
+    wanted = [(name, seed) for name, arm in study.arms.items() for seed in arm["seeds"][: numbers[name]]]
+    return [run for run in wanted if run not in there]
 
 
 def _open(study: Study, families: Families, rows: Sequence[ArmRow]) -> Iterator[str]:
@@ -87,12 +88,20 @@ def _open(study: Study, families: Families, rows: Sequence[ArmRow]) -> Iterator[
     margin = study.document["margin"]
     fewest, most = (pick(one.num_more_seeds or 0 for one in open_ones) for pick in (min, max))
     names = ", ".join(dict.fromkeys(one.arm for one in open_ones))
-    number = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    number = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
     yield (
-        f"Open: {names}. To detect {margin:g} points needs about {number} more seeds per arm{_cost(open_ones, rows)}. "
+        f"Open: {names}. To detect {margin:g} points needs about {number} more seeds per arm{_cost(open_ones, rows)}"
+        f"{_now(open_ones)}. "
         "Declare them before the first run, as `seeds: {looks: [...]}`, or train a study with fresh seeds: seeds added "
         "after a verdict was read are a second look at the same data, and are marked as such."
     )
+
+
+def _now(open_ones: Sequence[Contrast]) -> str:
+    """What the present seeds would have shown."""
+    shown = [points_detected(one) for one in open_ones]
+    largest = max((one for one in shown if one is not None), default=None)
+    return "" if largest is None else f"; the present ones detect about {points(largest, signed=False)}"
 
 
 def _unique(families: Families) -> list[Comparison]:
@@ -109,10 +118,3 @@ def _cost(open_ones: Sequence[Contrast], rows: Sequence[ArmRow]) -> str:
             more[arm] = max(more.get(arm, 0), one.num_more_seeds or 0)
     known = [num * (seconds[arm] or 0) for arm, num in more.items() if seconds.get(arm)]
     return f" (about {duration(sum(known))} of training at the recorded pace)" if len(known) == len(more) else ""
-
-
-def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, in words."""
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -193,6 +193,8 @@ class StudyReport:
     margin: float
     rows: tuple[ArmRow, ...]
     runs: tuple[RunRow, ...]
+    missing: tuple[str, ...]
+    """Runs that the study wants at present and that have no result: "arm seed"."""
     families: tuple[Family, ...]
     noise_floor: NoiseFloor | None
     noise_text: str
@@ -202,6 +204,7 @@ class StudyReport:
     next_steps: tuple[str, ...]
     class_names: tuple[str, ...]
     class_effects: tuple[ClassEffect, ...]
+    classes_text: str
     calibration: tuple[Calibration, ...]
     published: tuple[PublishedRow, ...]
     width: WidthCurve | None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
@@ -29,8 +31,14 @@ class TrackedDetails:
 
     def curves(self, runs: Sequence[RecordedRun]) -> pd.DataFrame:
         """Columns fingerprint, arm, seed, epoch and one per metric; one row per run and epoch."""
-        frames = [self._curve(run) for run in runs]
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["arm", "seed", "epoch"])
+        with ThreadPoolExecutor() as pool:
+            lines = list(pool.map(self._history, runs))
+        rows = [
+            {"fingerprint": run.fingerprint, "arm": run.arm, "seed": run.seed} | line
+            for run, of_run in zip(runs, lines, strict=True)
+            for line in of_run
+        ]
+        return pd.DataFrame(rows, columns=["fingerprint", "arm", "seed", "epoch", *CURVES])
 
     def environments(self, runs: Sequence[RecordedRun]) -> dict[str, dict[str, Any]]:
         """Where each run was trained, by fingerprint."""
@@ -49,36 +57,50 @@ class TrackedDetails:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
             labels = self._array(runs[0], "test_labels.npy", folder)
-            parts = []
-            for run in runs:
-                if not np.array_equal(labels, self._array(run, "test_labels.npy", folder)):
+
+            def read(run: RecordedRun) -> tuple[npt.NDArray[Any], ...]:
+                if not np.array_equal(labels, self._array(run, "test_labels.npy", folder / run.run_id)):
                     raise RecordError(
                         f"{run.arm!r} was tested on other images than {runs[0].arm!r}, and a compact record holds the "
                         "predictions for one test set; split the study by data set"
                     )
-                parts.append(predictions_from_logits(self._array(run, "test_logits.npy", folder), labels))
+                return predictions_from_logits(self._array(run, "test_logits.npy", folder / run.run_id), labels)
+
+            with ThreadPoolExecutor() as pool:  # numpy lets other threads work while it computes
+                parts = list(pool.map(read, runs))
         predicted, loss, confidence = (np.stack(arrays) for arrays in zip(*parts, strict=True))
         return Predictions(tuple(run.fingerprint for run in runs), labels.astype(np.int64), predicted, loss, confidence)
 
-    def _curve(self, run: RecordedRun) -> pd.DataFrame:
+    def _history(self, run: RecordedRun) -> list[dict[str, float]]:
+        """One dictionary per epoch, with the metrics that it has."""
         path = self._local(run, "history.csv")
         if path is not None:
-            frame = pd.read_csv(path)
-            frame = frame[["epoch", *(name for name in CURVES if name in frame)]]
-        else:
-            points = self.tracking.curves(run.run_id, CURVES)
-            columns = {name: pd.Series(dict(of_metric), dtype=float) for name, of_metric in points.items()}
-            frame = pd.DataFrame(columns).rename_axis("epoch").reset_index()
-        for name in ("seed", "arm", "fingerprint"):
-            frame.insert(0, name, getattr(run, name))
-        return frame
+            with path.open(newline="", encoding="utf-8") as file:
+                wanted = {"epoch", *CURVES}
+                return [
+                    {
+                        name: int(value) if name == "epoch" else float(value)
+                        for name, value in line.items()
+                        if name in wanted and value
+                    }
+                    for line in csv.DictReader(file)
+                ]
+        lines: dict[int, dict[str, float]] = {}
+        for name, points in self.tracking.curves(run.run_id, CURVES).items():
+            for epoch, value in points:
+                lines.setdefault(epoch, {"epoch": epoch})[name] = value
+        return [lines[epoch] for epoch in sorted(lines)]
 
     def _array(self, run: RecordedRun, name: str, folder: Path) -> npt.NDArray[Any]:
         array: npt.NDArray[Any] = np.load(self._artifact(run, name, folder), allow_pickle=False)
         return array
 
     def _artifact(self, run: RecordedRun, name: str, folder: Path) -> Path:
-        return self._local(run, name) or self.tracking.artifact(run.run_id, name, folder)
+        local = self._local(run, name)
+        if local is not None:
+            return local
+        folder.mkdir(exist_ok=True)
+        return self.tracking.artifact(run.run_id, name, folder)
 
     def _local(self, run: RecordedRun, name: str) -> Path | None:
         """The artifact on this machine's disk; asking MLflow for it costs 10 ms."""
