@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from cifar_ablate.analysis import Interval, Verdict, label
 from cifar_ablate.analysis.sentences import interval, level_name, points
-from cifar_ablate.report.steps import duration
+from cifar_ablate.report import words
 from cifar_ablate.report.types import ArmRow, ClassEffect, Comparison, Family, RunRow, Spread, StudyReport
 
 MAX_CLASS_COLUMNS = 20
@@ -82,31 +82,18 @@ def percents(found: Interval | None) -> Cell:
 
 
 def p_value(p: float | None) -> Cell:
-    """Three decimals; what would round to 0 is said to be under 0.001."""
-    return Cell() if p is None else Cell("<0.001" if p < 0.001 else f"{p:.3f}", p)
+    """A p value; none is given as a false 0."""
+    return Cell(words.p_value(p), p)
 
 
-def mean_and_sd(spread: Spread | None, decimals: int = 2) -> Cell:
-    """A mean with its standard deviation over seeds in brackets."""
-    if spread is None:
-        return Cell()
-    sd = "" if spread.sd is None else f" ({spread.sd:.{decimals}f})"
-    return Cell(f"{spread.mean:.{decimals}f}{sd}", spread.mean)
+def seconds(value: float | None) -> Cell:
+    """A time in words, sorted by its seconds."""
+    return Cell(words.duration(value), value)
 
 
-def started(row: ArmRow) -> Cell:
-    """Finished and started runs, and what became of the others."""
-    others = [f"{num} {outcome}" for outcome, num in sorted(row.outcomes.items()) if outcome != "finished" and num]
-    return Cell(f"{row.num_finished}/{row.num_started}" + (f" ({', '.join(others)})" if others else ""), row.num_finished)
-
-
-def _sd(row: ArmRow) -> Cell:
-    """The seed spread, with what flips of single images alone would give."""
-    sd = None if row.test_accuracy is None else row.test_accuracy.sd
-    if sd is None:
-        return Cell()
-    floor = "" if row.sd_floor is None else f" ({row.sd_floor:.2f})"
-    return Cell(f"{sd:.2f}{floor}" + (", luckily small" if row.is_sd_lucky else ""), sd)
+def mean_and_sd(spread: Spread | None, decimals: int = 2, marks: str = "") -> Cell:
+    """A mean with its standard deviation over seeds in brackets; ``marks`` stand behind it."""
+    return Cell(words.with_sd(spread, decimals) + marks, None if spread is None else spread.mean)
 
 
 def verdict_table(study: StudyReport, family: Family) -> Table:
@@ -121,8 +108,8 @@ def verdict_table(study: StudyReport, family: Family) -> Table:
         who = _who(rows[one.contrast.arm])
         reference = (Cell(one.contrast.reference),) if has_reference else ()
         lines.append((who[0], *reference, *who[1:], *_what(one)))
-    titles = ("n ok/started", "Mean, %", "Seed sd (floor)", "Difference", "95% simultaneous CI", "p adj.")
-    titles += ("P(run beats run)", "New-image CI")
+    titles = ["n ok/started", "Mean, %", "Seed sd (floor)", "Difference", "95% simultaneous CI", "p adj."]
+    titles += ["P(run beats run)", "New-image CI"]
     columns = (
         Column("Arm", "name"),
         *([Column("Against", "name")] if has_reference else []),
@@ -138,8 +125,10 @@ def verdict_table(study: StudyReport, family: Family) -> Table:
 
 
 def _who(row: ArmRow) -> tuple[Cell, ...]:
-    mean = None if row.test_accuracy is None else row.test_accuracy.mean
-    return Cell(row.name), started(row), number(mean), _sd(row)
+    accuracy = row.test_accuracy
+    mean, sd = (None, None) if accuracy is None else (accuracy.mean, accuracy.sd)
+    started = Cell(words.ok_of_started(row), row.num_finished)
+    return Cell(row.name), started, Cell(words.mean(row), mean), Cell(words.sd_with_floor(row), sd)
 
 
 def _what(one: Comparison) -> tuple[Cell, ...]:
@@ -165,30 +154,16 @@ def arms_table(study: StudyReport) -> Table:
     columns += [Column("Published, %")] if has_published else []
     lines = []
     for row in study.rows:
-        seconds = Cell() if row.train_seconds is None else Cell(duration(row.train_seconds), row.train_seconds)
-        cells = [Cell(row.name), Cell(_differs(study, row)), number(row.epochs, 0)]
-        cells += [Cell(f"{row.num_finished}/{row.num_planned}", row.num_finished)]
-        cells += [_averaged(row, mean_and_sd(row.test_accuracy)), mean_and_sd(row.train_accuracy), seconds]
+        marks = words.averaged(row)
+        cells = [Cell(row.name), Cell(words.differs(row, study.baseline)), number(row.epochs, 0)]
+        cells += [Cell(words.ok_of_planned(row), row.num_finished), mean_and_sd(row.test_accuracy, marks=marks)]
+        cells += [mean_and_sd(row.train_accuracy, marks=marks), seconds(row.train_seconds)]
         if has_published:
             figure = published.get(row.name)
             cells.append(Cell() if figure is None else Cell(f"{figure.accuracy:g}", figure.accuracy))
         lines.append(tuple(cells))
     caption = "Accuracy of the last epoch, mean over seeds; time is that of one run, mean over the finished ones."
     return Table("arms", caption, tuple(columns), tuple(lines))
-
-
-def _differs(study: StudyReport, row: ArmRow) -> str:
-    if row.parent is None:
-        return "baseline"
-    said = "; ".join(row.differs) or "nothing"
-    return said if row.parent == study.baseline else f"from {row.parent}: {said}"
-
-
-def _averaged(row: ArmRow, cell: Cell) -> Cell:
-    """Accuracies that must not be compared with others unawares say so in their cell."""
-    said = [", flip-averaged"] if row.is_flip_averaged else []
-    said += [", averaged weights"] if row.is_weight_averaged else []
-    return Cell(cell.text + "".join(said), cell.value) if cell.text else cell
 
 
 def classes_table(study: StudyReport) -> Table | None:
@@ -265,17 +240,17 @@ def published_table(study: StudyReport) -> Table | None:
 
 def runs_table(study: StudyReport) -> Table:
     """Every run, with the ids under which MLflow knows it."""
-    columns = (Column("Arm", "name"), Column("Seed"), Column("Outcome", "text"), Column("Test, %"), Column("Train, %"))
-    columns += (Column("NLL"), Column("ECE"), Column("Time"), Column("Run id", "text"), Column("Fingerprint", "text"))
-    return Table("runs", "Every run of the study.", columns, tuple(map(_run, study.runs)))
+    columns = [Column("Arm", "name"), Column("Seed"), Column("Outcome", "text")]
+    columns += map(Column, ("Test, %", "Train, %", "NLL", "ECE", "Time"))
+    columns += [Column("Run id", "text"), Column("Fingerprint", "text")]
+    return Table("runs", "Every run of the study.", tuple(columns), tuple(map(_run, study.runs)))
 
 
 def _run(run: RunRow) -> tuple[Cell, ...]:
     outcome = f"{run.outcome}: {run.reason}" if run.reason else run.outcome
-    seconds = Cell() if run.train_seconds is None else Cell(duration(run.train_seconds), run.train_seconds)
     accuracies = (number(run.test_accuracy), number(run.train_accuracy), number(run.nll, 3), number(run.ece, 3))
-    seed = Cell(str(run.seed), run.seed)
-    return (Cell(run.arm), seed, Cell(outcome), *accuracies, seconds, Cell(run.run_id), Cell(run.fingerprint))
+    before, after = (Cell(run.arm), Cell(str(run.seed), run.seed), Cell(outcome)), (run.run_id, run.fingerprint)
+    return (*before, *accuracies, seconds(run.train_seconds), *map(Cell, after))
 
 
 def evidence_tables(study: StudyReport) -> Iterator[Table]:

@@ -46,7 +46,6 @@ def _shown(study: StudyReport, anchor: str) -> dict[str, Any]:
     """A study as the template takes it; ``anchor`` begins the ids of its elements."""
     from cifar_ablate.analysis import label
     from cifar_ablate.report import tables
-    from cifar_ablate.report.evidence import classes_text
     from cifar_ablate.report.figures import draw_figures
 
     figures = [
@@ -62,7 +61,6 @@ def _shown(study: StudyReport, anchor: str) -> dict[str, Any]:
         "arms": tables.arms_table(study),
         "figures": figures,
         "classes": tables.classes_table(study),
-        "classes_text": classes_text(study.class_effects),
         "interactions": tables.interactions_table(study),
         "calibration": tables.calibration_table(study),
         "published": tables.published_table(study),
