@@ -22,7 +22,7 @@ _HEAD = r"""\documentclass[10pt,a4paper]{article}
 \renewcommand{\labelitemi}{\ensuremath{\bullet}}
 \setlength{\parindent}{0pt}
 \setlength{\parskip}{4pt}
-\setlength{\tabcolsep}{3pt}
+\setlength{\tabcolsep}{2.5pt}
 \setlength{\emergencystretch}{4em}
 """
 SPECIAL = {
@@ -108,7 +108,6 @@ def _study(study: StudyReport) -> Iterator[str]:
     if study.next_steps:
         yield r"\subsubsection*{What to do next}"
         yield _list(map(_with_code, study.next_steps))
-    yield r"\subsubsection*{Tables}"
     for family in study.families:
         yield _table(tables.verdict_table(study, family))
     yield _table(tables.arms_table(study))
@@ -162,7 +161,7 @@ def _header(column: Column) -> str:
     """One word to a line over numbers, so that they stand close."""
     if column.kind != "number":
         return rf"\textbf{{{escape(column.title)}}}"
-    words = r"\\".join(rf"\textbf{{{escape(word)}}}" for word in column.title.split())
+    words = r"\\".join(rf"\textbf{{{escape(word)}}}" for word in column.title.replace("-", "- ").split())
     return rf"\shortstack[r]{{{words}}}"
 
 
@@ -170,7 +169,7 @@ def _column(column: Column, num: int) -> str:
     """The more columns, the narrower those of text."""
     if column.kind == "number":
         return "r"
-    width = {"name": 24, "text": 18, "prose": 56}[column.kind] if num <= 9 else 19
+    width = {"name": 24, "text": 18, "prose": 56}[column.kind] if num <= 9 else 19 if num <= 11 else 15
     return f"L{{{width}mm}}"
 
 
