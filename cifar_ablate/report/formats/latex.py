@@ -141,7 +141,7 @@ def _list(lines: Iterable[str]) -> str:
 def _table(table: Table) -> str:
     """A floating table, or one over several pages."""
     kinds = "".join(_column(column, len(table.columns)) for column in table.columns)
-    head = " & ".join(map(_header, table.columns)) + r" \\"
+    head = " & ".join(_header(column, len(table.columns)) for column in table.columns) + r" \\"
     rows = [" & ".join(_cell(cell.text, cell.is_shown) for cell in row) + r" \\" for row in table.rows]
     caption = rf"\caption{{{escape(table.caption)}}}"
     if len(table.rows) > MAX_ROWS:
@@ -157,9 +157,9 @@ def _cell(text: str, is_shown: bool) -> str:
     return rf"\textbf{{{escape(text)}}}" if is_shown else escape(text)
 
 
-def _header(column: Column) -> str:
-    """One word to a line over numbers, so that they stand close."""
-    if column.kind != "number":
+def _header(column: Column, num: int) -> str:
+    """Of many columns of numbers one word to a line, so that they stand close."""
+    if column.kind != "number" or num <= 6:
         return rf"\textbf{{{escape(column.title)}}}"
     words = r"\\".join(rf"\textbf{{{escape(word)}}}" for word in column.title.replace("-", "- ").split())
     return rf"\shortstack[r]{{{words}}}"
