@@ -69,11 +69,12 @@ def run(
     if retry not in (None, "failed"):
         raise UsageError(f"--retry {retry}: only failed runs can be tried again; write --retry failed")
     from cifar_ablate.device import find_device
+    from cifar_ablate.runner.chosen import chosen_runs
     from cifar_ablate.runner.closing import exit_code, lines_of
     from cifar_ablate.runner.estimate import images_of
     from cifar_ablate.runner.execute import RunOptions, run_plans, runs_left
     from cifar_ablate.runner.jobs import choose_places, parse_jobs
-    from cifar_ablate.runner.preflight import chosen_runs, describe_places, open_tracking, prepare
+    from cifar_ablate.runner.preflight import describe_places, open_tracking, prepare
     from cifar_ablate.terminal import Terminal
     from cifar_ablate.training.engine import EngineOptions, choose_mode
 

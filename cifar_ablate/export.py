@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from cifar_ablate.compact import save_record
-from cifar_ablate.errors import RecordError
-from cifar_ablate.records import StudyRecord
+from cifar_ablate.errors import OutputError, RecordError, TrackingError
+from cifar_ablate.records import LedgerEntry, RecordedRun, StudyRecord
 from cifar_ablate.tracking import Tracking
 
 
@@ -21,7 +22,8 @@ def export_study(tracking: Tracking, label: str, folder: Path) -> StudyRecord:
     ended = [run for run in runs if run.outcome in ("finished", "diverged")]
     if not ended:
         raise RecordError(f"no run of {label!r} has ended yet, so there is nothing to export; run the study first")
-    current = replace(record, runs=runs)
+    noted = _note(tracking, label, runs)
+    current = replace(record, runs=runs, ledger=[*record.ledger, *noted])
     details = record.details
     save_record(
         folder,
@@ -31,3 +33,11 @@ def export_study(tracking: Tracking, label: str, folder: Path) -> StudyRecord:
         predictions=details.predictions([run for run in ended if run.outcome == "finished"]),
     )
     return current
+
+
+def _note(tracking: Tracking, label: str, runs: list[RecordedRun]) -> list[LedgerEntry]:
+    """Enter the export in the ledger, where the store can be written; gives what was entered."""
+    with suppress(TrackingError, OutputError):
+        noted = tracking.note(label, "export", "compact record", runs)
+        return [noted] if noted else []
+    return []

@@ -62,15 +62,18 @@ class RecordedRun:
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """The test set was read, or the margin set, at a state of the record."""
+    """One time that the test set was looked at, or that something was settled which it must not decide."""
 
     kind: str
-    """margin, look, verdicts, plan or export."""
+    """margin: the margin was set; look: a look was taken; verdicts, plan, export: a command read test accuracies."""
     when: str
-    """ISO 8601 in UTC."""
+    """ISO 8601, UTC, to the second."""
     detail: str
+    """The margin in points, or the seeds of the look; free text otherwise."""
     num_seeds: int
+    """Seeds of the finished runs at that time."""
     num_runs: int
+    """Finished runs at that time."""
 
 
 class Details(Protocol):
@@ -95,6 +98,7 @@ class StudyRecord:
     runs: Sequence[RecordedRun]
     details: Details
     ledger: Sequence[LedgerEntry] = ()
+    """The oldest entry first."""
 
     def current(self) -> list[RecordedRun]:
         """Runs of the study as it is planned now: the others were superseded when a recipe was edited.
