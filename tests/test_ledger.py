@@ -12,8 +12,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from cifar_ablate.errors import RecordError, UnknownNameError
 from cifar_ablate.compact import load_record
+from cifar_ablate.errors import RecordError, UnknownNameError
 from cifar_ablate.records import LedgerEntry, RecordedRun
 from cifar_ablate.tracking import Tracking
 from tests.conftest import Workshop

@@ -120,7 +120,7 @@ def test_a_lost_database_is_filled_again_without_training(trained: Workshop, emp
 
 def without_run_ids(report: str) -> str:
     """A report without MLflow's ids, which another database gives anew."""
-    return re.sub(r"`[0-9a-f]{32}`", "", report)
+    return re.sub(r"\b[0-9a-f]{32}\b", "", report)
 
 
 def test_the_report_is_a_table_of_every_arm(trained: Workshop) -> None:
@@ -145,7 +145,7 @@ def test_the_table_holds_the_means_of_what_mlflow_holds(trained: Workshop) -> No
 
 def arms_table(report: str) -> dict[str, str]:
     """Lines of the table that says what the arms are, by arm."""
-    table = report.partition("The arms:\n\n")[2].partition("\n\n")[0]
+    table = report.partition("| Arm | Differs by |")[2].partition("\n\n")[0]
     return {line.split(" | ")[0].strip("| *"): line for line in table.splitlines() if line.startswith("| **")}
 
 
@@ -168,6 +168,13 @@ def test_more_seeds_train_only_the_new_ones(trained: Workshop) -> None:
     trained.write("tiny.yaml", STUDY.replace("seeds: 2", "seeds: [0, 1, 7]"))
     assert "3 to train, 6 done before" in trained("run", "tiny.yaml").out
     assert "| 3/3 |" in trained("report").out
+
+
+def test_seeds_added_after_the_report_was_read_are_marked_in_it(trained: Workshop) -> None:
+    assert "Seeds added by hand" not in trained("report").out
+    trained.write("tiny.yaml", STUDY.replace("seeds: 2", "seeds: 3"))
+    assert trained("run", "tiny.yaml").code == 0
+    assert "**Seeds added by hand**: 1 per arm, after verdicts had been read at 2 seeds" in trained("report").out
 
 
 def test_another_study_with_the_same_training_shares_it(trained: Workshop) -> None:

@@ -149,7 +149,7 @@ def _classes(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | N
             va="center",
             fontsize=9,
             weight="bold" if one.is_shown else "normal",
-            color="#111111" if one.is_shown else GREY,
+            color="#111111" if one.is_shown else INK,
         )
     axes.set(xlim=(-0.5, len(study.class_names) - 0.5), ylim=(-len(names) + 0.5, 0.5))
     axes.set_xticks(range(len(study.class_names)), [short(name, 14) for name in study.class_names], rotation=35)
@@ -160,7 +160,7 @@ def _classes(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | N
     kept = sum(one.is_shown for one in effects)
     caption = (
         f"Difference against {study.baseline} on each class, points. Bold cells on colour ({kept} of {len(effects)}) "
-        "are kept by Benjamini and Hochberg at 5%; the grey ones are not to be read as effects."
+        "are kept by Benjamini and Hochberg at 5%; the plain ones are not to be read as effects."
     )
     return canvas, caption
 

@@ -143,13 +143,13 @@ def _test_set(study: Study) -> str:
         f"{count(len(study.finished), 'run')} read it {num_points:,} times {TEST_SET_READS}; nothing was chosen by that"
     )
     entries = study.record.ledger
-    for kind, what in (
-        ("look", "looks decided by it which arms get more seeds"),
-        ("plan", "plans took the seed spread from it"),
-        ("promote", "promotions chose by it"),
+    for kind, noun, what in (
+        ("look", "look", "decided by it which arms get more seeds"),
+        ("plan", "plan", "took the seed spread from it"),
+        ("promote", "promotion", "chose by it"),
     ):
         number = sum(entry.kind == kind for entry in entries)
-        said += f"; {number} {what}" if number else ""
+        said += f"; {count(number, noun)} {what}" if number else ""
     return f"{said}; verdicts were read at {count(_num_states_read(study), 'state')} of the record, this one included."
 
 

@@ -9,22 +9,9 @@ from urllib.parse import quote
 from cifar_ablate.registry import FORMATS
 
 if TYPE_CHECKING:  # `report --help` lists the formats, and must not wait for pandas
-    from cifar_ablate.report.types import ArmRow, Comparison, Family, Figure, Rendered, Report, StudyReport
+    from cifar_ablate.report.tables import Cell, Table
+    from cifar_ablate.report.types import Comparison, Figure, Rendered, Report, StudyReport
 
-VERDICTS = (
-    "arm",
-    "n ok/started",
-    "mean %",
-    "seed sd (floor)",
-    "difference",
-    "95% CI, simultaneous",
-    "p adj",
-    "P(run beats run)",
-    "95% CI, new images",
-    "verdict",
-    "own p (Holm)",
-)
-ARMS = ("arm", "differs by", "epochs", "seeds ok/planned", "train % (sd)", "test % (sd)", "train time")
 FIGURES = "figures"
 """Folder of the figures, beside the report."""
 
@@ -45,11 +32,11 @@ def markdown(report: Report) -> Rendered:
 
 
 def _study(study: StudyReport, figures: Sequence[Figure]) -> Iterator[str]:
-    from cifar_ablate.analysis.sentences import count
+    from cifar_ablate.report.tables import facts
 
     yield f"## {escape(study.label)}"
     yield f"**{escape(study.question)}**"
-    yield f"{escape('; '.join(study.data))}. {count(len(study.rows), 'arm')}, {count(len(study.runs), 'run')}."
+    yield escape(facts(study))
     yield "### Verdicts"
     yield from _verdicts(study)
     yield "### Table"
@@ -58,8 +45,7 @@ def _study(study: StudyReport, figures: Sequence[Figure]) -> Iterator[str]:
         yield "### Figures"
         for figure in figures:
             yield f"![{escape(figure.caption)}]({quote(f'{FIGURES}/{figure.name}.svg')})\n\n*{escape(figure.caption)}*"
-    yield "### Classes"
-    yield escape(study.classes_text)
+    yield from _classes(study)
     yield from _calibration(study)
     yield from _published(study)
     yield "### What you must know"
@@ -93,66 +79,33 @@ def _with_badge(comparison: Comparison) -> str:
 
 
 def _tables(study: StudyReport) -> Iterator[str]:
-    by_name = {row.name: row for row in study.rows}
-    for index, family in enumerate(study.families):
-        rows = [_baseline_cells(by_name[study.baseline])] if index == 0 else []
-        rows += [_verdict_cells(one, by_name[one.contrast.arm], family) for one in family.comparisons]
-        title = f"Against {escape(study.baseline)}" if index == 0 else f"{family.name[0].upper()}{family.name[1:]}"
-        yield f"{title}, differences in points:\n\n{table(VERDICTS, rows, num_text=1)}"
-    yield f"The arms:\n\n{table(ARMS, [_arm_cells(study, row) for row in study.rows], num_text=2)}"
+    from cifar_ablate.report.tables import arms_table, interactions_table, verdict_table
+
+    for family in study.families:
+        yield table(verdict_table(study, family))
+    effects = interactions_table(study)
+    if effects is not None:
+        yield table(effects)
+    yield table(arms_table(study))
 
 
-def _verdict_cells(one: Comparison, row: ArmRow, family: Family) -> list[str]:
-    from cifar_ablate.analysis import label
-    from cifar_ablate.analysis.sentences import interval, points
-    from cifar_ablate.report import words
+def _classes(study: StudyReport) -> Iterator[str]:
+    from cifar_ablate.report.tables import classes_table
 
-    contrast = one.contrast
-    against = "" if family.name == "against the baseline" else f" \N{MINUS SIGN} {escape(contrast.reference)}"
-    return [
-        f"**{escape(contrast.arm)}**{against}",
-        words.ok_of_started(row),
-        words.mean(row),
-        words.sd_with_floor(row),
-        "" if contrast.estimate is None else points(contrast.estimate),
-        interval(contrast.ci95) if contrast.ci95 else "",
-        words.p_value(contrast.p_adjusted),
-        "" if contrast.p_superior is None else f"{contrast.p_superior:.2f}",
-        interval(one.new_images.ci) if one.new_images else "",
-        label(contrast.verdict),
-        words.p_value(contrast.own_p_holm),
-    ]
-
-
-def _baseline_cells(row: ArmRow) -> list[str]:
-    from cifar_ablate.report import words
-
-    cells = [words.ok_of_started(row), words.mean(row), words.sd_with_floor(row)]
-    return [f"**{escape(row.name)}**", *cells, *[""] * 5, "baseline", ""]
-
-
-def _arm_cells(study: StudyReport, row: ArmRow) -> list[str]:
-    from cifar_ablate.report import words
-
-    return [
-        f"**{escape(row.name)}**",
-        escape(words.differs(row, study.baseline)),
-        str(row.epochs),
-        words.ok_of_planned(row),
-        words.with_sd(row.train_accuracy) + words.averaged(row),
-        words.with_sd(row.test_accuracy) + words.averaged(row),
-        words.duration(row.train_seconds),
-    ]
+    yield "### Classes"
+    yield escape(study.classes_text)
+    found = classes_table(study)
+    if found is not None:
+        yield table(found)
 
 
 def _calibration(study: StudyReport) -> Iterator[str]:
-    from cifar_ablate.report.words import with_sd
+    from cifar_ablate.report.tables import calibration_table
 
-    if study.calibration:
+    found = calibration_table(study)
+    if found is not None:
         yield "### Calibration"
-        columns = ("arm", "NLL, nats (sd)", "ECE (sd)")
-        rows = [[escape(one.arm), with_sd(one.nll, 3), with_sd(one.ece, 3)] for one in study.calibration]
-        yield table(columns, rows, num_text=1)
+        yield table(found)
 
 
 def _published(study: StudyReport) -> Iterator[str]:
@@ -162,6 +115,8 @@ def _published(study: StudyReport) -> Iterator[str]:
 
 
 def _reproduce(study: StudyReport) -> Iterator[str]:
+    from cifar_ablate.report.tables import runs_table
+
     again = study.reproduce
     yield "```console\n" + "\n".join(f"$ {command}" for command in again.commands) + "\n```"
     lines = [f"Commit: {escape(commit)}" for commit in again.commits]
@@ -169,16 +124,21 @@ def _reproduce(study: StudyReport) -> Iterator[str]:
     lines += [f"Data digest: {digest}" for digest in again.data_digests]
     yield bullets(lines)
     if study.runs:
-        ids = "\n".join(f"| {escape(run.arm)} | {run.seed} | {run.outcome} | `{run.run_id}` |" for run in study.runs)
-        head = "| arm | seed | outcome | MLflow run |\n|---|---:|---|---|"
-        yield f"<details><summary>Runs</summary>\n\n{head}\n{ids}\n\n</details>"
+        yield f"<details><summary>Runs</summary>\n\n{table(runs_table(study))}\n\n</details>"
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, num_text: int) -> str:
-    """A table whose first ``num_text`` columns are text and the others figures."""
-    lines = ["| " + " | ".join(columns) + " |"]
-    lines.append("|" + "|".join("---" if index < num_text else "---:" for index in range(len(columns))) + "|")
-    return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in rows)])
+def table(found: Table) -> str:
+    """A table, under its caption; what a class shows is bold, and so are the rows' names."""
+    titles = [escape(column.title) for column in found.columns]
+    rule = "".join("---:|" if column.kind == "number" else "---|" for column in found.columns)
+    lines = [f"{escape(found.caption)}\n", f"| {' | '.join(titles)} |", f"|{rule}"]
+    lines += [f"| {' | '.join(_cell(cell, index) for index, cell in enumerate(row))} |" for row in found.rows]
+    return "\n".join(lines)
+
+
+def _cell(cell: Cell, index: int) -> str:
+    text = escape(cell.text)
+    return f"**{text}**" if cell.text and (index == 0 or cell.is_shown) else text
 
 
 def bullets(lines: Iterator[str] | Sequence[str]) -> str:
