@@ -163,14 +163,23 @@ def sync() -> None:
 def report(
     studies: Annotated[list[str] | None, typer.Argument(metavar="[STUDY...]", help="Labels; default: all.")] = None,
     format: Annotated[str, typer.Option(help=f"Report format: {', '.join(FORMATS.names())}.")] = "markdown",
+    output: Annotated[Path | None, typer.Option(metavar="PATH", help="Write it there, its figures beside it.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare PATH (reports/summary.md) with the record; 1 where it is stale.")
+    ] = False,
     record: Annotated[Path | None, typer.Option(metavar="DIR", help="Read an exported record, not MLflow.")] = None,
 ) -> None:
-    """Print the report of recorded studies."""
-    from cifar_ablate.errors import RecordError
-    from cifar_ablate.records import find_records
-    from cifar_ablate.report.build import build_report
+    """Say which differences are real: verdicts, table, figures, and what to do next.
 
-    render = FORMATS.get(format)
+    Without --output it is printed, and its figures go into reports/figures.
+    """
+    from cifar_ablate.compact import find_records
+    from cifar_ablate.errors import RecordError
+    from cifar_ablate.report.build import build_report
+    from cifar_ablate.report.check import check as check_report
+    from cifar_ablate.report.deliver import REPORTS, render, write_files, write_report
+
+    FORMATS.get(format)
     if record is not None:
         records = _chosen(find_records(record), studies, record)
     else:
@@ -179,7 +188,18 @@ def report(
         if not labels:
             raise RecordError(f"nothing is recorded at {tracking.uri} yet; start with `cifar-ablate run STUDY.yaml`")
         records = [tracking.load(label) for label in labels]
-    write(render(build_report(records)))
+    found = build_report(records)
+    rendered = render(found, format)
+    if check:
+        path = output or REPORTS / "summary.md"
+        if stale := check_report(found, rendered, path):
+            fail("\n".join([f"{path} does not match the record:", *stale]), 1)
+        make_console().print(f"{path} matches the record", highlight=False, markup=False)
+    elif output is not None:
+        write_report(rendered, output)
+    else:
+        write_files(rendered, REPORTS)
+        write(rendered.text)
 
 
 @app.command()

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "cifar_ablate"
 FLOORS = (
     ("errors", "fields", "registry", "keys", "locks", "owner", "signals", "__init__"),
     ("spec", "analysis"),
-    ("data", "models", "device", "folder", "records", "environment", "plan"),
+    ("data", "models", "device", "folder", "records", "compact", "environment", "plan"),
     ("augment",),
     ("training", "tracking", "export"),
     ("report", "runner", "terminal"),
@@ -57,7 +57,7 @@ def test_a_file_imports_nothing_from_a_floor_above(path: Path) -> None:
             assert FLOOR_OF[room] <= FLOOR_OF[mine], f"{path.name} (floor of {mine}) imports {module} from above"
 
 
-@pytest.mark.parametrize("room", ["analysis", "report", "records", "tracking", "export"])
+@pytest.mark.parametrize("room", ["analysis", "report", "records", "compact", "tracking", "export"])
 def test_a_report_needs_no_torch(room: str) -> None:
     heavy = {"torch", "torchvision", "timm"}
     for path in FILES:

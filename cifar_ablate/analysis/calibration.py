@@ -24,7 +24,7 @@ def reliability(
     confidence: npt.NDArray[np.float64], correct: npt.NDArray[np.bool_], num_bins: int = NUM_BINS
 ) -> tuple[Bin, ...]:
     """Bins of equal width that hold a prediction. Both arguments: [predictions], of one run or of several together."""
-    index = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
+    index = np.clip((confidence * num_bins).astype(int), 0, num_bins - 1)
     num = np.bincount(index, minlength=num_bins)
     total_confidence = np.bincount(index, weights=confidence, minlength=num_bins)
     total_correct = np.bincount(index, weights=correct, minlength=num_bins)

@@ -67,11 +67,16 @@ def detectable(num_seeds: int, num_arms: int, sd: float, alpha: float = 0.05) ->
     level = _level(num_seeds, num_arms, alpha)
     if level is None:
         return None
+    effect = effect_detected(num_seeds, level)
+    return None if effect is None else effect * math.sqrt(2) * sd
+
+
+def effect_detected(num_seeds: int, alpha: float) -> float | None:
+    """The difference over its standard deviation that is detected with 80% power; None where none is."""
     largest = 1e3
-    if power_of(largest, num_seeds, level) < POWER:
+    if power_of(largest, num_seeds, alpha) < POWER:
         return None
-    effect = optimize.brentq(lambda size: power_of(size, num_seeds, level) - POWER, 1e-4, largest, xtol=1e-6)
-    return float(effect) * math.sqrt(2) * sd
+    return float(optimize.brentq(lambda size: power_of(size, num_seeds, alpha) - POWER, 1e-4, largest, xtol=1e-6))
 
 
 def seeds_needed(points: float, num_arms: int, sd: float, alpha: float = 0.05, *, most: int = 10_000) -> int | None:

@@ -1,106 +1,40 @@
-"""From records to the numbers of a report, before any format. Formats do no arithmetic.
-
-Accuracies are of the last epoch, in percent; differences are in points, over the seeds that both arms have.
-"""
+"""From records to the numbers and sentences of a report, before any format. Formats do no arithmetic."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import fmean, stdev
+from dataclasses import replace
+from statistics import fmean
 from typing import Any
 
-from cifar_ablate.records import RecordedRun, StudyRecord
-from cifar_ablate.spec.schema import Published
+import numpy as np
 
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and standard deviation (ddof 1; None for one value) over seeds."""
-
-    mean: float
-    sd: float | None
-    num: int
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Mean difference in points over the seeds that both arms have."""
-
-    points: float
-    num: int
-
-
-@dataclass(frozen=True)
-class ArmRow:
-    """One arm of a study's table."""
-
-    name: str
-    parent: str | None
-    differs: tuple[str, ...]
-    """From its parent, in words."""
-    epochs: int
-    num_planned: int
-    outcomes: Mapping[str, int]
-    """Runs by outcome: finished, diverged, failed, killed, running."""
-    test_accuracy: Spread | None
-    train_accuracy: Spread | None
-    is_flip_averaged: bool
-    """Both accuracies are of the mean of an image and its mirror image: test-time augmentation."""
-    is_weight_averaged: bool
-    """They are of an exponential moving average of the weights."""
-    vs_baseline: Paired | None
-    vs_parent: Paired | None
-    """None also where the parent is the baseline."""
-    published: Published | None
-    train_seconds: float | None
-    """Mean over the finished runs."""
-
-    @property
-    def num_finished(self) -> int:
-        return self.outcomes.get("finished", 0)
-
-
-@dataclass(frozen=True)
-class StudyReport:
-    """One study's variant."""
-
-    label: str
-    is_variant: bool
-    """Recorded under an overlay, so published figures are not about these recipes."""
-    question: str
-    data: tuple[str, ...]
-    """What the arms were trained and tested on, each described once."""
-    baseline: str
-    seeds: tuple[int, ...]
-    precision: tuple[str, ...]
-    rows: tuple[ArmRow, ...]
-    failures: tuple[str, ...]
-    """Runs that failed or diverged, each with its reason."""
-    num_superseded: int
-    """Runs left out because the study no longer has their recipe or seed."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything a format needs."""
-
-    studies: tuple[StudyReport, ...]
+from cifar_ablate.analysis.images import flip_floor, is_luckily_small
+from cifar_ablate.analysis.noise import noise_floor
+from cifar_ablate.records import StudyRecord
+from cifar_ablate.report.accuracy import Study, run_row, spread
+from cifar_ablate.report.evidence import calibrations, class_effects, classes_text, curves, published_rows, width_curve
+from cifar_ablate.report.families import families_of, interactions_of
+from cifar_ablate.report.reading import must_know, reproduce
+from cifar_ablate.report.steps import missing_runs, next_steps, noise_text
+from cifar_ablate.report.types import ArmRow, Report, StudyReport
 
 
 def build_report(records: Sequence[StudyRecord]) -> Report:
-    """Numbers of all studies, in the given order."""
+    """Everything that a report says of the studies, in the given order."""
     return Report(tuple(_study(record) for record in records))
 
 
 def _study(record: StudyRecord) -> StudyReport:
-    document, runs = record.document, record.current()
-    by_arm: dict[str, list[RecordedRun]] = {arm["name"]: [] for arm in document["arms"]}
-    for run in runs:
-        by_arm[run.arm].append(run)
-    accuracy = {name: _by_seed(of_arm, "test_accuracy") for name, of_arm in by_arm.items()}
-    rows = tuple(_row(arm, document, by_arm[arm["name"]], accuracy) for arm in document["arms"])
+    study = Study(record, record.current())
+    document = study.document
+    families = families_of(study)
+    rows = tuple(_row(study, arm) for arm in document["arms"])
+    of_baseline = [one.contrast for family in families.families[:1] for one in family.comparisons]
+    floor = noise_floor(of_baseline)
+    effects_of_classes = class_effects(study)
+    effects, interaction_note = interactions_of(study)
     return StudyReport(
         label=record.label,
         is_variant=bool(document["variant"]),
@@ -108,57 +42,50 @@ def _study(record: StudyRecord) -> StudyReport:
         data=tuple(dict.fromkeys(arm["data"] for arm in document["arms"])),
         baseline=document["baseline"],
         seeds=tuple(document["seeds"]),
+        looks=study.looks,
         precision=tuple(dict.fromkeys(arm["precision"] for arm in document["arms"])),
+        margin=document["margin"],
         rows=rows,
-        failures=tuple(
-            f"{run.arm} seed {run.seed} {run.outcome}: {run.reason or 'no reason recorded'}"
-            for run in runs
-            if run.outcome in ("failed", "diverged")
-        ),
-        num_superseded=record.num_superseded(),
+        runs=tuple(map(run_row, study.runs)),
+        missing=tuple(f"{arm} seed {seed}" for arm, seed in missing_runs(study, families)),
+        families=families.families,
+        noise_floor=floor,
+        noise_text=noise_text(floor),
+        interactions=effects,
+        interaction_note=interaction_note,
+        next_steps=tuple(next_steps(study, families, rows)),
+        class_names=study.class_names,
+        class_effects=effects_of_classes,
+        classes_text=classes_text(effects_of_classes),
+        calibration=calibrations(study),
+        published=published_rows(study, {row.name: row.test_accuracy for row in rows}),
+        width=width_curve(families),
+        curves=curves(study),
+        must_know=tuple(must_know(study, families, record.num_superseded())),
+        reproduce=reproduce(study),
     )
 
 
-def _row(
-    arm: Mapping[str, Any],
-    document: Mapping[str, Any],
-    runs: Sequence[RecordedRun],
-    accuracy: Mapping[str, Mapping[int, float]],
-) -> ArmRow:
-    name, parent = arm["name"], arm["parent"]
-    published = document["published"].get(name)
-    seconds = _by_seed(runs, "train_seconds").values()
-    return ArmRow(
+def _row(study: Study, arm: Mapping[str, Any]) -> ArmRow:
+    name = arm["name"]
+    accuracy = spread(study.by_seed(name, "test_accuracy").values())
+    seconds = study.by_seed(name, "train_seconds").values()
+    correct = study.correct.get(name, {})
+    row = ArmRow(
         name=name,
-        parent=parent,
+        parent=arm["parent"],
         differs=tuple(arm["differs"]),
         epochs=arm["recipe"]["epochs"],
         num_planned=len(arm["seeds"]),
-        outcomes=Counter(run.outcome for run in runs),
-        test_accuracy=spread(accuracy[name].values()),
-        train_accuracy=spread(_by_seed(runs, "train_accuracy").values()),
+        outcomes=Counter(run.outcome for run in study.runs if run.arm == name),
+        test_accuracy=accuracy,
+        train_accuracy=spread(study.by_seed(name, "train_accuracy").values()),
+        sd_floor=flip_floor(np.stack(list(correct.values()))) if len(correct) > 1 else None,
+        is_sd_lucky=False,
         is_flip_averaged=bool(arm["recipe"].get("flip_averaging")),
         is_weight_averaged=bool(arm["recipe"].get("ema")),
-        vs_baseline=None if parent is None else paired(accuracy[name], accuracy[document["baseline"]]),
-        vs_parent=None if parent in (None, document["baseline"]) else paired(accuracy[name], accuracy[parent]),
-        published=None if published is None else Published(**published),
         train_seconds=fmean(seconds) if seconds else None,
     )
-
-
-def _by_seed(runs: Sequence[RecordedRun], metric: str) -> dict[int, float]:
-    return {run.seed: run.metrics[metric] for run in runs if run.outcome == "finished" and metric in run.metrics}
-
-
-def spread(values: Any) -> Spread | None:
-    """Mean and standard deviation of some values; None of none."""
-    numbers = list(values)
-    if not numbers:
-        return None
-    return Spread(fmean(numbers), stdev(numbers) if len(numbers) > 1 else None, len(numbers))
-
-
-def paired(arm: Mapping[int, float], reference: Mapping[int, float]) -> Paired | None:
-    """Mean difference over the seeds that both have; None where they share none."""
-    shared = sorted(arm.keys() & reference.keys())
-    return Paired(fmean(arm[seed] - reference[seed] for seed in shared), len(shared)) if shared else None
+    if accuracy is None or accuracy.sd is None or row.sd_floor is None:
+        return row
+    return replace(row, is_sd_lucky=is_luckily_small(accuracy.sd, row.sd_floor, accuracy.num))

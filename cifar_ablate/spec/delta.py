@@ -17,6 +17,11 @@ class Difference:
     before: Any
     after: Any
 
+    @property
+    def key(self) -> str:
+        """The field in the fewest words: ``hflip``, ``affine.p``, ``epochs``."""
+        return self.path.removeprefix("augment.")
+
     def __str__(self) -> str:
         short = self.path.removeprefix("augment.")
         if self.path.startswith("augment.") and "." not in short:
@@ -34,10 +39,14 @@ class Difference:
 
 def differences(before: Recipe, after: Recipe) -> list[Difference]:
     """Fields in which ``after`` differs from ``before``; fields that only decide what is recorded are left out."""
-    old, new = before.as_dict(), after.as_dict()
+    return differences_of(before.as_dict(), after.as_dict())
+
+
+def differences_of(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
+    """The same for recipes as plain nested values, as the record keeps them."""
     found: list[Difference] = []
     for name in (name for name in new if name not in RECORDING_FIELDS):
-        found.extend(_compare(name, old[name], new[name]))
+        found.extend(_compare(name, old.get(name), new[name]))
     return found
 
 

@@ -2,6 +2,6 @@
 
 from cifar_ablate.tracking.courier import Courier, Parcel
 from cifar_ablate.tracking.delivery import Delivery
-from cifar_ablate.tracking.store import CURVES, Tracking, is_empty
+from cifar_ablate.tracking.store import Tracking, is_empty
 
-__all__ = ["CURVES", "Courier", "Delivery", "Parcel", "Tracking", "is_empty"]
+__all__ = ["Courier", "Delivery", "Parcel", "Tracking", "is_empty"]

@@ -16,6 +16,7 @@ from cifar_ablate.records import ABANDONED, RecordedRun, RunIdentity, StudyRecor
 from cifar_ablate.tracking.answering import answering, without_password
 from cifar_ablate.tracking.claims import winner_of
 from cifar_ablate.tracking.delivery import Delivery
+from cifar_ablate.tracking.details import TrackedDetails
 
 if TYPE_CHECKING:
     from cifar_ablate.folder import RunFolder
@@ -32,7 +33,6 @@ CHUNK = 4500  # an experiment tag holds 5,000 characters
 PAGE = 1000
 DOCUMENT = "ablate.study"
 """Experiment tag that points at the study's document: its digest and in how many pieces it is kept."""
-CURVES = ("train_loss", "running_accuracy", "test_accuracy", "test_nll", "lr", "images_per_second")
 
 
 class Tracking:
@@ -121,13 +121,18 @@ class Tracking:
             except (KeyError, ValueError):
                 message = f"the study kept in MLflow under {label!r} is damaged; `cifar-ablate run` writes it again"
                 raise RecordError(message) from None
-            return StudyRecord(label, document, self.runs(str(experiment.experiment_id)))
+            found = self._recorded_runs(str(experiment.experiment_id))
+            places = {run.info.run_id: run.info.artifact_uri for run in found}
+            return StudyRecord(label, document, [_recorded(run) for run in found], TrackedDetails(self, places))
 
     def runs(self, experiment_id: str) -> list[RecordedRun]:
         """All runs of an experiment that this program recorded."""
         with answering():
-            found = self._pages(self.client.search_runs, experiment_ids=[experiment_id])
-            return [_recorded(run) for run in found if "ablate.recipe" in run.data.tags]
+            return [_recorded(run) for run in self._recorded_runs(experiment_id)]
+
+    def _recorded_runs(self, experiment_id: str) -> list[Any]:
+        found = self._pages(self.client.search_runs, experiment_ids=[experiment_id])
+        return [run for run in found if "ablate.recipe" in run.data.tags]
 
     def deliver(self, experiment_id: str, planned: RunIdentity, folder: RunFolder, **options: Any) -> Delivery:
         """Start, or take up again, the delivery of a run's folder; options are those of ``Delivery``."""

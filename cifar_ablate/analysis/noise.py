@@ -1,0 +1,83 @@
+"""The noise floor: what equal arms would show, and how intervals shrink with seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+from scipy import stats
+
+from cifar_ablate.analysis.engine import Joint
+from cifar_ablate.analysis.power import effect_detected
+from cifar_ablate.analysis.types import Contrast
+
+
+@dataclass(frozen=True)
+class NoiseFloor:
+    """Differences that equal arms exceed in 1 of 20 studies with this spread and these seeds, in points."""
+
+    of_one: float
+    """One pair of equal arms."""
+    of_largest: float
+    """The largest of all the family's comparisons, if all arms were equal."""
+    num_comparisons: int
+    num_seeds: int
+    largest_claimed: float | None
+    """Largest absolute difference that was given a verdict of better or worse."""
+    smallest_claimed: float | None
+
+
+def noise_floor(contrasts: Sequence[Contrast]) -> NoiseFloor | None:
+    """Of one family, from the median standard error of its contrasts; None where none has an interval."""
+    known = [one for one in contrasts if one.ci95 and one.se and one.df and one.estimate is not None]
+    known = [one for one in known if not one.num_diverged and not one.num_diverged_reference]
+    if not known:
+        return None
+    errors = [one.se for one in known if one.se is not None]
+    df = min(one.df for one in known if one.df is not None)
+    critical = median(_critical(one) for one in known)
+    claimed = [abs(one.estimate) for one in known if one.estimate is not None and one.verdict in ("better", "worse")]
+    return NoiseFloor(
+        of_one=float(stats.t.isf(0.025, df)) * median(errors),
+        of_largest=critical * median(errors),
+        num_comparisons=len(known),
+        num_seeds=min(min(one.num_seeds, one.num_seeds_reference) for one in known),
+        largest_claimed=max(claimed, default=None),
+        smallest_claimed=min(claimed, default=None),
+    )
+
+
+def _critical(contrast: Contrast) -> float:
+    """The multiple of the standard error that the contrast's interval reaches."""
+    low, high = contrast.ci95 or (0.0, 0.0)
+    return (high - low) / 2 / (contrast.se or 1.0)
+
+
+def level_of_one(contrast: Contrast) -> float | None:
+    """The level at which this comparison was made within its family; None without an interval."""
+    if contrast.ci95 is None or not contrast.se or contrast.df is None:
+        return None
+    return float(2 * stats.t.sf(_critical(contrast), contrast.df))
+
+
+def points_detected(contrast: Contrast) -> float | None:
+    """The difference that these seeds detect with 80% power, from the contrast's own spread and level; None unknown."""
+    level, num = level_of_one(contrast), min(contrast.num_seeds, contrast.num_seeds_reference)
+    if level is None or contrast.se is None or num < 2:
+        return None
+    effect = effect_detected(num, level)
+    return None if effect is None else effect * contrast.se * num**0.5
+
+
+def half_widths(contrasts: Sequence[Contrast], num_seeds: Sequence[int], alpha: float = 0.05) -> list[float]:
+    """Half the width of a simultaneous interval at each number of seeds per arm, with the spread of these contrasts.
+
+    The family is taken as arms against one reference (correlation 1/2), seeds as blocks.
+    """
+    known = [one for one in contrasts if one.se and one.ci95]
+    sd = median((one.se or 0.0) * min(one.num_seeds, one.num_seeds_reference) ** 0.5 for one in known)
+    k = len(known)
+    correlation = np.full((k, k), 0.5) + 0.5 * np.eye(k)
+    return [Joint(correlation, k * (num - 1)).critical(alpha) * sd / num**0.5 for num in num_seeds]

@@ -1,0 +1,185 @@
+"""The compact record of a study: a folder of plain files that can be committed, under 2 MB for 25 runs of CIFAR-10::
+
+study.json        the study as planned: question, arms with their whole recipes, seeds, published figures
+runs.csv          one row per run: arm, seed, outcome, headline metrics
+environments.json versions, device, commit and data of each run, by fingerprint
+curves.csv        one row per run and epoch
+predictions.npz   fingerprints [runs], labels [images]; predicted, loss (nats) and confidence [runs, images]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cifar_ablate.errors import RecordError, not_written
+from cifar_ablate.records import Predictions, RecordedRun, StudyRecord
+
+RECORD_FORMAT = 1
+METRIC = "metric."
+"""Prefix of the metrics' columns in runs.csv, so that columns can be added."""
+_TEXT = ("run_id", "arm", "fingerprint", "recipe_id", "outcome", "reason")
+_COLUMNS = ("arm", "seed", "outcome", "reason", "fingerprint", "recipe_id", "run_id")
+
+
+def save_record(
+    folder: Path,
+    record: StudyRecord,
+    *,
+    curves: pd.DataFrame,
+    environments: Mapping[str, Mapping[str, Any]],
+    predictions: Predictions | None,
+) -> None:
+    """Write a compact record; raises OutputError, with what was there before, where the folder cannot be written."""
+    with _replaced_whole(folder) as place:
+        header = {"format": RECORD_FORMAT, "label": record.label, **record.document}
+        (place / "study.json").write_text(json.dumps(header, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(environments, indent=1, ensure_ascii=False)
+        (place / "environments.json").write_text(text + "\n", encoding="utf-8")
+        rows = [
+            {
+                **{name: getattr(run, name) for name in _COLUMNS},
+                **{METRIC + key: run.metrics[key] for key in run.metrics},
+            }
+            for run in record.runs
+        ]
+        pd.DataFrame(rows).to_csv(place / "runs.csv", index=False)
+        curves.to_csv(place / "curves.csv", index=False, float_format="%.6g")
+        if predictions is not None:
+            small = np.uint8 if predictions.labels.max(initial=0) < 256 else np.uint16
+            arrays: dict[str, Any] = {
+                "fingerprints": np.array(predictions.fingerprints),
+                "labels": predictions.labels.astype(small),
+                "predicted": predictions.predicted.astype(small),
+                "loss": predictions.loss,
+            }
+            if predictions.confidence is not None:
+                arrays["confidence"] = predictions.confidence
+            np.savez_compressed(place / "predictions.npz", **arrays)
+
+
+@contextmanager
+def _replaced_whole(folder: Path) -> Iterator[Path]:
+    """A place to write the files of a record in; left without an error, they take the places of what was there."""
+    unfinished = folder / f".unfinished.{os.getpid()}"
+    try:
+        for left in folder.glob(".unfinished.*"):  # by an export that was killed
+            shutil.rmtree(left)
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        (folder / "predictions.npz").unlink(missing_ok=True)
+        for path in sorted(unfinished.iterdir()):
+            path.replace(folder / path.name)
+    except OSError as error:
+        raise not_written(folder, error) from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def load_record(folder: Path) -> StudyRecord:
+    """Read a compact record; raises RecordError naming the file where it is missing or not readable."""
+    study, runs = folder / "study.json", folder / "runs.csv"
+    if not study.is_file():
+        raise RecordError(f"{folder} holds no study.json; write a record with `cifar-ablate export STUDY {folder}`")
+    try:
+        document = json.loads(study.read_text(encoding="utf-8"))
+        if document.pop("format") != RECORD_FORMAT:
+            raise RecordError(
+                f"{study} is of another format than this version reads ({RECORD_FORMAT}); export it again"
+            )
+        label = document.pop("label")
+        frame = _read_csv(runs)
+        return StudyRecord(label, document, [_row(row) for row in frame.to_dict("records")], FolderDetails(folder))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"the record in {folder} cannot be read ({error}); export it again") from None
+
+
+def find_records(folder: Path) -> list[StudyRecord]:
+    """The record in a folder, or all records in the folders below it; raises RecordError where there is none."""
+    if (folder / "study.json").is_file():
+        return [load_record(folder)]
+    found = [load_record(path.parent) for path in sorted(folder.rglob("study.json"))]
+    return found or [load_record(folder)]
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """A table of the record; only an empty cell is missing, for an arm may be called None or NA."""
+    return pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False, na_values=[""])
+
+
+def load_curves(folder: Path) -> pd.DataFrame:
+    """Curves of a compact record: columns fingerprint, arm, seed, epoch and one per metric."""
+    return _read_csv(folder / "curves.csv")
+
+
+def load_predictions(folder: Path) -> Predictions:
+    """Per-image predictions of a compact record; no object arrays, so nothing is unpickled."""
+    try:
+        with np.load(folder / "predictions.npz", allow_pickle=False) as arrays:
+            names = tuple(str(name) for name in arrays["fingerprints"])
+            return Predictions(
+                names,
+                arrays["labels"].astype(np.int64),
+                arrays["predicted"].astype(np.uint16),
+                arrays["loss"],
+                arrays.get("confidence"),
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise RecordError(f"{folder / 'predictions.npz'} cannot be read ({error}); export the record again") from None
+
+
+@dataclass(frozen=True)
+class FolderDetails:
+    """Details of a compact record."""
+
+    folder: Path
+
+    def curves(self, runs: Sequence[RecordedRun]) -> pd.DataFrame:
+        """As kept in curves.csv."""
+        curves = load_curves(self.folder)
+        return curves[curves["fingerprint"].isin([run.fingerprint for run in runs])]
+
+    def environments(self, runs: Sequence[RecordedRun]) -> dict[str, dict[str, Any]]:
+        """As kept in environments.json."""
+        path = self.folder / "environments.json"
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            return {run.fingerprint: dict(kept[run.fingerprint]) for run in runs}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RecordError(f"{path} cannot be read ({error!r}); export the record again") from None
+
+    def predictions(self, runs: Sequence[RecordedRun]) -> Predictions | None:
+        """As kept in predictions.npz."""
+        if not runs:
+            return None
+        kept = load_predictions(self.folder)
+        row = {fingerprint: index for index, fingerprint in enumerate(kept.fingerprints)}
+        if missing := [run for run in runs if run.fingerprint not in row]:
+            raise RecordError(f"{self.folder} lacks the predictions of {missing[0].arm} seed {missing[0].seed}")
+        order = [row[run.fingerprint] for run in runs]
+        return Predictions(
+            tuple(run.fingerprint for run in runs),
+            kept.labels,
+            kept.predicted[order],
+            kept.loss[order],
+            None if kept.confidence is None else kept.confidence[order],
+        )
+
+
+def _row(row: Mapping[Any, Any]) -> RecordedRun:
+    text = {name: "" if pd.isna(row[name]) else str(row[name]) for name in _TEXT}
+    metrics = {
+        str(name).removeprefix(METRIC): float(value)
+        for name, value in row.items()
+        if str(name).startswith(METRIC) and not pd.isna(value)
+    }
+    return RecordedRun(**text, seed=int(row["seed"]), metrics=metrics)

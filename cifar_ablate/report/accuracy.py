@@ -1,0 +1,132 @@
+"""Runs of a study as rows, tables for the analysis, and spreads over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cifar_ablate.errors import RecordError
+from cifar_ablate.records import Predictions, RecordedRun, StudyRecord
+from cifar_ablate.report.types import RunRow, Spread
+
+ENDED = ("finished", "diverged")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A record with what several parts of its report read from it, each computed once."""
+
+    record: StudyRecord
+    runs: Sequence[RecordedRun] = field(default_factory=list)
+    """Current runs only."""
+
+    @property
+    def document(self) -> Mapping[str, Any]:
+        return self.record.document
+
+    @property
+    def arms(self) -> Mapping[str, Mapping[str, Any]]:
+        return {arm["name"]: arm for arm in self.document["arms"]}
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        return tuple(self.document.get("looks", ()))
+
+    @cached_property
+    def finished(self) -> list[RecordedRun]:
+        return [run for run in self.runs if run.outcome == "finished" and "test_accuracy" in run.metrics]
+
+    @cached_property
+    def ended(self) -> list[RecordedRun]:
+        return [run for run in self.runs if run in self.finished or run.outcome == "diverged"]
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """One row per run with a result, as ``analysis.compare`` takes it."""
+        rows = [
+            {
+                "arm": run.arm,
+                "seed": run.seed,
+                "accuracy": run.metrics["test_accuracy"] if run.outcome == "finished" else float("nan"),
+                "status": run.outcome,
+            }
+            for run in self.ended
+        ]
+        return pd.DataFrame(rows, columns=["arm", "seed", "accuracy", "status"])
+
+    @cached_property
+    def _predictions(self) -> tuple[Predictions | None, str]:
+        try:
+            return self.record.details.predictions(self.finished), ""
+        except RecordError as error:
+            return None, str(error)
+
+    @property
+    def predictions(self) -> Predictions | None:
+        """Of all finished runs, in their order; None where they cannot be had."""
+        return self._predictions[0]
+
+    @property
+    def why_no_predictions(self) -> str:
+        return self._predictions[1]
+
+    @cached_property
+    def correct(self) -> Mapping[str, Mapping[int, npt.NDArray[np.bool_]]]:
+        """For each arm and seed, [images]; empty without predictions."""
+        found: dict[str, dict[int, npt.NDArray[np.bool_]]] = {}
+        if self.predictions is not None:
+            right = self.predictions.predicted == self.predictions.labels
+            for run, row in zip(self.finished, right, strict=True):
+                found.setdefault(run.arm, {})[run.seed] = row
+        return found
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        for environment in self.environments.values():
+            return tuple(environment.get("classes", ()))
+        return ()
+
+    @cached_property
+    def environments(self) -> Mapping[str, Mapping[str, Any]]:
+        """By fingerprint; empty where they cannot be read."""
+        try:
+            return self.record.details.environments(self.ended)
+        except RecordError:
+            return {}
+
+    def by_seed(self, arm: str, metric: str) -> dict[int, float]:
+        """A metric of an arm's finished runs."""
+        return {run.seed: run.metrics[metric] for run in self.finished if run.arm == arm and metric in run.metrics}
+
+
+def run_row(run: RecordedRun) -> RunRow:
+    """A run as the report shows it; figures of runs that did not finish are left out."""
+    metrics = run.metrics if run.outcome == "finished" else {}
+    return RunRow(
+        arm=run.arm,
+        seed=run.seed,
+        outcome=run.outcome,
+        reason=run.reason,
+        run_id=run.run_id,
+        fingerprint=run.fingerprint,
+        test_accuracy=metrics.get("test_accuracy"),
+        train_accuracy=metrics.get("train_accuracy"),
+        nll=metrics.get("test_nll"),
+        ece=metrics.get("test_ece"),
+        train_seconds=metrics.get("train_seconds"),
+    )
+
+
+def spread(values: Iterable[float]) -> Spread | None:
+    """Mean and standard deviation of some values; None of none."""
+    numbers = list(values)
+    if not numbers:
+        return None
+    return Spread(fmean(numbers), stdev(numbers) if len(numbers) > 1 else None, len(numbers))

@@ -1,0 +1,173 @@
+"""What stands beside the verdicts: classes, calibration, published figures, curves, what more seeds would bring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+import numpy as np
+from scipy import stats
+
+from cifar_ablate.analysis import Contrast
+from cifar_ablate.analysis.calibration import Bin, reliability
+from cifar_ablate.analysis.images import class_effects as class_effects_of
+from cifar_ablate.analysis.noise import half_widths
+from cifar_ablate.analysis.sentences import interval, points
+from cifar_ablate.analysis.types import Interval
+from cifar_ablate.report.accuracy import Study, spread
+from cifar_ablate.report.families import Families
+from cifar_ablate.report.types import Calibration, ClassEffect, Curve, PublishedRow, Spread, WidthCurve
+from cifar_ablate.spec.schema import Published
+
+MAX_CLASSES = 100
+
+
+def class_effects(study: Study) -> tuple[ClassEffect, ...]:
+    """Every arm against the baseline, class by class; none without predictions."""
+    baseline = study.document["baseline"]
+    if study.predictions is None or len(study.class_names) > MAX_CLASSES:
+        return ()
+    references = {arm: baseline for arm in study.arms if arm != baseline}
+    found = class_effects_of(study.correct, study.predictions.labels, references)
+    return tuple(
+        ClassEffect(
+            row["arm"],
+            baseline,
+            study.class_names[row["label"]],
+            row["estimate"],
+            None if np.isnan(row["p"]) else row["p"],
+            bool(row["is_shown"]),
+        )
+        for row in found.to_dict("records")
+    )
+
+
+def calibrations(study: Study) -> tuple[Calibration, ...]:
+    """Of every arm that has finished runs."""
+    found = []
+    for arm in study.arms:
+        nll, ece = (spread(study.by_seed(arm, metric).values()) for metric in ("test_nll", "test_ece"))
+        if nll is not None or ece is not None:
+            found.append(Calibration(arm, nll, ece, _bins(study, arm)))
+    return tuple(found)
+
+
+def _bins(study: Study, arm: str) -> tuple[Bin, ...]:
+    predictions = study.predictions
+    if predictions is None or predictions.confidence is None:
+        return ()
+    rows = [index for index, run in enumerate(study.finished) if run.arm == arm]
+    right = predictions.predicted[rows] == predictions.labels
+    return reliability(predictions.confidence[rows].astype(np.float64).ravel(), right.ravel())
+
+
+def published_rows(study: Study, spreads: Mapping[str, Spread | None]) -> tuple[PublishedRow, ...]:
+    """Published figures beside ours; of a variant they are about other recipes."""
+    is_variant = bool(study.document["variant"])
+    rows = []
+    for arm, values in study.document["published"].items():
+        published, measured = Published(**values), spreads.get(arm)
+        mean_interval, run_interval = _t_intervals(measured)
+        difference = None if measured is None else measured.mean - published.accuracy
+        text = _published_text(arm, published, measured, run_interval, is_variant=is_variant)
+        rows.append(
+            PublishedRow(
+                arm=arm,
+                published=published,
+                measured=measured,
+                mean_interval=mean_interval,
+                run_interval=run_interval,
+                difference=difference,
+                text=text,
+            )
+        )
+    return tuple(rows)
+
+
+def _t_intervals(measured: Spread | None) -> tuple[Interval | None, Interval | None]:
+    """95% interval of the mean over seeds, and 95% prediction interval of one more run (Student's t)."""
+    if measured is None or measured.sd is None:
+        return None, None
+    t = float(stats.t.isf(0.025, measured.num - 1))
+    mean, run = (t * measured.sd * part**0.5 for part in (1 / measured.num, 1 + 1 / measured.num))
+    return (measured.mean - mean, measured.mean + mean), (measured.mean - run, measured.mean + run)
+
+
+def _published_text(
+    arm: str, published: Published, measured: Spread | None, run: Interval | None, *, is_variant: bool
+) -> str:
+    note = f" ({published.note})" if published.note else ""
+    said = f"{arm}: {published.accuracy:g}% published{note}"
+    if measured is None:
+        return f"{said}; not run here."
+    said += f", {measured.mean:.2f}% here over {measured.num} seeds"
+    if is_variant:
+        return f"{said}, of a variant: other recipes, so not a repetition."
+    if run is None:
+        return f"{said} ({points(measured.mean - published.accuracy)} points)."
+    is_inside = run[0] <= published.accuracy <= run[1]
+    where = "lies within" if is_inside else "lies outside"
+    return (
+        f"{said} ({points(measured.mean - published.accuracy)} points). The published figure {where} what one run of "
+        f"ours would show 19 times in 20 ({run[0]:.2f} to {run[1]:.2f})."
+    )
+
+
+def curves(study: Study) -> dict[str, dict[int, Curve]]:
+    """Test accuracy by epoch of every run with a result."""
+    found: dict[str, dict[int, Curve]] = {}
+    if not study.ended:
+        return found
+    table = study.record.details.curves(study.ended)
+    if "test_accuracy" not in table:
+        return found
+    table = table.dropna(subset=["test_accuracy"])
+    of_run: dict[str, list[tuple[int, float]]] = {}
+    for fingerprint, epoch, value in zip(table["fingerprint"], table["epoch"], table["test_accuracy"], strict=True):
+        of_run.setdefault(str(fingerprint), []).append((int(epoch), float(value)))
+    for run in study.ended:
+        found.setdefault(run.arm, {})[run.seed] = tuple(sorted(of_run.get(run.fingerprint, ())))
+    return found
+
+
+def width_curve(families: Families) -> WidthCurve | None:
+    """How intervals against the baseline would shrink with seeds; None without an interval."""
+    if not families.families:
+        return None
+    of_family = families.families[0].comparisons
+    known = [one.contrast for one in of_family if _has_interval(one.contrast)]
+    if not known:
+        return None
+    now = min(min(one.num_seeds, one.num_seeds_reference) for one in known)
+    nums = _grid(now)
+    images = [one.new_images.image for one in of_family if one.new_images is not None]
+    floor = float(stats.norm.isf(0.025)) * median(images) ** 0.5 if images else None
+    return WidthCurve(tuple(nums), tuple(half_widths(known, nums)), floor, now)
+
+
+def _has_interval(contrast: Contrast) -> bool:
+    return contrast.ci95 is not None and not contrast.num_diverged and not contrast.num_diverged_reference
+
+
+def _grid(now: int) -> Sequence[int]:
+    """2 seeds to 4 times as many as there are, at least 20, in steps that grow."""
+    last = max(20, 4 * now)
+    return sorted({*range(2, 21), *(round(float(num)) for num in np.geomspace(20, last, 8)), now} - {0, 1})
+
+
+def classes_text(effects: Sequence[ClassEffect]) -> str:
+    """What the per-class differences show, in a sentence."""
+    if not effects:
+        return "No per-class differences: they need per-image predictions and at least two shared seeds."
+    shown = sorted((one for one in effects if one.is_shown), key=lambda one: -abs(one.estimate))
+    family = f"{len(effects)} differences (arms times classes), Benjamini and Hochberg at 5%"
+    if not shown:
+        return f"No class stands out among {family}."
+    named = "; ".join(f"{one.arm} on {one.class_name} {points(one.estimate)}" for one in shown[:6])
+    more = f"; and {len(shown) - 6} more" if len(shown) > 6 else ""
+    return f"{len(shown)} of {family}, stand out: {named}{more} points."
+
+
+def interval_or_none(bounds: Interval | None) -> str:
+    """An interval for a table's cell; empty where there is none."""
+    return "" if bounds is None else interval(bounds)

@@ -1,0 +1,163 @@
+"""The two families of contrasts, with what needs more than accuracies: looks, new images, confounds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cifar_ablate.analysis import Contrast, Verdict, compare
+from cifar_ablate.analysis.images import NewImageInterval, mcnemar, new_image_interval
+from cifar_ablate.analysis.interactions import Effect, interactions, is_ladder
+from cifar_ablate.analysis.looks import LooksTaken, take_looks
+from cifar_ablate.analysis.noise import level_of_one
+from cifar_ablate.analysis.sentences import interval
+from cifar_ablate.report.accuracy import Study
+from cifar_ablate.report.types import Comparison, Family
+from cifar_ablate.spec.delta import Difference, differences_of
+
+AGAINST_BASELINE = "against the baseline"
+AGAINST_PARENT = "against the parent arm"
+LADDER = (
+    "Some arms add several changes on top of each other. Whether one of them helps only together with another cannot "
+    "be told from such a ladder: an arm with each change alone would show it."
+)
+
+
+@dataclass(frozen=True)
+class Families:
+    """All contrasts of a study."""
+
+    families: tuple[Family, ...]
+    looks: LooksTaken | None
+    """None in a study without looks."""
+
+    @property
+    def comparisons(self) -> Iterator[Comparison]:
+        return (one for family in self.families for one in family.comparisons)
+
+
+def pairs_of(document: Mapping[str, object]) -> dict[str, dict[str, str]]:
+    """The pre-declared families: arm to reference. The second one is left out where every parent is the baseline."""
+    arms: Sequence[Mapping[str, str]] = document["arms"]  # type: ignore[assignment]
+    baseline = str(document["baseline"])
+    others = [arm for arm in arms if arm["name"] != baseline]
+    found = {
+        AGAINST_BASELINE: {arm["name"]: baseline for arm in others},
+        AGAINST_PARENT: {arm["name"]: arm["parent"] for arm in others if arm["parent"] not in (None, baseline)},
+    }
+    return {name: pairs for name, pairs in found.items() if pairs}
+
+
+def families_of(study: Study) -> Families:
+    """Every contrast of the study's families, as of its last look."""
+    declared, margin = pairs_of(study.document), study.document["margin"]
+    taken: LooksTaken | None = None
+    if study.looks:
+        taken = take_looks(
+            study.frame,
+            looks=study.looks,
+            seeds=study.document["seeds"],
+            families=list(declared.values()),
+            margin=margin,
+        )
+        contrasts = taken.families
+    else:
+        contrasts = tuple(
+            compare(study.frame, baseline=study.document["baseline"], references=pairs, margin=margin)
+            for pairs in declared.values()
+        )
+    return Families(
+        tuple(
+            Family(name, tuple(_comparison(study, contrast) for contrast in of_family))
+            for name, of_family in zip(declared, contrasts, strict=True)
+        ),
+        taken,
+    )
+
+
+def _comparison(study: Study, contrast: Contrast) -> Comparison:
+    differs = between(study, contrast.reference, contrast.arm)
+    new_images = _new_images(study, contrast)
+    return Comparison(
+        contrast=contrast,
+        differs=tuple(map(str, differs)),
+        new_images=new_images,
+        text=_text(study, contrast, differs, new_images),
+    )
+
+
+def between(study: Study, before: str, after: str) -> list[Difference]:
+    """What differs between the recipes of two arms."""
+    return differences_of(study.arms[before]["recipe"], study.arms[after]["recipe"])
+
+
+def _new_images(study: Study, contrast: Contrast) -> NewImageInterval | None:
+    level = level_of_one(contrast)
+    mine, other = study.correct.get(contrast.arm, {}), study.correct.get(contrast.reference, {})
+    seeds = sorted(mine.keys() & other.keys() & used_seeds(study, contrast))
+    if level is None or len(seeds) < 3:
+        return None
+    return new_image_interval(
+        np.stack([other[seed] for seed in seeds]), np.stack([mine[seed] for seed in seeds]), alpha=level
+    )
+
+
+def used_seeds(study: Study, contrast: Contrast) -> set[int]:
+    """The seeds that a contrast may look at: those of its look, or all."""
+    seeds = study.document["seeds"]
+    return set(seeds[: contrast.look] if contrast.look else seeds)
+
+
+def _text(study: Study, contrast: Contrast, differs: Sequence[Difference], new_images: NewImageInterval | None) -> str:
+    said = contrast.sentence
+    if contrast.verdict in (Verdict.BETTER, Verdict.WORSE):
+        said = f"{said.removesuffix('.')}; {_on_new_images(contrast, new_images)}."
+    if contrast.verdict is Verdict.SINGLE_RUN:
+        said += _two_networks(study, contrast)
+    if contrast.look and contrast.verdict.is_decided:
+        said += f" Decided at the look at {contrast.look} seeds."
+    for note in contrast.notes:
+        said += f" {note[0].upper()}{note[1:]}." if not note.startswith("smaller than") else ""
+    if len(differs) > 1:
+        keys = ", ".join(one.key for one in differs)
+        said += (
+            f" {contrast.arm} differs from {contrast.reference} in {len(differs)} things ({keys}): the difference "
+            "cannot be put down to any one of them."
+        )
+    return said
+
+
+def _on_new_images(contrast: Contrast, new_images: NewImageInterval | None) -> str:
+    if new_images is None:
+        return "shown for this test set only"
+    is_shown = new_images.excludes_zero and (new_images.estimate > 0) == ((contrast.estimate or 0) > 0)
+    if is_shown:
+        return f"on new images too ({interval(new_images.ci)})"
+    return f"shown for this test set only (on new images {interval(new_images.ci)})"
+
+
+def _two_networks(study: Study, contrast: Contrast) -> str:
+    """McNemar's exact test, where both have one run: it ranks two networks, and no recipes."""
+    mine, other = study.correct.get(contrast.arm, {}), study.correct.get(contrast.reference, {})
+    if len(mine) != 1 or len(other) != 1:
+        return ""
+    p = mcnemar(next(iter(other.values())), next(iter(mine.values())))
+    return f" These two networks on these images: McNemar's exact p {p:.2g}."
+
+
+def interactions_of(study: Study) -> tuple[tuple[Effect, ...], str]:
+    """Effects that the design can tell, and a note where it is a ladder."""
+    baseline = study.document["baseline"]
+    changes = {name: between(study, baseline, name) for name in study.arms}
+    meanings: dict[str, set[str]] = {}
+    for one in (one for of_arm in changes.values() for one in of_arm):
+        meanings.setdefault(one.key, set()).add(str(one))
+    factors = {
+        name: frozenset(one.key if len(meanings[one.key]) == 1 else str(one) for one in of_arm)
+        for name, of_arm in changes.items()
+    }
+    if is_ladder(factors):
+        return (), LADDER
+    return interactions(study.frame, factors), ""

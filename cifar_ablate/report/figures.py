@@ -1,0 +1,246 @@
+"""The figures of a report, as SVG: differences, seeds, curves, classes, reliability, what more seeds would bring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from cifar_ablate.analysis import label
+from cifar_ablate.analysis.sentences import points
+from cifar_ablate.report.canvas import GREY, INK, Pen, drawing, new_canvas, note, pens, short, slug, to_svg
+from cifar_ablate.report.types import Comparison, Figure, StudyReport
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+
+MAX_ARMS = 40
+"""More arms than that are no figure."""
+Draw = Callable[[StudyReport, dict[str, Pen]], "tuple[Canvas, str] | None"]
+
+
+def draw_figures(study: StudyReport, *, ink: str = "#000000") -> tuple[Figure, ...]:
+    """Every figure that the study has numbers for; ``ink`` is the colour of text and axes (or ``currentColor``)."""
+    return tuple(_figures(study, ink))
+
+
+def _figures(study: StudyReport, ink: str) -> Iterator[Figure]:
+    if len(study.rows) > MAX_ARMS:
+        return
+    arms = pens([row.name for row in study.rows], study.baseline)
+    for title, draw in DRAWN:
+        name = f"{slug(study.label)}-{title.split()[0].lower()}"
+        with drawing(name):
+            found = draw(study, arms)
+            if found is not None:
+                canvas, caption = found
+                yield Figure(name, title, caption, to_svg(canvas, ink))
+
+
+def _differences(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | None:
+    shown = [(family.name, one) for family in study.families for one in family.comparisons if one.contrast.ci95]
+    if not shown:
+        return None
+    canvas, axes = new_canvas(8.2, 0.9 + 0.36 * (len(shown) + len(study.families)))
+    ticks: list[tuple[float, str]] = []
+    line = 0.0
+    for index, (family, one) in enumerate(shown):
+        if index == 0 or family != shown[index - 1][0]:
+            ticks.append((-line, family))
+            line += 1
+        _forest_row(axes, -line, one, arms[one.contrast.arm])
+        ticks.append((-line, f"{short(one.contrast.arm)} \N{MINUS SIGN} {short(one.contrast.reference, 20)}"))
+        line += 1
+    axes.axvspan(-study.margin, study.margin, color=GREY, alpha=0.25, lw=0)
+    axes.axvline(0, color=INK, lw=0.8)
+    axes.set_yticks([at for at, _ in ticks], [text for _, text in ticks])
+    for tick in axes.get_yticklabels():
+        if tick.get_text() in {family for family, _ in shown}:
+            tick.set_style("italic")
+    axes.tick_params(axis="y", length=0)
+    axes.set(ylim=(-line + 0.4, 0.6), xlabel="difference in test accuracy, points")
+    caption = (
+        f"Differences with simultaneous 95% (thin) and 90% (thick) intervals; the band is your margin of "
+        f"{study.margin:g} points. A filled mark is a difference that was shown."
+    )
+    return canvas, caption
+
+
+def _forest_row(axes: Any, y: float, one: Comparison, pen: Pen) -> None:
+    contrast = one.contrast
+    (low, high), (low90, high90) = contrast.ci95 or (0, 0), contrast.ci90 or (0, 0)
+    is_shown = contrast.verdict in ("better", "worse")
+    axes.plot([low, high], [y, y], color=pen.color, lw=1)
+    axes.plot([low90, high90], [y, y], color=pen.color, lw=3.2, solid_capstyle="butt")
+    face = pen.color if is_shown else "white"
+    axes.plot(contrast.estimate, y, marker=pen.marker, ms=7, mfc=face, mec=pen.color, mew=1.4)
+    said = f"{points(contrast.estimate or 0.0)}\N{EN SPACE}{label(contrast.verdict)}"
+    axes.text(1.01, y, said, transform=axes.get_yaxis_transform(), fontsize=9, va="center")
+
+
+def _seeds(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | None:
+    values = {
+        row.name: {run.seed: run.test_accuracy for run in study.runs if run.arm == row.name and run.test_accuracy}
+        for row in study.rows
+    }
+    values = {arm: by_seed for arm, by_seed in values.items() if by_seed}
+    if not values:
+        return None
+    canvas, axes = new_canvas(max(5.0, 1.3 * len(values) + 1.2), 3.8)
+    names = list(values)
+    for seed in sorted({seed for by_seed in values.values() for seed in by_seed}):
+        line = [(x, values[arm][seed]) for x, arm in enumerate(names) if seed in values[arm]]
+        axes.plot([x for x, _ in line], [y for _, y in line], color=GREY, lw=0.7, alpha=0.8, zorder=1)
+    for x, arm in enumerate(names):
+        pen, heights = arms[arm], list(values[arm].values())
+        axes.plot([x] * len(heights), heights, pen.marker, color=pen.color, ms=6, mec="white", mew=0.6, zorder=2)
+        axes.plot([x - 0.22, x + 0.22], [fmean(heights)] * 2, color=pen.color, lw=2.4, zorder=3)
+    axes.set_xticks(range(len(names)), [short(arm, 18) for arm in names], rotation=0 if len(names) < 7 else 35)
+    axes.set(ylabel="test accuracy, %", xlim=(-0.5, len(names) - 0.5))
+    return canvas, "Test accuracy of every run, its mean as a bar. Thin lines join the runs of one seed."
+
+
+def _curves(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | None:
+    if not any(len(curve) > 1 for by_seed in study.curves.values() for curve in by_seed.values()):
+        return None
+    canvas, axes = new_canvas(8.2, 4.0)
+    for arm, by_seed in study.curves.items():
+        pen = arms[arm]
+        for curve in by_seed.values():
+            axes.plot(*zip(*curve, strict=True), color=pen.color, lw=0.6, alpha=0.45)
+        shared = set.intersection(*({epoch for epoch, _ in curve} for curve in by_seed.values()))
+        mean = [(epoch, fmean(dict(curve)[epoch] for curve in by_seed.values())) for epoch in sorted(shared) if by_seed]
+        if mean:
+            axes.plot(
+                *zip(*mean, strict=True),
+                color=pen.color,
+                lw=2,
+                ls=pen.dashes,
+                marker=pen.marker,
+                ms=4.5,
+                markevery=max(1, len(mean) // 8),
+                label=short(arm),
+            )
+    axes.set(xlabel="epoch", ylabel="test accuracy, %")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
+    note(axes, "not used for selection")
+    return canvas, "Test accuracy by epoch: every seed (thin) and the mean over seeds (thick). Not used for selection."
+
+
+def _classes(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | None:
+    effects = study.class_effects
+    if not effects or len(study.class_names) > 20:
+        return None
+    names = list(dict.fromkeys(one.arm for one in effects))
+    limit = max(1e-6, *(abs(one.estimate) for one in effects))
+    canvas, axes = new_canvas(max(5.5, 0.72 * len(study.class_names) + 2.4), 1.2 + 0.42 * len(names))
+    from matplotlib import colormaps
+
+    shades = colormaps["RdBu"]
+    for one in effects:
+        x, y = study.class_names.index(one.class_name), -names.index(one.arm)
+        face = shades(0.5 + 0.42 * one.estimate / limit) if one.is_shown else "none"
+        axes.add_patch(_cell(x, y, face, is_shown=one.is_shown))
+        axes.text(
+            x,
+            y,
+            points(one.estimate).replace(".00", "") if abs(one.estimate) >= 100 else f"{one.estimate:+.1f}",
+            ha="center",
+            va="center",
+            fontsize=9,
+            weight="bold" if one.is_shown else "normal",
+            color="#111111" if one.is_shown else GREY,
+        )
+    axes.set(xlim=(-0.5, len(study.class_names) - 0.5), ylim=(-len(names) + 0.5, 0.5))
+    axes.set_xticks(range(len(study.class_names)), [short(name, 14) for name in study.class_names], rotation=35)
+    axes.set_yticks([-index for index in range(len(names))], [short(arm) for arm in names])
+    axes.tick_params(length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    kept = sum(one.is_shown for one in effects)
+    caption = (
+        f"Difference against {study.baseline} on each class, points. Bold cells on colour ({kept} of {len(effects)}) "
+        "are kept by Benjamini and Hochberg at 5%; the grey ones are not to be read as effects."
+    )
+    return canvas, caption
+
+
+def _cell(x: float, y: float, face: Any, *, is_shown: bool) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x - 0.5, y - 0.5), 1, 1, fc=face, ec=INK if is_shown else GREY, lw=1.4 if is_shown else 0.3)
+
+
+def _reliability(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | None:
+    shown = [one for one in study.calibration if one.bins]
+    if not shown:
+        return None
+    columns = min(len(shown), 4)
+    rows = -(-len(shown) // columns)
+    canvas, grid = new_canvas(2.2 * columns + 0.5, 2.45 * rows, columns, rows, sharex=True, sharey=True)
+    panels = [grid] if len(shown) == 1 else list(grid.flat)
+    for axes, one in zip(panels, shown, strict=False):
+        pen = arms[one.arm]
+        axes.plot([0, 1], [0, 1], color=GREY, lw=0.8)
+        total = sum(bin_.num for bin_ in one.bins)
+        for bin_ in one.bins:
+            axes.plot([bin_.confidence] * 2, [bin_.confidence, bin_.accuracy], color=pen.color, lw=1, alpha=0.7)
+            size = 2 + 7 * (bin_.num / total) ** 0.5
+            axes.plot(bin_.confidence, bin_.accuracy, pen.marker, color=pen.color, ms=size)
+        said = "".join(
+            f"{name} {one_of.mean:.3f}  " for name, one_of in (("NLL", one.nll), ("ECE", one.ece)) if one_of is not None
+        )
+        note(axes, f"{short(one.arm, 22)}\n{said.strip()}")
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    for axes in panels[len(shown) :]:
+        axes.set_axis_off()
+    canvas.supxlabel("confidence", fontsize=10)
+    canvas.supylabel("share that is right", fontsize=10)
+    return canvas, (
+        "Reliability over 15 bins, all runs of an arm together: on the line, confidences mean what they say; below it, "
+        "the network is too sure. Larger marks hold more predictions."
+    )
+
+
+def _width(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | None:
+    width = study.width
+    if width is None:
+        return None
+    canvas, axes = new_canvas(6.4, 3.4)
+    axes.plot(width.num_seeds, width.half_widths, color=INK, lw=1.6)
+    now = width.half_widths[width.num_seeds.index(width.now)]
+    axes.plot(width.now, now, "o", color=INK, ms=7)
+    axes.annotate(
+        f"now: {width.now} seeds, \N{PLUS-MINUS SIGN}{now:.2f}",
+        (width.now, now),
+        (8, 6),
+        textcoords="offset points",
+        fontsize=9,
+    )
+    lines = [(study.margin, "--", f"your margin, {study.margin:g}")]
+    if width.test_set_floor is not None:
+        lines.append((width.test_set_floor, ":", f"floor for new images, {width.test_set_floor:.2f}"))
+    for height, dashes, said in lines:
+        axes.axhline(height, color=GREY, ls=dashes, lw=1.2)
+        axes.text(width.num_seeds[-1], height, said, ha="right", va="bottom", fontsize=9)
+    axes.set_yscale("log")
+    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set(xlabel="seeds per arm", ylabel="half the 95% interval, points")
+    return canvas, (
+        "How far a simultaneous 95% interval would reach with more seeds and the spread seen here. No number of seeds "
+        "goes below the dotted floor for new images: that takes a larger test set."
+    )
+
+
+DRAWN: tuple[tuple[str, Draw], ...] = (
+    ("Differences", _differences),
+    ("Seeds", _seeds),
+    ("Curves", _curves),
+    ("Classes", _classes),
+    ("Reliability", _reliability),
+    ("Width of intervals", _width),
+)

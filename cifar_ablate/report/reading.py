@@ -1,0 +1,211 @@
+"""What the reader must know, and how to get the same numbers again."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from cifar_ablate.analysis.sentences import count, level_name
+from cifar_ablate.report.accuracy import Study
+from cifar_ablate.report.families import Families
+from cifar_ablate.report.steps import missing_runs
+from cifar_ablate.report.types import Reproduce
+
+VERSIONED = ("cifar_ablate", "python", "torch", "torchvision", "timm", "numpy", "mlflow")
+CORRECTION = (
+    "simultaneous intervals from one linear model of all arms (multivariate t), with the larger one of the pooled and "
+    "the contrast's own standard error; the t test of the two arms alone (Holm) stands beside as a check"
+)
+
+
+def must_know(study: Study, families: Families, num_superseded: int) -> Iterator[tuple[str, str]]:
+    """Keyword and text, in the order of reading."""
+    document = study.document
+    yield "Accuracy", "of the last epoch, never of the best one; the test curve is drawn, and nothing is chosen by it."
+    yield "Seeds", _seeds(study, families)
+    yield from _not_finished(study)
+    if num_superseded:
+        yield "Left out", f"{count(num_superseded, 'run')} of recipes or seeds that this study no longer has."
+    yield "Comparisons", _comparisons(families)
+    if any(family.comparisons for family in families.families):
+        yield "Correction", f"{CORRECTION}. {_df(families)}"
+    yield "Margin", _margin(study)
+    yield from _looks(study, families)
+    yield "Test set", _test_set(study)
+    if study.why_no_predictions:
+        yield "Predictions", f"not used: {study.why_no_predictions}."
+    yield from _averaging(study)
+    yield "Repeatability", _determinism(study)
+    precision = ", ".join(dict.fromkeys(arm["precision"] for arm in document["arms"]))
+    yield "Data and precision", f"{'; '.join(dict.fromkeys(arm['data'] for arm in document['arms']))}; {precision}."
+
+
+def _seeds(study: Study, families: Families) -> str:
+    wanted = missing_runs(study, families)
+    num_started = len(study.runs)
+    num_finished = len(study.finished)
+    listed = ", ".join(map(str, study.document["seeds"][:30])) + (", ..." if len(study.document["seeds"]) > 30 else "")
+    said = f"{listed}; {num_finished} of {num_started} started runs finished"
+    said += f", {len(wanted)} planned ones have no result" if wanted else ", none is missing"
+    numbers = {sum(run.arm == arm for run in study.finished) for arm in study.arms}
+    if len(numbers) > 1 and families.looks is None:
+        said += (
+            f"; arms have unequal numbers of seeds ({min(numbers)} to {max(numbers)}), so they are compared unpaired"
+        )
+    return f"{said}. Equal seeds give all arms the same initial weights and the same order of the data."
+
+
+def _not_finished(study: Study) -> Iterator[tuple[str, str]]:
+    for run in study.runs:
+        if run.outcome == "diverged":
+            yield (
+                "Diverged",
+                f"{run.arm} seed {run.seed}: {run.reason or 'no reason recorded'} (a result, not replaced).",
+            )
+        elif run.outcome == "failed":
+            yield "Failed", f"{run.arm} seed {run.seed}: {run.reason or 'no reason recorded'}."
+        elif run.outcome in ("killed", "running"):
+            yield "Not finished", f"{run.arm} seed {run.seed}: {run.outcome}{f', {run.reason}' if run.reason else ''}."
+
+
+def _comparisons(families: Families) -> str:
+    parts = []
+    for family in families.families:
+        sizes = sorted({one.contrast.num_comparisons for one in family.comparisons} - {0})
+        size = max(sizes, default=0)
+        named = ", ".join(f"{one.contrast.arm} - {one.contrast.reference}" for one in family.comparisons)
+        parts.append(f"{len(family.comparisons)} {family.name} ({named}), one family of {size}")
+    said = "; ".join(parts) or "none: a single arm has nothing to be compared with"
+    return f"{said}. All of them were declared by the study; each family has its own 5%."
+
+
+def _df(families: Families) -> str:
+    known = [one.contrast for one in families.comparisons if one.contrast.df is not None]
+    if not known:
+        return ""
+    paired = {one.is_paired for one in known}
+    how = "paired by seed" if paired == {True} else "unpaired" if paired == {False} else "paired where seeds are equal"
+    dfs = sorted({round(one.df or 0, 1) for one in known})
+    return f"Residual degrees of freedom: {', '.join(f'{df:g}' for df in dfs)}; arms are {how}."
+
+
+def _margin(study: Study) -> str:
+    margin = study.document["margin"]
+    said = f"{margin:g} points, the smallest difference that matters here, as the study states"
+    entries = [entry for entry in study.record.ledger if entry.kind == "margin"]
+    current = [entry for entry in entries if entry.detail == f"{margin:g}"]
+    if not current:
+        return f"{said}; when it was set was not recorded."
+    first = min(current, key=lambda entry: entry.when)
+    before = (
+        "before any run had finished" if not first.num_runs else f"after {count(first.num_runs, 'run')} had finished"
+    )
+    changed = f"; it was {', '.join(entry.detail for entry in entries if entry not in current)} at another time"
+    return f"{said}; set {first.when[:10]}, {before}{changed if len(entries) > len(current) else ''}."
+
+
+def _looks(study: Study, families: Families) -> Iterator[tuple[str, str]]:
+    earlier = [entry for entry in study.record.ledger if entry.kind == "verdicts"]
+    taken = families.looks
+    if taken is None:
+        planned = len(study.document["seeds"])
+        before = [entry for entry in earlier if entry.detail.isdigit() and int(entry.detail) < planned]
+        if before:
+            entry = max(before, key=lambda one: int(one.detail))
+            yield (
+                "Seeds added by hand",
+                f"{planned - int(entry.detail)} per arm, after verdicts had been read at {entry.detail} seeds "
+                f"({entry.when[:10]}), outside any pre-declared look. Adding seeds until something shows finds a "
+                "difference between equal arms in up to 18% of studies; read these intervals as wider than they are.",
+            )
+        return
+    levels = ", ".join(f"{look.num_seeds} seeds at {level_name(look.alpha)}" for look in taken.taken) or "none yet"
+    said = f"declared at {', '.join(map(str, study.looks))} seeds; taken: {levels}"
+    said += f"; next at {taken.pending.num_seeds}" if taken.pending else "; all is decided, or the last look was taken"
+    yield "Looks", f"{said}. Each interval has the level of its look (O'Brien and Fleming's spending of 5%)."
+    beyond = [run for run in study.ended if run.seed in study.document["seeds"]]
+    asked = {arm: set(study.document["seeds"][:num]) for arm, num in taken.wanted.items()}
+    extra = Counter(run.arm for run in beyond if run.seed not in asked.get(run.arm, set()))
+    if extra:
+        named = ", ".join(f"{number} of {arm}" for arm, number in extra.items())
+        yield "Seeds added by hand", f"outside the looks: {named}. No verdict uses them."
+
+
+def _test_set(study: Study) -> str:
+    num_points = sum(_num_evaluations(study.arms[run.arm]["recipe"]) for run in study.finished)
+    said = (
+        f"{count(len(study.finished), 'run')} read it {num_points:,} times for their curves and last epochs; nothing "
+        "was chosen by that"
+    )
+    entries = study.record.ledger
+    for kind, what in (
+        ("look", "looks decided by it which arms get more seeds"),
+        ("verdicts", "states of the record whose verdicts were read"),
+        ("plan", "plans took the seed spread from it"),
+        ("export", "exports"),
+        ("promote", "promotions"),
+    ):
+        number = sum(entry.kind == kind for entry in entries)
+        said += f"; {number} {what}" if number else ""
+    return f"{said}."
+
+
+def _num_evaluations(recipe: Mapping[str, int]) -> int:
+    every, epochs = recipe["eval_every"], recipe["epochs"]
+    return ((epochs - 1) // every if every else 0) + 1
+
+
+def _averaging(study: Study) -> Iterator[tuple[str, str]]:
+    arms = study.arms
+    if averaged := [name for name, arm in arms.items() if arm["recipe"].get("flip_averaging")]:
+        yield (
+            "Flip-averaged",
+            f"{', '.join(averaged)}: test-time augmentation; a prediction is the mean over an image and its mirror "
+            "image. Compare only with figures that were made so, too.",
+        )
+    if averaged := [name for name, arm in arms.items() if arm["recipe"].get("ema")]:
+        yield "Averaged weights", f"{', '.join(averaged)}: evaluated with an exponential moving average of the weights."
+
+
+def _determinism(study: Study) -> str:
+    kinds = Counter(environment.get("device_kind", "unknown") for environment in study.environments.values())
+    if not kinds:
+        return "environments were not recorded."
+    threads = sorted({environment.get("threads", 1) for environment in study.environments.values()})
+    said = []
+    if kinds["cpu"]:
+        said.append(
+            f"{count(kinds['cpu'], 'run')} on a CPU (threads per run: {', '.join(map(str, threads))}): the same recipe "
+            "and seed with as many threads give the same bits"
+        )
+    if others := sum(number for kind, number in kinds.items() if kind != "cpu"):
+        said.append(
+            f"{count(others, 'run')} on a GPU with cuDNN's autotuning on: the same recipe and seed differ in their "
+            "last bits"
+        )
+    return "; ".join(said) + "."
+
+
+def reproduce(study: Study) -> Reproduce:
+    """Commands, commits, versions and data."""
+    document, environments = study.document, list(study.environments.values())
+    overlay = f" (overlay: {document['variant']})" if document["variant"] else ""
+    commits = dict.fromkeys(
+        f"{one['git_commit'][:12]}{' with changes' if one.get('git_dirty') else ''}"
+        for one in environments
+        if one.get("git_commit")
+    )
+    versions = dict.fromkeys(
+        ", ".join(f"{name} {one[name]}" for name in VERSIONED if name in one)
+        + f"; {one.get('device', 'unknown device')}, {count(one.get('threads', 1), 'thread')}"
+        for one in environments
+    )
+    return Reproduce(
+        commands=(
+            f"cifar-ablate run {document['study']}.yaml{overlay}",
+            f"cifar-ablate report {study.record.label}",
+        ),
+        commits=tuple(commits),
+        versions=tuple(versions),
+        data_digests=tuple(dict.fromkeys(arm["data_digest"] for arm in document["arms"])),
+    )

@@ -1,0 +1,120 @@
+"""How large noise is beside what is claimed, and what to do next."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from cifar_ablate.analysis import Contrast
+from cifar_ablate.analysis.noise import NoiseFloor, points_detected
+from cifar_ablate.analysis.sentences import count, points
+from cifar_ablate.report.accuracy import Study
+from cifar_ablate.report.families import Families
+from cifar_ablate.report.types import ArmRow, Comparison
+from cifar_ablate.report.words import duration
+
+
+def noise_text(floor: NoiseFloor | None) -> str:
+    """The noise floor in a sentence, beside the differences that are claimed."""
+    if floor is None:
+        return "The noise floor is not known yet: it needs at least two seeds."
+    said = (
+        f"Noise floor: with this spread and {count(floor.num_seeds, 'seed')}, two equal arms differ by more than "
+        f"{points(floor.of_one, signed=False)} points in 1 of 20 studies"
+    )
+    if floor.num_comparisons > 1:
+        said += (
+            f", and the largest of {floor.num_comparisons} such differences exceeds "
+            f"{points(floor.of_largest, signed=False)}"
+        )
+    if floor.largest_claimed is None or floor.smallest_claimed is None:
+        return f"{said}; no difference is claimed here."
+    low, high = (points(one, signed=False) for one in (floor.smallest_claimed, floor.largest_claimed))
+    return f"{said}; the differences claimed here are {low if low == high else f'{low} to {high}'}."
+
+
+def next_steps(study: Study, families: Families, rows: Sequence[ArmRow]) -> Iterator[str]:
+    """What to do now, the most urgent first."""
+    yield from _missing(study, families, rows)
+    yield from _open(study, families, rows)
+    confounded = [one for family in families.families[:1] for one in family.comparisons if one.is_confounded]
+    if confounded:
+        one = confounded[0]
+        keys = " and ".join(one.differs[:2])
+        yield (
+            f"To know what a difference is due to, give {one.contrast.arm} and its reference one difference each: it "
+            f"has {len(one.differs)} ({keys}{', ...' if len(one.differs) > 2 else ''})."
+        )
+    if study.document["variant"]:
+        yield (
+            f"This is a variant ({study.document['variant']}) of the study: what it shows holds for it. "
+            f"`cifar-ablate run` without the overlay answers the question for the recipes as written."
+        )
+
+
+def _missing(study: Study, families: Families, rows: Sequence[ArmRow]) -> Iterator[str]:
+    waiting = missing_runs(study, families)
+    if not rows or not waiting:
+        return
+    counts = Counter(run.outcome for run in study.runs if (run.arm, run.seed) in waiting)
+    said = ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
+    retry = " --retry failed" if counts["failed"] else ""
+    yield (
+        f"{count(len(waiting), 'planned run')} {'has' if len(waiting) == 1 else 'have'} no result yet"
+        f"{f' ({said})' if said else ''}: `cifar-ablate run STUDY.yaml{retry}` does what is left."
+    )
+
+
+def missing_runs(study: Study, families: Families) -> list[tuple[str, int]]:
+    """Runs (arm, seed) that the study wants at present and that have no result."""
+    there = {(run.arm, run.seed) for run in study.ended}
+    numbers = {name: len(arm["seeds"]) for name, arm in study.arms.items()}
+    if families.looks is not None:
+        numbers = {name: families.looks.wanted.get(name, 0) for name in study.arms}
+    wanted = [(name, seed) for name, arm in study.arms.items() for seed in arm["seeds"][: numbers[name]]]
+    return [run for run in wanted if run not in there]
+
+
+def _open(study: Study, families: Families, rows: Sequence[ArmRow]) -> Iterator[str]:
+    if families.looks is not None and families.looks.pending is not None:
+        yield (
+            f"The look at {families.looks.pending.num_seeds} seeds is next: `cifar-ablate run STUDY.yaml` buys its "
+            "seeds for the arms that are open."
+        )
+        return
+    open_ones = [one.contrast for one in _unique(families) if one.contrast.num_more_seeds is not None]
+    if not open_ones:
+        return
+    margin = study.document["margin"]
+    fewest, most = (pick(one.num_more_seeds or 0 for one in open_ones) for pick in (min, max))
+    names = ", ".join(dict.fromkeys(one.arm for one in open_ones))
+    number = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
+    yield (
+        f"Open: {names}. To detect {margin:g} points needs about {number} more seeds per arm{_cost(open_ones, rows)}"
+        f"{_now(open_ones)}. "
+        "Declare them before the first run, as `seeds: {looks: [...]}`, or train a study with fresh seeds: seeds added "
+        "after a verdict was read are a second look at the same data, and are marked as such."
+    )
+
+
+def _now(open_ones: Sequence[Contrast]) -> str:
+    """What the present seeds would have shown."""
+    shown = [points_detected(one) for one in open_ones]
+    largest = max((one for one in shown if one is not None), default=None)
+    return "" if largest is None else f"; the present ones detect about {points(largest, signed=False)}"
+
+
+def _unique(families: Families) -> list[Comparison]:
+    """Contrasts without those that both families have."""
+    return list({(one.contrast.arm, one.contrast.reference): one for one in families.comparisons}.values())
+
+
+def _cost(open_ones: Sequence[Contrast], rows: Sequence[ArmRow]) -> str:
+    """What the seeds cost at the recorded pace, all open arms and their references together."""
+    seconds = {row.name: row.train_seconds for row in rows}
+    more: dict[str, int] = {}
+    for one in open_ones:
+        for arm in (one.arm, one.reference):
+            more[arm] = max(more.get(arm, 0), one.num_more_seeds or 0)
+    known = [num * (seconds[arm] or 0) for arm, num in more.items() if seconds.get(arm)]
+    return f" (about {duration(sum(known))} of training at the recorded pace)" if len(known) == len(more) else ""

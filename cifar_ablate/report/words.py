@@ -1,0 +1,65 @@
+"""Figures in words, the same in every format."""
+
+from __future__ import annotations
+
+from cifar_ablate.report.types import ArmRow, Spread
+
+
+def ok_of_started(row: ArmRow) -> str:
+    """Finished of started runs."""
+    return f"{row.num_finished}/{row.num_started}"
+
+
+def ok_of_planned(row: ArmRow) -> str:
+    """Finished of planned runs, and what became of the others."""
+    others = [f"{count} {outcome}" for outcome, count in sorted(row.outcomes.items()) if outcome != "finished"]
+    return f"{row.num_finished}/{row.num_planned}" + (f" ({', '.join(others)})" if others else "")
+
+
+def mean(row: ArmRow) -> str:
+    """Mean test accuracy in percent."""
+    return "not run" if row.test_accuracy is None else f"{row.test_accuracy.mean:.2f}" + averaged(row)
+
+
+def sd_with_floor(row: ArmRow) -> str:
+    """Seed spread, with what flips of single images alone would give."""
+    if row.test_accuracy is None or row.test_accuracy.sd is None:
+        return ""
+    floor = "" if row.sd_floor is None else f" ({row.sd_floor:.2f})"
+    return f"{row.test_accuracy.sd:.2f}{floor}" + (", luckily small" if row.is_sd_lucky else "")
+
+
+def with_sd(spread: Spread | None, decimals: int = 2) -> str:
+    """Mean, and standard deviation in brackets."""
+    if spread is None:
+        return "not run"
+    return f"{spread.mean:.{decimals}f}" + ("" if spread.sd is None else f" ({spread.sd:.{decimals}f})")
+
+
+def averaged(row: ArmRow) -> str:
+    """Says where accuracies are of mirror images, too."""
+    return ", flip-averaged" if row.is_flip_averaged and row.test_accuracy is not None else ""
+
+
+def differs(row: ArmRow, baseline: str) -> str:
+    """What the arm has changed, and from which arm."""
+    if row.parent is None:
+        return "baseline"
+    said = "; ".join(row.differs)
+    return said if row.parent == baseline else f"from {row.parent}: {said}"
+
+
+def p_value(p: float | None) -> str:
+    """Three decimals where it matters, and no false zero."""
+    if p is None:
+        return ""
+    return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds, minutes or hours."""
+    if seconds is None:
+        return ""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,111 @@
+"""What a report needs beside the runs' metrics: curves, environments and predictions, from the runs' artifacts."""
+
+from __future__ import annotations
+
+import csv
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlparse
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cifar_ablate.errors import RecordError
+from cifar_ablate.records import CURVES, Predictions, RecordedRun, predictions_from_logits
+
+if TYPE_CHECKING:
+    from cifar_ablate.tracking.store import Tracking
+
+
+class TrackedDetails:
+    """Details of runs that MLflow holds. Artifacts on this machine's disk are read where they are."""
+
+    def __init__(self, tracking: Tracking, places: Mapping[str, str]) -> None:
+        self.tracking, self.places = tracking, places
+        """Artifact location of each run, by its id."""
+
+    def curves(self, runs: Sequence[RecordedRun]) -> pd.DataFrame:
+        """Columns fingerprint, arm, seed, epoch and one per metric; one row per run and epoch."""
+        with ThreadPoolExecutor() as pool:
+            lines = list(pool.map(self._history, runs))
+        rows = [
+            {"fingerprint": run.fingerprint, "arm": run.arm, "seed": run.seed} | line
+            for run, of_run in zip(runs, lines, strict=True)
+            for line in of_run
+        ]
+        return pd.DataFrame(rows, columns=["fingerprint", "arm", "seed", "epoch", *CURVES])
+
+    def environments(self, runs: Sequence[RecordedRun]) -> dict[str, dict[str, Any]]:
+        """Where each run was trained, by fingerprint."""
+        with tempfile.TemporaryDirectory() as folder:
+            return {
+                run.fingerprint: json.loads(
+                    self._artifact(run, "environment.json", Path(folder)).read_text(encoding="utf-8")
+                )
+                for run in runs
+            }
+
+    def predictions(self, runs: Sequence[RecordedRun]) -> Predictions | None:
+        """Predictions of finished runs; None of none. Raises RecordError where they were tested on different images."""
+        if not runs:
+            return None
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            labels = self._array(runs[0], "test_labels.npy", folder)
+
+            def read(run: RecordedRun) -> tuple[npt.NDArray[Any], ...]:
+                if not np.array_equal(labels, self._array(run, "test_labels.npy", folder / run.run_id)):
+                    raise RecordError(
+                        f"{run.arm!r} was tested on other images than {runs[0].arm!r}, and a compact record holds the "
+                        "predictions for one test set; split the study by data set"
+                    )
+                return predictions_from_logits(self._array(run, "test_logits.npy", folder / run.run_id), labels)
+
+            with ThreadPoolExecutor() as pool:  # numpy lets other threads work while it computes
+                parts = list(pool.map(read, runs))
+        predicted, loss, confidence = (np.stack(arrays) for arrays in zip(*parts, strict=True))
+        return Predictions(tuple(run.fingerprint for run in runs), labels.astype(np.int64), predicted, loss, confidence)
+
+    def _history(self, run: RecordedRun) -> list[dict[str, float]]:
+        """One dictionary per epoch, with the metrics that it has."""
+        path = self._local(run, "history.csv")
+        if path is not None:
+            with path.open(newline="", encoding="utf-8") as file:
+                wanted = {"epoch", *CURVES}
+                return [
+                    {
+                        name: int(value) if name == "epoch" else float(value)
+                        for name, value in line.items()
+                        if name in wanted and value
+                    }
+                    for line in csv.DictReader(file)
+                ]
+        lines: dict[int, dict[str, float]] = {}
+        for name, points in self.tracking.curves(run.run_id, CURVES).items():
+            for epoch, value in points:
+                lines.setdefault(epoch, {"epoch": epoch})[name] = value
+        return [lines[epoch] for epoch in sorted(lines)]
+
+    def _array(self, run: RecordedRun, name: str, folder: Path) -> npt.NDArray[Any]:
+        array: npt.NDArray[Any] = np.load(self._artifact(run, name, folder), allow_pickle=False)
+        return array
+
+    def _artifact(self, run: RecordedRun, name: str, folder: Path) -> Path:
+        local = self._local(run, name)
+        if local is not None:
+            return local
+        folder.mkdir(exist_ok=True)
+        return self.tracking.artifact(run.run_id, name, folder)
+
+    def _local(self, run: RecordedRun, name: str) -> Path | None:
+        """The artifact on this machine's disk; asking MLflow for it costs 10 ms."""
+        place = urlparse(self.places.get(run.run_id, ""))
+        if place.scheme not in ("", "file") or not place.path:
+            return None
+        path = Path(unquote(place.path) if place.scheme else place.path) / name
+        return path if path.is_file() else None
