@@ -69,11 +69,12 @@ def run(
     if retry not in (None, "failed"):
         raise UsageError(f"--retry {retry}: only failed runs can be tried again; write --retry failed")
     from cifar_ablate.device import find_device
+    from cifar_ablate.runner.chosen import chosen_runs
     from cifar_ablate.runner.closing import exit_code, lines_of
     from cifar_ablate.runner.estimate import images_of
     from cifar_ablate.runner.execute import RunOptions, run_plans, runs_left
     from cifar_ablate.runner.jobs import choose_places, parse_jobs
-    from cifar_ablate.runner.preflight import chosen_runs, describe_places, open_tracking, prepare
+    from cifar_ablate.runner.preflight import describe_places, open_tracking, prepare
     from cifar_ablate.terminal import Terminal
     from cifar_ablate.training.engine import EngineOptions, choose_mode
 
@@ -177,7 +178,7 @@ def report(
     from cifar_ablate.errors import RecordError
     from cifar_ablate.report.build import build_report
     from cifar_ablate.report.check import check as check_report
-    from cifar_ablate.report.deliver import REPORTS, render, write_files, write_report
+    from cifar_ablate.report.deliver import REPORTS, render, with_reading_noted, write_files, write_report
 
     FORMATS.get(format)
     if record is not None:
@@ -187,7 +188,7 @@ def report(
         labels = studies or tracking.labels()
         if not labels:
             raise RecordError(f"nothing is recorded at {tracking.uri} yet; start with `cifar-ablate run STUDY.yaml`")
-        records = [tracking.load(label) for label in labels]
+        records = [with_reading_noted(tracking, tracking.load(label)) for label in labels]
     found = build_report(records)
     rendered = render(found, format)
     if check:

@@ -1,6 +1,6 @@
 """The compact record of a study: a folder of plain files that can be committed, under 2 MB for 25 runs of CIFAR-10::
 
-study.json        the study as planned: question, arms with their whole recipes, seeds, published figures
+study.json        the study as planned: question, arms with their whole recipes, seeds, published figures, ledger
 runs.csv          one row per run: arm, seed, outcome, headline metrics
 environments.json versions, device, commit and data of each run, by fingerprint
 curves.csv        one row per run and epoch
@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from cifar_ablate.errors import RecordError, not_written
-from cifar_ablate.records import Predictions, RecordedRun, StudyRecord
+from cifar_ablate.records import LedgerEntry, Predictions, RecordedRun, StudyRecord
 
 RECORD_FORMAT = 1
 METRIC = "metric."
@@ -41,7 +41,8 @@ def save_record(
 ) -> None:
     """Write a compact record; raises OutputError, with what was there before, where the folder cannot be written."""
     with _replaced_whole(folder) as place:
-        header = {"format": RECORD_FORMAT, "label": record.label, **record.document}
+        ledger = [asdict(entry) for entry in record.ledger]
+        header = {"format": RECORD_FORMAT, "label": record.label, **record.document, "ledger": ledger}
         (place / "study.json").write_text(json.dumps(header, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         text = json.dumps(environments, indent=1, ensure_ascii=False)
         (place / "environments.json").write_text(text + "\n", encoding="utf-8")
@@ -97,8 +98,9 @@ def load_record(folder: Path) -> StudyRecord:
                 f"{study} is of another format than this version reads ({RECORD_FORMAT}); export it again"
             )
         label = document.pop("label")
-        frame = _read_csv(runs)
-        return StudyRecord(label, document, [_row(row) for row in frame.to_dict("records")], FolderDetails(folder))
+        ledger = [LedgerEntry(**entry) for entry in document.pop("ledger", ())]
+        rows = [_row(row) for row in _read_csv(runs).to_dict("records")]
+        return StudyRecord(label, document, rows, FolderDetails(folder), ledger)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"the record in {folder} cannot be read ({error}); export it again") from None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from cifar_ablate.compact import save_record
 from cifar_ablate.errors import RecordError
 from cifar_ablate.records import StudyRecord
-from cifar_ablate.tracking import Tracking
+from cifar_ablate.tracking import Tracking, noted
 
 
 def export_study(tracking: Tracking, label: str, folder: Path) -> StudyRecord:
@@ -21,7 +21,7 @@ def export_study(tracking: Tracking, label: str, folder: Path) -> StudyRecord:
     ended = [run for run in runs if run.outcome in ("finished", "diverged")]
     if not ended:
         raise RecordError(f"no run of {label!r} has ended yet, so there is nothing to export; run the study first")
-    current = replace(record, runs=runs)
+    current = replace(noted(tracking, record, "export", "compact record"), runs=runs)
     details = record.details
     save_record(
         folder,

@@ -109,6 +109,7 @@ def make_plan(study: Study, data: Mapping[DataKey, DataSet], device: Device) -> 
         "variant": study.variant,
         "question": study.question,
         "seeds": list(study.seeds),
+        "looks": list(study.looks),
         "margin": study.margin,
         "baseline": study.baseline,
         "arms": arms,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,6 +13,8 @@ import pandas as pd
 
 Key = tuple[str, str, str]
 """Study, arm and fingerprint of a run."""
+AGAINST_BASELINE = "against the baseline"
+AGAINST_PARENT = "against the parent arm"
 ABANDONED = "its process ended without a word"
 """Reason of a run that MLflow shows as RUNNING, while nobody trains it."""
 
@@ -62,15 +65,18 @@ class RecordedRun:
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """The test set was read, or the margin set, at a state of the record."""
+    """One time that the test set was looked at, or that something was settled which it must not decide."""
 
     kind: str
-    """margin, look, verdicts, plan or export."""
+    """margin: the margin was set; look: a look was taken; verdicts, plan, export: a command read test accuracies."""
     when: str
-    """ISO 8601 in UTC."""
+    """ISO 8601, UTC, to the second."""
     detail: str
+    """The margin in points, or the seeds of the look; free text otherwise."""
     num_seeds: int
+    """Seeds of the finished runs at that time."""
     num_runs: int
+    """Finished runs at that time."""
 
 
 class Details(Protocol):
@@ -95,6 +101,7 @@ class StudyRecord:
     runs: Sequence[RecordedRun]
     details: Details
     ledger: Sequence[LedgerEntry] = ()
+    """The oldest entry first."""
 
     def current(self) -> list[RecordedRun]:
         """Runs of the study as it is planned now: the others were superseded when a recipe was edited.
@@ -118,6 +125,35 @@ class StudyRecord:
         arms = {arm["name"]: arm for arm in self.document["arms"]}
         arm = arms.get(run.arm)
         return arm is not None and arm["recipe_id"] == run.recipe_id and run.seed in arm["seeds"]
+
+
+def families_of(document: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The families of contrasts that a study declares: arm to reference, by the name of the family.
+
+    Every arm against the baseline; and every arm that was written against another one against that.
+    """
+    parents = {arm["name"]: arm["parent"] for arm in document["arms"] if arm["parent"] is not None}
+    baseline = document["baseline"]
+    found = {
+        AGAINST_BASELINE: dict.fromkeys(parents, baseline),
+        AGAINST_PARENT: {arm: parent for arm, parent in parents.items() if parent != baseline},
+    }
+    return {name: pairs for name, pairs in found.items() if pairs}
+
+
+def frame_of(runs: Iterable[RecordedRun]) -> pd.DataFrame:
+    """Runs with a result as the analysis reads them: arm, seed, accuracy (percent; nan where diverged), status."""
+    rows = [
+        (
+            run.arm,
+            run.seed,
+            run.metrics.get("test_accuracy", math.nan) if run.outcome == "finished" else math.nan,
+            run.outcome,
+        )
+        for run in runs
+    ]
+    frame = pd.DataFrame(rows, columns=["arm", "seed", "accuracy", "status"])
+    return frame.astype({"seed": "int64", "accuracy": "float64"})
 
 
 def worth(run: RecordedRun) -> int:

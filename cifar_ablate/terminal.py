@@ -126,13 +126,14 @@ class Terminal(Events):
         self.progress.stop()
 
     def on_plan(self, todo: Sequence[PlannedRun], num_done: int, num_failed: int) -> None:
-        self.num_runs = len(todo)
-        self.study_pace = Pace(sum(self.work(run) for run in todo))
-        said = [f"{len(todo)} to train", f"{num_done} done before"]
+        is_more = self.study_task is not None
+        self.num_runs += len(todo)
+        self.study_pace.total += sum(self.work(run) for run in todo)
+        said = [f"{len(todo)} {'more ' if is_more else ''}to train", f"{num_done} done before"]
         if num_failed:
             said.append(f"{num_failed} failed before (--retry failed tries them again)")
         self.console.print("Runs: " + ", ".join(said), highlight=False)
-        if todo:
+        if todo and not is_more:
             self.study_task = self.progress.add_task("study", total=self.study_pace.total, note="")
 
     def on_start(self, run: PlannedRun, epochs_done: int) -> None:
@@ -191,6 +192,9 @@ class Terminal(Events):
             self.ended.add(run.key)
             self.study_pace.total -= self.work(run)
         self._print(f"{run.name}: {why}")
+
+    def on_look(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def on_note(self, text: str) -> None:
         self._print(text)

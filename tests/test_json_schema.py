@@ -88,6 +88,12 @@ def test_every_shipped_study_is_valid(path: Path) -> None:
         "sed: 3",
         "seeds: 0",
         "seeds: [0, a]",
+        "seeds: {looks: [5]}",
+        "seeds: {looks: [2, 5]}",
+        "seeds: {look: [5, 8]}",
+        "seeds: {looks: 5}",
+        "expected_sd: 0",
+        "recipe: {ema: {decay: 1}}",
         "margin: -1",
         "recipe: {epoch: 3}",
         "recipe: {epochs: 0}",
@@ -107,6 +113,15 @@ def test_a_mistake_is_not_valid(mistake: str) -> None:
     sound = {"study": "tiny", "question": "why", "arms": {"baseline": None}}
     assert valid(sound, SCHEMA)
     assert not valid(sound | parse_yaml(mistake, "x").value, SCHEMA)
+
+
+def test_looks_an_expected_spread_and_a_moving_average_are_valid() -> None:
+    text = "{seeds: {looks: [5, 8, 12]}, expected_sd: 0.3, recipe: {ema: {decay: 0.99}}}"
+    assert valid({"study": "tiny", "question": "why", "arms": {"a": None}} | parse_yaml(text, "x").value, SCHEMA)
+
+
+def test_nothing_in_the_schema_refers_to_a_definition_that_is_elsewhere() -> None:
+    assert "$ref" not in json.dumps(SCHEMA)
 
 
 def test_a_study_needs_its_name_its_question_and_its_arms() -> None:

@@ -107,7 +107,7 @@ margin -> margn
 4:1 | margn | unknown key 'margn'; did you mean 'margin'?
 # an unknown top key
 margin -> zzz
-4:1 | zzz | known: study, question, seeds, margin, recipe
+4:1 | zzz | known: study, question, seeds, margin, expected_sd, recipe
 # a recipe key at the top
 margin: 0.5 -> epochs: 5
 4:1 | epochs | it belongs under `recipe`
@@ -128,10 +128,10 @@ seeds: 2 -> seeds: 99999999999
 3:1 | seeds | must be at most 1000
 # 2.0 seeds
 seeds: 2 -> seeds: 2.0
-3:1 | seeds | a whole number or a list (got 2.0); write 2
+3:1 | seeds | a whole number, a list or a mapping (got 2.0); write 2
 # seeds in words
 seeds: 2 -> seeds: many
-3:1 | seeds | must be a whole number or a list (got 'many')
+3:1 | seeds | must be a whole number, a list or a mapping (got 'many')
 # seeds in quotes
 seeds: 2 -> seeds: '2'
 3:1 | seeds | (got '2'); remove the quotes
@@ -158,7 +158,49 @@ seeds: 2 -> seeds: 1000000000000000000000000000000
 3:8 | seeds | whole numbers go up to 92233720
 # seeds as a mapping
 seeds: 2 -> seeds: {from: 1}
-3:1 | seeds | (got {from: 1})
+3:1 | seeds | must be a number, a list, or {looks: [5, 8, 12]} (got {from: 1})
+# looks with a typo
+seeds: 2 -> seeds: {look: [5, 8]}
+3:1 | seeds | must be a number, a list, or {looks: [5, 8, 12]} (got {look: [5, 8]})
+# looks beside a number of seeds
+seeds: 2 -> seeds: {looks: [5, 8], num: 8}
+3:1 | seeds | (got {looks: [5, 8], num: 8})
+# one look
+seeds: 2 -> seeds: {looks: [5]}
+3:9 | seeds.looks | needs at least two looks, such as [5, 8, 12]; for a fixed number of seeds write seeds: 5
+# no looks
+seeds: 2 -> seeds: {looks: []}
+3:9 | seeds.looks | needs at least two looks
+# looks that are a number
+seeds: 2 -> seeds: {looks: 5}
+3:9 | seeds.looks | must be a list (got 5)
+# looks left empty
+seeds: 2 -> seeds: {looks: }
+3:9 | seeds.looks | must be a list (got null)
+# a look at two seeds
+seeds: 2 -> seeds: {looks: [2, 5]}
+3:17 | seeds.looks.0 | must be at least 3 (got 2)
+# a look at too many seeds
+seeds: 2 -> seeds: {looks: [5, 1001]}
+3:20 | seeds.looks.1 | must be at most 1000 (got 1001)
+# a look in quotes
+seeds: 2 -> seeds: {looks: [5, '8']}
+3:20 | seeds.looks.1 | must be a whole number (got '8'); remove the quotes
+# looks out of order
+seeds: 2 -> seeds: {looks: [5, 12, 8]}
+3:9 | seeds.looks | each look takes more seeds than the one before, but 8 follows 12; put them in order
+# a look twice
+seeds: 2 -> seeds: {looks: [5, 5]}
+3:9 | seeds.looks | but 5 follows 5
+# an expected spread of zero
+margin: 0.5 -> expected_sd: 0
+4:1 | expected_sd | must be more than 0 (got 0)
+# an expected spread in words
+margin: 0.5 -> expected_sd: small
+4:1 | expected_sd | must be a number (got 'small')
+# an expected spread over 100
+margin: 0.5 -> expected_sd: 101
+4:1 | expected_sd | must be at most 100 (got 101)
 # a negative margin
 margin: 0.5 -> margin: -0.5
 4:1 | margin | must be at least 0 (got -0.5)
@@ -770,6 +812,9 @@ SETTINGS = {
     "seeds=0": "seeds are a number of them, or a list such as [0, 1, 2]",
     "seeds=[1, 1]": "seeds are a number of them",
     "seeds={times: 2}": "seeds are a number of them",
+    "seeds={looks: [5]}": "seeds.looks: needs at least two looks",
+    "seeds={looks: [2, 5]}": "seeds.looks: must be at least 3 (got 2)",
+    "seeds={looks: [5, 3]}": "seeds.looks: each look takes more seeds than the one before, but 3 follows 5",
     "seeds.a=1": "seeds are a number of them",
     f"epochs={'1' * 300}": "put them into a profile FILE",
 }
@@ -852,6 +897,7 @@ PROFILES = {
     "profile: quick\nrecipes: {}": (":2:1", "recipes", "did you mean 'recipe'?"),
     "profile: quick\nepochs: 5": (":2:1", "epochs", "it belongs under `recipe`"),
     "profile: quick\nseeds: 0": (":2:1", "seeds", "must be at least 1 (got 0)"),
+    "profile: quick\nseeds: {looks: [5]}": (":2:9", "seeds.looks", "needs at least two looks"),
     "profile: quick\nseeds: [1, 1]": (":2:1", "seeds", "lists seed 1 twice"),
     "profile: quick\nrecipe: [1]": (":2:1", "recipe", "must be a mapping (got [1])"),
     "profile: quick\nrecipe: {epoch: 1}": (":2:10", "recipe.epoch", "did you mean 'epochs'?"),

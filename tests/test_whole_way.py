@@ -145,7 +145,7 @@ def test_the_table_holds_the_means_of_what_mlflow_holds(trained: Workshop) -> No
 
 def arms_table(report: str) -> dict[str, str]:
     """Lines of the table that says what the arms are, by arm."""
-    table = report.split("The arms:\n\n")[1].split("\n\n")[0]
+    table = report.partition("The arms:\n\n")[2].partition("\n\n")[0]
     return {line.split(" | ")[0].strip("| *"): line for line in table.splitlines() if line.startswith("| **")}
 
 

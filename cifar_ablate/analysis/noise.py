@@ -32,7 +32,7 @@ class NoiseFloor:
 def noise_floor(contrasts: Sequence[Contrast]) -> NoiseFloor | None:
     """Of one family, from the median standard error of its contrasts; None where none has an interval."""
     known = [one for one in contrasts if one.ci95 and one.se and one.df and one.estimate is not None]
-    known = [one for one in known if not one.num_diverged and not one.num_diverged_reference]
+    known = [one for one in known if not one.is_diverged]
     if not known:
         return None
     errors = [one.se for one in known if one.se is not None]

@@ -80,6 +80,6 @@ class Contrast:
     """Seeds of the pre-declared look at which it stands; None in a study without looks."""
 
     @property
-    def is_small(self) -> bool:
-        """Shown, but the interval lies within the margin."""
-        return any(note.startswith("smaller than your margin") for note in self.notes)
+    def is_diverged(self) -> bool:
+        """A run of the arm or of its reference diverged."""
+        return bool(self.num_diverged or self.num_diverged_reference)

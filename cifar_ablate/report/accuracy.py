@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cifar_ablate.errors import RecordError
-from cifar_ablate.records import Predictions, RecordedRun, StudyRecord
+from cifar_ablate.records import Predictions, RecordedRun, StudyRecord, frame_of
 from cifar_ablate.report.types import RunRow, Spread
 
 ENDED = ("finished", "diverged")
@@ -50,16 +50,7 @@ class Study:
     @cached_property
     def frame(self) -> pd.DataFrame:
         """One row per run with a result, as ``analysis.compare`` takes it."""
-        rows = [
-            {
-                "arm": run.arm,
-                "seed": run.seed,
-                "accuracy": run.metrics["test_accuracy"] if run.outcome == "finished" else float("nan"),
-                "status": run.outcome,
-            }
-            for run in self.ended
-        ]
-        return pd.DataFrame(rows, columns=["arm", "seed", "accuracy", "status"])
+        return frame_of(self.ended)
 
     @cached_property
     def _predictions(self) -> tuple[Predictions | None, str]:

@@ -15,7 +15,7 @@ from cifar_ablate.analysis.noise import noise_floor
 from cifar_ablate.records import StudyRecord
 from cifar_ablate.report.accuracy import Study, run_row, spread
 from cifar_ablate.report.evidence import calibrations, class_effects, classes_text, curves, published_rows, width_curve
-from cifar_ablate.report.families import families_of, interactions_of
+from cifar_ablate.report.families import all_families, interactions_of
 from cifar_ablate.report.reading import must_know, reproduce
 from cifar_ablate.report.steps import missing_runs, next_steps, noise_text
 from cifar_ablate.report.types import ArmRow, Report, StudyReport
@@ -29,7 +29,7 @@ def build_report(records: Sequence[StudyRecord]) -> Report:
 def _study(record: StudyRecord) -> StudyReport:
     study = Study(record, record.current())
     document = study.document
-    families = families_of(study)
+    families = all_families(study)
     rows = tuple(_row(study, arm) for arm in document["arms"])
     of_baseline = [one.contrast for family in families.families[:1] for one in family.comparisons]
     floor = noise_floor(of_baseline)

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cifar_ablate.errors import not_written
 from cifar_ablate.folder import write_atomically
+from cifar_ablate.records import StudyRecord
 from cifar_ablate.registry import FORMATS
 from cifar_ablate.report.types import Rendered, Report
+from cifar_ablate.tracking.ledger import noted
+
+if TYPE_CHECKING:
+    from cifar_ablate.tracking import Tracking
 
 REPORTS = Path("reports")
 """Where reports go that name no place: ``cifar-ablate report > reports/summary.md``."""
+
+
+def with_reading_noted(tracking: Tracking, record: StudyRecord) -> StudyRecord:
+    """The record, in whose ledger stands that its verdicts were read, and with which seeds planned."""
+    document = record.document
+    looks = document.get("looks") or ()
+    planned = f"looks {', '.join(map(str, looks))}" if looks else str(len(document["seeds"]))
+    return noted(tracking, record, "verdicts", planned)
 
 
 def render(report: Report, format: str) -> Rendered:

@@ -146,7 +146,7 @@ def width_curve(families: Families) -> WidthCurve | None:
 
 
 def _has_interval(contrast: Contrast) -> bool:
-    return contrast.ci95 is not None and not contrast.num_diverged and not contrast.num_diverged_reference
+    return contrast.ci95 is not None and not contrast.is_diverged
 
 
 def _grid(now: int) -> Sequence[int]:

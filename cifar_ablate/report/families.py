@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +13,11 @@ from cifar_ablate.analysis.interactions import Effect, interactions, is_ladder
 from cifar_ablate.analysis.looks import LooksTaken, take_looks
 from cifar_ablate.analysis.noise import level_of_one
 from cifar_ablate.analysis.sentences import interval
+from cifar_ablate.records import families_of
 from cifar_ablate.report.accuracy import Study
 from cifar_ablate.report.types import Comparison, Family
 from cifar_ablate.spec.delta import Difference, differences_of
 
-AGAINST_BASELINE = "against the baseline"
-AGAINST_PARENT = "against the parent arm"
 LADDER = (
     "Some arms add several changes on top of each other. Whether one of them helps only together with another cannot "
     "be told from such a ladder: an arm with each change alone would show it."
@@ -38,21 +37,9 @@ class Families:
         return (one for family in self.families for one in family.comparisons)
 
 
-def pairs_of(document: Mapping[str, object]) -> dict[str, dict[str, str]]:
-    """The pre-declared families: arm to reference. The second one is left out where every parent is the baseline."""
-    arms: Sequence[Mapping[str, str]] = document["arms"]  # type: ignore[assignment]
-    baseline = str(document["baseline"])
-    others = [arm for arm in arms if arm["name"] != baseline]
-    found = {
-        AGAINST_BASELINE: {arm["name"]: baseline for arm in others},
-        AGAINST_PARENT: {arm["name"]: arm["parent"] for arm in others if arm["parent"] not in (None, baseline)},
-    }
-    return {name: pairs for name, pairs in found.items() if pairs}
-
-
-def families_of(study: Study) -> Families:
+def all_families(study: Study) -> Families:
     """Every contrast of the study's families, as of its last look."""
-    declared, margin = pairs_of(study.document), study.document["margin"]
+    declared, margin = families_of(study.document), study.document["margin"]
     taken: LooksTaken | None = None
     if study.looks:
         taken = take_looks(
@@ -120,7 +107,7 @@ def _text(study: Study, contrast: Contrast, differs: Sequence[Difference], new_i
         said += f" Decided at the look at {contrast.look} seeds."
     for note in contrast.notes:
         said += f" {note[0].upper()}{note[1:]}." if not note.startswith("smaller than") else ""
-    if len(differs) > 1:
+    if len(differs) > 1 and contrast.estimate is not None:
         keys = ", ".join(one.key for one in differs)
         said += (
             f" {contrast.arm} differs from {contrast.reference} in {len(differs)} things ({keys}): the difference "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
@@ -12,6 +14,8 @@ from cifar_ablate.report.steps import missing_runs
 from cifar_ablate.report.types import Reproduce
 
 VERSIONED = ("cifar_ablate", "python", "torch", "torchvision", "timm", "numpy", "mlflow")
+TEST_SET_READS = "for their curves and last epochs"
+"""In the one line of a report that reading it changes."""
 CORRECTION = (
     "simultaneous intervals from one linear model of all arms (multivariate t), with the larger one of the pooled and "
     "the contrast's own standard error; the t test of the two arms alone (Holm) stands beside as a check"
@@ -27,7 +31,7 @@ def must_know(study: Study, families: Families, num_superseded: int) -> Iterator
     if num_superseded:
         yield "Left out", f"{count(num_superseded, 'run')} of recipes or seeds that this study no longer has."
     yield "Comparisons", _comparisons(families)
-    if any(family.comparisons for family in families.families):
+    if any(one.contrast.ci95 for one in families.comparisons):
         yield "Correction", f"{CORRECTION}. {_df(families)}"
     yield "Margin", _margin(study)
     yield from _looks(study, families)
@@ -48,7 +52,8 @@ def _seeds(study: Study, families: Families) -> str:
     said = f"{listed}; {num_finished} of {num_started} started runs finished"
     said += f", {len(wanted)} planned ones have no result" if wanted else ", none is missing"
     numbers = {sum(run.arm == arm for run in study.finished) for arm in study.arms}
-    if len(numbers) > 1 and families.looks is None:
+    whole = [one.contrast for one in families.comparisons if one.contrast.ci95 and not one.contrast.is_diverged]
+    if len(numbers) > 1 and any(not one.is_paired for one in whole):
         said += (
             f"; arms have unequal numbers of seeds ({min(numbers)} to {max(numbers)}), so they are compared unpaired"
         )
@@ -75,8 +80,9 @@ def _comparisons(families: Families) -> str:
         size = max(sizes, default=0)
         named = ", ".join(f"{one.contrast.arm} - {one.contrast.reference}" for one in family.comparisons)
         parts.append(f"{len(family.comparisons)} {family.name} ({named}), one family of {size}")
-    said = "; ".join(parts) or "none: a single arm has nothing to be compared with"
-    return f"{said}. All of them were declared by the study; each family has its own 5%."
+    if not parts:
+        return "none: a single arm has nothing to be compared with."
+    return f"{'; '.join(parts)}. All of them were declared by the study; each family has its own 5%."
 
 
 def _df(families: Families) -> str:
@@ -134,20 +140,22 @@ def _looks(study: Study, families: Families) -> Iterator[tuple[str, str]]:
 def _test_set(study: Study) -> str:
     num_points = sum(_num_evaluations(study.arms[run.arm]["recipe"]) for run in study.finished)
     said = (
-        f"{count(len(study.finished), 'run')} read it {num_points:,} times for their curves and last epochs; nothing "
-        "was chosen by that"
+        f"{count(len(study.finished), 'run')} read it {num_points:,} times {TEST_SET_READS}; nothing was chosen by that"
     )
     entries = study.record.ledger
     for kind, what in (
         ("look", "looks decided by it which arms get more seeds"),
-        ("verdicts", "states of the record whose verdicts were read"),
         ("plan", "plans took the seed spread from it"),
-        ("export", "exports"),
-        ("promote", "promotions"),
+        ("promote", "promotions chose by it"),
     ):
         number = sum(entry.kind == kind for entry in entries)
         said += f"; {number} {what}" if number else ""
-    return f"{said}."
+    return f"{said}; verdicts were read at {count(_num_states_read(study), 'state')} of the record, this one included."
+
+
+def _num_states_read(study: Study) -> int:
+    """At how many states of the record verdicts were read; the present one counts whether it was entered or not."""
+    return len({entry.num_runs for entry in study.record.ledger if entry.kind == "verdicts"} | {len(study.finished)})
 
 
 def _num_evaluations(recipe: Mapping[str, int]) -> int:
@@ -186,10 +194,15 @@ def _determinism(study: Study) -> str:
     return "; ".join(said) + "."
 
 
+def overlay_options(variant: str) -> str:
+    """The options that make a variant: ``pilot,epochs=1`` is ``--profile pilot --set epochs=1``."""
+    parts = re.split(r",(?=[\w.?]+=)", variant) if variant else []
+    return "".join(f" {'--set' if '=' in part else '--profile'} {shlex.quote(part)}" for part in parts)
+
+
 def reproduce(study: Study) -> Reproduce:
     """Commands, commits, versions and data."""
     document, environments = study.document, list(study.environments.values())
-    overlay = f" (overlay: {document['variant']})" if document["variant"] else ""
     commits = dict.fromkeys(
         f"{one['git_commit'][:12]}{' with changes' if one.get('git_dirty') else ''}"
         for one in environments
@@ -202,8 +215,8 @@ def reproduce(study: Study) -> Reproduce:
     )
     return Reproduce(
         commands=(
-            f"cifar-ablate run {document['study']}.yaml{overlay}",
-            f"cifar-ablate report {study.record.label}",
+            f"cifar-ablate run {document['study']}.yaml{overlay_options(document['variant'])}",
+            f"cifar-ablate report {shlex.quote(study.record.label)}",
         ),
         commits=tuple(commits),
         versions=tuple(versions),

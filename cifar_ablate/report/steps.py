@@ -17,7 +17,7 @@ from cifar_ablate.report.words import duration
 def noise_text(floor: NoiseFloor | None) -> str:
     """The noise floor in a sentence, beside the differences that are claimed."""
     if floor is None:
-        return "The noise floor is not known yet: it needs at least two seeds."
+        return "The noise floor is not known yet: it needs two arms with at least two seeds each."
     said = (
         f"Noise floor: with this spread and {count(floor.num_seeds, 'seed')}, two equal arms differ by more than "
         f"{points(floor.of_one, signed=False)} points in 1 of 20 studies"

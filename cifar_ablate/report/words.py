@@ -62,4 +62,4 @@ def duration(seconds: float | None) -> str:
         return ""
     if seconds < 100:
         return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.{1 if seconds < 360_000 else 0}f} h"

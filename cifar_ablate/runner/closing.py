@@ -35,6 +35,7 @@ def lines_of(summary: Summary) -> Iterator[str]:
         yield f"{len(summary.undelivered)} runs wait in mlruns/runs; `cifar-ablate sync` delivers what MLflow lacks."
     elif summary.undelivered:
         yield from _undelivered(summary.undelivered)
+    yield from summary.waiting
     if summary.stopped_because or summary.kinds.get("stopped"):
         yield "The same command again does what is left."
 

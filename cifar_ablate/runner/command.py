@@ -15,7 +15,9 @@ from cifar_ablate.plan import PlannedRun
 from cifar_ablate.records import Key
 from cifar_ablate.runner.artifacts import write_artifacts
 from cifar_ablate.runner.events import Events
+from cifar_ablate.runner.looks import LEFT_OUT
 from cifar_ablate.runner.messages import Channel, Ended, EpochEnded, Lost, Message, Noted, Started, Stepped
+from cifar_ablate.runner.reconcile import Reconciled
 from cifar_ablate.runner.stopping import Stops
 from cifar_ablate.tracking import Courier, Parcel
 
@@ -42,6 +44,8 @@ class Summary:
     undelivered: tuple[tuple[str, str], ...]
     """Names of runs that are in their folders, but not all in MLflow, with what MLflow said."""
     is_offline: bool
+    waiting: tuple[str, ...] = ()
+    """Looks that wait for runs, in words."""
 
 
 class Command(Channel):
@@ -49,7 +53,6 @@ class Command(Channel):
 
     def __init__(
         self,
-        runs: Sequence[PlannedRun],
         runs_root: Path,
         courier: Courier,
         events: Events,
@@ -57,7 +60,9 @@ class Command(Channel):
         *,
         fail_fast: bool,
     ) -> None:
-        self.runs = {run.key: run for run in runs}
+        self.runs: dict[Key, PlannedRun] = {}
+        self.num_done = 0
+        self.failed_before: list[tuple[PlannedRun, str]] = []
         self.runs_root, self.courier, self.events, self.stops = runs_root, courier, events, stops
         self.fail_fast = fail_fast
         self.kinds: dict[Key, str] = {}
@@ -67,6 +72,23 @@ class Command(Channel):
         """Reasons of the last runs, as long as they failed before their first epoch."""
         self.has_learnt: set[Key] = set()
         """Runs that ended an epoch here."""
+
+    def take(self, found: Reconciled) -> None:
+        """What is to be done of one stage of the plans; each run belongs to one stage."""
+        self.runs |= {run.key: run for run in found.todo}
+        self.num_done += len(found.done)
+        self.failed_before += found.failed
+        self.events.on_plan(found.todo, len(found.done), len(found.failed))
+
+    def why_missing(self, run: PlannedRun) -> str:
+        """Why a run has no result, in a few words."""
+        if run in (failed for failed, _ in (*self.failed_before, *self.failures)):
+            return "failed"
+        if run.key not in self.runs:
+            return LEFT_OUT
+        return {"elsewhere": "left to another run command", "stopped": "interrupted"}.get(
+            self.kinds.get(run.key, ""), "not tried"
+        )
 
     def should_stop(self, key: Key | None = None) -> bool:
         return self.stops.should_stop(key)
@@ -95,20 +117,19 @@ class Command(Channel):
         else:
             self._end(run, message)
 
-    def summary(
-        self, num_done: int, failed_before: Sequence[tuple[PlannedRun, str]], left: Sequence[Parcel]
-    ) -> Summary:
-        """How it ended; ``left`` is what could not be delivered."""
+    def summary(self, left: Sequence[Parcel], waiting: Sequence[str]) -> Summary:
+        """How it ended; ``left`` is what could not be delivered, ``waiting`` says which looks wait for what."""
         return Summary(
             kinds=Counter(self.kinds.values()),
-            num_done_before=num_done,
-            num_failed_before=len(failed_before),
+            num_done_before=self.num_done,
+            num_failed_before=len(self.failed_before),
             num_not_tried=len(self.runs.keys() - self.kinds.keys()),
-            failures=(*failed_before, *self.failures),
+            failures=(*self.failed_before, *self.failures),
             stopped_because=self.stops.reason,
             signal=self.stops.signal,
             undelivered=tuple((parcel.run.name, parcel.trouble) for parcel in left),
             is_offline=self.courier.is_offline,
+            waiting=tuple(waiting),
         )
 
     def _end(self, run: PlannedRun, ended: Ended) -> None:

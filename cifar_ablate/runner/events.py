@@ -16,7 +16,10 @@ class Events:
     """Time between two steps that are worth telling; None: none is."""
 
     def on_plan(self, todo: Sequence[PlannedRun], num_done: int, num_failed: int) -> None:
-        """The record was compared with the plan: these runs are to be trained."""
+        """The record was compared with the plan: these runs are to be trained. Told again when a look asks for more."""
+
+    def on_look(self, text: str) -> None:
+        """A study's look was taken: what it says of one contrast, and what follows."""
 
     def on_start(self, run: PlannedRun, epochs_done: int) -> None:
         """A run starts, or resumes after ``epochs_done`` epochs."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,13 +12,15 @@ from cifar_ablate.data import DataSet
 from cifar_ablate.device import Place
 from cifar_ablate.owner import this_process
 from cifar_ablate.plan import DataKey, Plan, PlannedRun
-from cifar_ablate.records import RecordedRun
+from cifar_ablate.records import Key
 from cifar_ablate.registry import EXECUTORS
+from cifar_ablate.runner.chosen import Chosen
 from cifar_ablate.runner.command import Command, Summary
 from cifar_ablate.runner.events import Events
-from cifar_ablate.runner.kept_plans import keep_plan, mark_recorded
+from cifar_ablate.runner.looks import stand, waiting_line
 from cifar_ablate.runner.messages import Group
-from cifar_ablate.runner.reconcile import reconcile
+from cifar_ablate.runner.opened import Opened
+from cifar_ablate.runner.reconcile import Reconciled, reconcile
 from cifar_ablate.runner.states import has_ended
 from cifar_ablate.runner.stopping import Stops
 from cifar_ablate.runner.trainer import GroupTrainer
@@ -44,9 +47,12 @@ class RunOptions:
     engine: EngineOptions = field(default_factory=EngineOptions)
 
 
-def runs_left(plans: Sequence[Plan], wanted: Callable[[PlannedRun], bool] = lambda run: True) -> list[PlannedRun]:
-    """Runs without a result in their folder; the record is not asked."""
-    return [run for plan in plans for run in plan.runs if wanted(run) and not has_ended(run, RUNS_ROOT)]
+def runs_left(plans: Sequence[Plan], wanted: Chosen | None = None) -> list[PlannedRun]:
+    """Runs without a result in their folder that are asked for by what the folders hold; the record is not asked."""
+    wanted = wanted or Chosen()
+    standings = [stand(plan, (), RUNS_ROOT) for plan in plans]
+    asked = [run for one in standings for run in one.plan.runs if one.asks_for(run)]
+    return [run for run in asked if wanted(run) and not has_ended(run, RUNS_ROOT)]
 
 
 def run_plans(
@@ -56,56 +62,94 @@ def run_plans(
     data: Mapping[DataKey, DataSet],
     places: Sequence[Place],
     options: RunOptions | None = None,
-    wanted: Callable[[PlannedRun], bool] = lambda run: True,
+    wanted: Chosen | None = None,
     events: Events | None = None,
     stops: Stops | None = None,
 ) -> Summary:
     """Make the record match the plans; gives what was done. Raises AblateError where nothing could be started.
 
     ``tracking`` None: everything stays in the run folders. ``wanted`` leaves out runs of the plan from this command
-    alone; the plan that is recorded stays whole.
+    alone; the plan that is recorded stays whole. Studies with looks are trained in stages: what a look asks for, then
+    what the next one does, until all is decided or a look waits for runs that are not trained here.
     """
     options, events, stops = options or RunOptions(), events or Events(), stops or Stops()
-    todo: list[PlannedRun] = []
-    failed: list[tuple[PlannedRun, str]] = []
-    num_done = 0
-    experiments: dict[str, str] = {}
-    for plan in plans:
-        recorded = _open(plan, tracking, experiments)
-        status = reconcile(
-            [run for run in plan.runs if wanted(run)],
-            recorded,
-            retry_failed=options.retry_failed,
-            has_ended=partial(has_ended, runs_root=RUNS_ROOT),
-        )
-        todo.extend(status.todo)
-        failed.extend(status.failed)
-        num_done += len(status.done)
-    events.on_plan(todo, num_done, len(failed))
-    courier = Courier(tracking, experiments, on_note=events.on_note, on_taken=stops.withdrawn.__setitem__)
-    command = Command(todo, RUNS_ROOT, courier, events, stops, fail_fast=options.fail_fast)
-    train_group = GroupTrainer(
-        data,
-        RUNS_ROOT.absolute(),
-        options.retry_failed,
-        options.checkpoint_seconds,
-        events.step_seconds,
-        this_process(),
-        options.engine,
-        images_by_shape(todo, data),
-    )
-    execute = partial(_execute, options.executor, train_group, places, command)
+    wanted = wanted or Chosen()
+    opened = Opened(plans, tracking, RUNS_ROOT)
+    standings = opened.standings()
+    wanted.check(standings)
+    opened.note_margins(standings)
+    courier = Courier(tracking, opened.experiments, on_note=events.on_note, on_taken=stops.withdrawn.__setitem__)
+    command = Command(RUNS_ROOT, courier, events, stops, fail_fast=options.fail_fast)
+    begun: set[Key] = set()
+    hurry = partial(_was_signalled_since, stops, stops.signal)
     try:
-        execute(todo)
-        if not stops.reason:  # what others were at when we came to it may have been left since
-            stops.withdrawn.clear()
-            execute([run for run in todo if command.kinds.get(run.key) == "elsewhere"])
+        for number in itertools.count():
+            for text in opened.new_looks(standings):
+                events.on_look(text)
+            asked = [run for one in standings for run in one.plan.runs if one.asks_for(run) and wanted(run)]
+            stage = [run for run in asked if run.key not in begun]
+            if number and not stage:
+                break
+            begun |= {run.key for run in stage}
+            todo = _reconciled(opened, stage, command, options)
+            _train(todo, data, places, options, command)
+            if stops.reason or not todo or not any(plan.study.looks for plan in plans):
+                break
+            courier.settle(patience_seconds=PATIENCE_SECONDS, hurry=hurry)
+            opened.read_again()
+            standings = opened.standings()
     finally:
         left = courier.close(
             patience_seconds=HURRIED_SECONDS if stops.signal else PATIENCE_SECONDS,
             hurry=partial(_was_signalled_since, stops, stops.signal),
         )
-    return command.summary(num_done, failed, left)
+    standings = opened.standings() if stops.reason else standings
+    waiting = [waiting_line(one, command.why_missing) for one in standings]
+    return command.summary(left, [line for line in waiting if line])
+
+
+def _reconciled(
+    opened: Opened, stage: Sequence[PlannedRun], command: Command, options: RunOptions
+) -> Sequence[PlannedRun]:
+    """What is to be trained of the runs of a stage; the command takes note of the others."""
+    found = [
+        reconcile(
+            [run for run in stage if run.study == plan.study.label],
+            opened.of(plan),
+            retry_failed=options.retry_failed,
+            has_ended=partial(has_ended, runs_root=RUNS_ROOT),
+        )
+        for plan in opened.plans
+    ]
+    todo = tuple(run for one in found for run in one.todo)
+    done = tuple(run for one in found for run in one.done)
+    command.take(Reconciled(done, tuple(each for one in found for each in one.failed), todo))
+    return todo
+
+
+def _train(
+    runs: Sequence[PlannedRun],
+    data: Mapping[DataKey, DataSet],
+    places: Sequence[Place],
+    options: RunOptions,
+    command: Command,
+) -> None:
+    """Train runs, group by group; those that others were at are tried once more at the end."""
+    train_group = GroupTrainer(
+        data,
+        RUNS_ROOT.absolute(),
+        options.retry_failed,
+        options.checkpoint_seconds,
+        command.events.step_seconds,
+        this_process(),
+        options.engine,
+        images_by_shape(runs, data),
+    )
+    execute = partial(_execute, options.executor, train_group, places, command)
+    execute(runs)
+    if not command.stops.reason:  # what others were at when we came to it may have been left since
+        command.stops.withdrawn.clear()
+        execute([run for run in runs if command.kinds.get(run.key) == "elsewhere"])
 
 
 def images_by_shape(runs: Sequence[PlannedRun], data: Mapping[DataKey, DataSet]) -> dict[str, int]:
@@ -136,17 +180,6 @@ def _execute(
     if runs:
         side_by_side = max(place.side_by_side for place in places)
         EXECUTORS.get(executor)(grouped(runs, len(places), side_by_side), train_group, places, command)
-
-
-def _open(plan: Plan, tracking: Tracking | None, experiments: dict[str, str]) -> Sequence[RecordedRun]:
-    """Keep the plan, here and in MLflow; gives what is recorded of it."""
-    keep_plan(plan)
-    if tracking is None:
-        return ()
-    label = plan.study.label
-    experiments[label] = tracking.open_study(label, plan.document)
-    mark_recorded(label, plan.document)
-    return tracking.runs(experiments[label])
 
 
 def _was_signalled_since(stops: Stops, before: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from rich.console import Console
 
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import Device, Place, find_device, num_cores, why_no_cuda
-from cifar_ablate.errors import TrackingError, UsageError, suggest
-from cifar_ablate.plan import Plan, PlannedRun, load_all_data, make_plan
+from cifar_ablate.errors import TrackingError
+from cifar_ablate.plan import Plan, load_all_data, make_plan
 from cifar_ablate.spec.load import load_studies
 from cifar_ablate.spec.overlay import load_overlay
 from cifar_ablate.terminal import reporting
@@ -79,20 +79,3 @@ def advice(places: Sequence[Place]) -> str:
     if used < cores:
         return f"{used} of {cores} cores in use: --jobs {cores // places[0].threads} uses all"
     return ""
-
-
-def chosen_runs(
-    plans: Sequence[Plan], arms: Sequence[str] | None, seeds: Sequence[int] | None
-) -> Callable[[PlannedRun], bool]:
-    """Which runs --arm and --seed leave; raises UsageError for an arm or seed that no plan has."""
-    names = {run.arm for plan in plans for run in plan.runs}
-    known = {run.seed for plan in plans for run in plan.runs}
-    for arm in arms or ():
-        if arm not in names:
-            raise UsageError(f"--arm {arm}: no study named has such an arm{suggest(arm, names)}")
-    for seed in seeds or ():
-        if seed not in known:
-            raise UsageError(
-                f"--seed {seed}: no study named has this seed; planned: {', '.join(map(str, sorted(known)))}"
-            )
-    return lambda run: (not arms or run.arm in arms) and (not seeds or run.seed in seeds)

@@ -1,74 +1,153 @@
-"""What ``plan`` prints: every run, its state, and how long the rest will take here."""
+"""What ``plan`` prints: every run, its state, how long the rest will take here, and what it can decide."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from statistics import fmean
 
 from rich.console import Console
 from rich.table import Table
 
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import Place
+from cifar_ablate.errors import AblateError
 from cifar_ablate.plan import DataKey, Plan, PlannedRun
 from cifar_ablate.records import RecordedRun
-from cifar_ablate.runner.estimate import images_of, kind_of_work, measure_rates
+from cifar_ablate.runner.decisions import decision_lines, spread_of
+from cifar_ablate.runner.estimate import Kind, Rate, images_of, kind_of_work, measure_rates
 from cifar_ablate.runner.execute import RUNS_ROOT
+from cifar_ablate.runner.looks import Standing, stand
 from cifar_ablate.runner.states import State, state_of
 from cifar_ablate.terminal import duration
 from cifar_ablate.tracking import Tracking, is_empty
 
 KINDS = ("done", "running", "failed", "interrupted", "to do")
+SPARED = State("spared", "not needed: decided with fewer seeds")
+NUM_WHOLE_CIFAR10 = 50_000
+"""Training images."""
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A plan beside its record."""
+
+    standing: Standing
+    states: Sequence[tuple[PlannedRun, State]]
+
+    @property
+    def plan(self) -> Plan:
+        return self.standing.plan
+
+
+@dataclass(frozen=True)
+class _Times:
+    """How long runs take here."""
+
+    rates: Mapping[Kind, Rate]
+    data: Mapping[DataKey, DataSet]
+    num_places: int
+
+    def alone(self, run: PlannedRun, state: State) -> float:
+        """Seconds from its start to its end, beside others."""
+        share = 1 - state.epochs_done / run.recipe.epochs
+        return share * images_of(run, self.data[run.data_key]) / self.rates[kind_of_work(run)].of_each
+
+    def total(self, runs: Sequence[tuple[PlannedRun, State]]) -> float:
+        """Seconds for all of them, in all places at once."""
+        seconds = (self.alone(run, state) / self.rates[kind_of_work(run)].num_in_turn for run, state in runs)
+        return sum(seconds) / self.num_places
+
+    def of_one_seed(self, shown: _Shown) -> float | None:
+        """Seconds for one more seed of every arm: estimated, else as recorded; None where an arm has neither."""
+        seconds = []
+        for run in {run.arm: run for run in shown.plan.runs}.values():
+            recorded = [one.metrics.get("train_seconds") for one in shown.standing.results if one.arm == run.arm]
+            known = [value for value in recorded if value is not None]
+            if kind_of_work(run) in self.rates:
+                seconds.append(self.total([(run, State("to do", ""))]))
+            elif known:
+                seconds.append(fmean(known) / self.num_places)
+            else:
+                return None
+        return sum(seconds)
 
 
 def show_plan(
     plans: Sequence[Plan], data: Mapping[DataKey, DataSet], places: Sequence[Place], console: Console
 ) -> None:
-    """Print the plans beside the record; nothing is trained and nothing recorded."""
+    """Print the plans beside the record; nothing is trained, and of the record only the ledger may get an entry."""
     tracking = None if is_empty() else Tracking()
-    states = [_states(tracking, plan) for plan in plans]
+    shown = [_beside_record(tracking, plan) for plan in plans]
     wide = Console(width=max(console.width, 120), highlight=False)  # broken lines say more than columns left out
-    todo = [run for of_plan in states for run, state in of_plan if state.is_to_train]
+    timed = [run for one in shown for run, state in one.states if state.is_to_train or state.kind == "if open"]
     places[0].enter()
-    rates = measure_rates(todo, data, places[0])
-
-    def seconds(run: PlannedRun, state: State) -> float:
-        share = 1 - state.epochs_done / run.recipe.epochs
-        return share * images_of(run, data[run.data_key]) / rates[kind_of_work(run)].of_each
-
-    for plan, of_plan in zip(plans, states, strict=True):
-        console.print(f"{plan.study.label}: {plan.study.question}", style="bold", highlight=False, markup=False)
-        for text in dict.fromkeys(data[run.data_key].describe() for run in plan.runs):
+    times = _Times(measure_rates(timed, data, places[0]), data, len(places))
+    for one in shown:
+        console.print(f"{one.plan.study.label}: {one.plan.study.question}", style="bold", highlight=False, markup=False)
+        for text in dict.fromkeys(data[run.data_key].describe() for run in one.plan.runs):
             console.print(f"  {text}", highlight=False, markup=False)
-        table = Table("arm", "seed", "epochs", "batch", "precision", "state", "estimate", box=None, pad_edge=False)
-        for run, state in of_plan:
-            estimate = duration(seconds(run, state)) if state.is_to_train else ""
-            recipe = run.recipe
-            cells = [run.arm, str(run.seed), str(recipe.epochs), str(recipe.batch_size), run.precision]
-            table.add_row(*(cell.replace("[", "\\[") for cell in (*cells, state.text)), estimate)
-        wide.print(table)
-    todo_seconds = sum(
-        seconds(run, state) / rates[kind_of_work(run)].num_in_turn
-        for of_plan in states
-        for run, state in of_plan
-        if state.is_to_train
+        wide.print(_table(one, times))
+        for text in _decisions(one, times, tracking):
+            console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
+    console.print(_last_line(shown, times, places), highlight=False, markup=False, soft_wrap=True)
+
+
+def _table(shown: _Shown, times: _Times) -> Table:
+    table = Table("arm", "seed", "epochs", "batch", "precision", "state", "estimate", box=None, pad_edge=False)
+    for run, state in shown.states:
+        estimate = duration(times.alone(run, state)) if state.is_to_train or state.kind == "if open" else ""
+        recipe = run.recipe
+        cells = [run.arm, str(run.seed), str(recipe.epochs), str(recipe.batch_size), run.precision]
+        table.add_row(*(cell.replace("[", "\\[") for cell in (*cells, state.text)), estimate)
+    return table
+
+
+def _decisions(shown: _Shown, times: _Times, tracking: Tracking | None) -> list[str]:
+    """What the plan can decide; where that was read from test accuracies, the ledger says so."""
+    study, results = shown.plan.study, shown.standing.results
+    is_whole = all(
+        run.recipe.data.name == "cifar10" and len(times.data[run.data_key].train_labels) == NUM_WHOLE_CIFAR10
+        for run in shown.plan.runs
     )
-    total = todo_seconds / len(places)
-    console.print(_last_line(states, total, places), highlight=False, markup=False)
+    spread = spread_of(study, results, is_whole_cifar10=is_whole)
+    if spread.is_recorded and tracking is not None:
+        with suppress(AblateError):  # a store that may only be read is no reason to show no plan
+            tracking.note(study.label, "plan", "seed spread", results)
+    return decision_lines(study, spread, times.of_one_seed(shown))
 
 
-def _last_line(states: Sequence[Sequence[tuple[PlannedRun, State]]], seconds: float, places: Sequence[Place]) -> str:
-    counts = Counter(state.kind for of_plan in states for _, state in of_plan)
+def _last_line(shown: Sequence[_Shown], times: _Times, places: Sequence[Place]) -> str:
+    states = [each for one in shown for each in one.states]
+    counts = Counter(state.kind for _, state in states)
     said = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if counts[kind] or kind in ("done", "failed", "to do"))
     at_a_time = sum(place.side_by_side for place in places)
     jobs = f", {at_a_time} at a time" if at_a_time > 1 else ""
     threads = "1 CPU thread" if places[0].threads == 1 else f"{places[0].threads} CPU threads"
     where = f"{places[0].device.name} ({threads} per run{jobs})"
-    return f"{counts.total()} runs: {said}, about {duration(seconds)} on {where}"
+    seconds = times.total([(run, state) for run, state in states if state.is_to_train])
+    total = sum(counts[kind] for kind in KINDS)
+    line = f"{total} runs: {said}, about {duration(seconds)} on {where}"
+    if counts["if open"]:
+        more = times.total([(run, state) for run, state in states if state.kind == "if open"])
+        line += f"; at most {counts['if open']} more, about {duration(more)}, where looks leave it open"
+    return line + (f"; {counts['spared']} not needed" if counts["spared"] else "")
 
 
-def _states(tracking: Tracking | None, plan: Plan) -> list[tuple[PlannedRun, State]]:
+def _beside_record(tracking: Tracking | None, plan: Plan) -> _Shown:
     recorded: Sequence[RecordedRun] = ()
     if tracking is not None and plan.study.label in tracking.labels():
         recorded = tracking.load(plan.study.label).runs
-    return [(run, state_of(run, recorded, RUNS_ROOT)) for run in plan.runs]
+    standing = stand(plan, recorded, RUNS_ROOT)
+    return _Shown(standing, [(run, _state(standing, run, recorded)) for run in plan.runs])
+
+
+def _state(standing: Standing, run: PlannedRun, recorded: Sequence[RecordedRun]) -> State:
+    state = state_of(run, recorded, RUNS_ROOT)
+    if not state.is_to_train or standing.asks_for(run):
+        return state
+    if standing.may_ask_for(run):
+        return State("if open", f"if open after the look at {standing.look_before(run)} seeds")
+    return SPARED

@@ -21,7 +21,7 @@ class State:
     """Where a planned run stands."""
 
     kind: str
-    """done, running, failed, interrupted, or to do."""
+    """done, running, failed, interrupted, or to do; where looks decide, if open or spared."""
     text: str
     """For people."""
     epochs_done: int = 0

@@ -47,7 +47,18 @@ def _field(model: type[BaseModel], name: str) -> dict[str, Any]:
     """Schema of one field, with its docstring as description."""
     info = model.model_fields[name]
     schema: dict[str, Any] = TypeAdapter(info.rebuild_annotation()).json_schema()
-    return schema | _described(info)
+    return dict(_inlined(schema, schema.pop("$defs", {}))) | _described(info)
+
+
+def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
+    """The schema with each definition in the place that refers to it: a reference counts from the top of the file."""
+    if isinstance(schema, list):
+        return [_inlined(item, definitions) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return _inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {key: _inlined(value, definitions) for key, value in schema.items()}
 
 
 def _described(info: FieldInfo) -> dict[str, str]:

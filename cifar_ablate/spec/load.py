@@ -15,7 +15,7 @@ from cifar_ablate.spec.known import recipe_keys, study_keys
 from cifar_ablate.spec.merge import merge
 from cifar_ablate.spec.messages import in_file_order, problems
 from cifar_ablate.spec.overlay import Overlay
-from cifar_ablate.spec.schema import RECORDING_FIELDS, Arm, Published, Recipe, Study, StudyFile
+from cifar_ablate.spec.schema import RECORDING_FIELDS, Arm, Published, Recipe, Study, StudyFile, seeds_of
 from cifar_ablate.spec.text import Tree, dotted, read_yaml
 
 EXAMPLE = "study: NAME, question: ..., recipe: {...}, arms: {...}"
@@ -57,11 +57,11 @@ def load_study(path: Path, overlay: Overlay | None = None) -> Study:
         found = found or _twins(file, tree, recipes, overlay.variant)
         if found:
             raise StudyError(found)
-    seeds = file.seeds if overlay.seeds is None else overlay.seeds
+    seeds, looks = seeds_of(file.seeds if overlay.seeds is None else overlay.seeds)
     return Study(
         name=file.study,
         question=file.question,
-        seeds=tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds),
+        seeds=seeds,
         margin=float(file.margin),
         baseline=file.baseline,
         arms=tuple(Arm(name, (file.arms[name] or {}).get("from"), recipe) for name, recipe in recipes.items()),
@@ -70,6 +70,8 @@ def load_study(path: Path, overlay: Overlay | None = None) -> Study:
             for name, value in file.published.items()
         },
         variant=overlay.variant,
+        looks=looks,
+        expected_sd=file.expected_sd,
     )
 
 

@@ -98,7 +98,9 @@ def _join(findings: list[Finding], others: list[Path_]) -> str:
     if any(other[: len(path)] == path for other in others):
         return ""
     types = dict.fromkeys(_TYPES[finding.kind] for finding in findings)
-    return f"must be {' or '.join(types)}{findings[0].got}"
+    *first, last = types
+    listed = f"{', '.join(first)} or {last}" if first else last
+    return f"must be {listed}{findings[0].got}"
 
 
 def _required(finding: Finding) -> str:

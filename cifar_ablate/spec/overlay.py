@@ -25,6 +25,8 @@ from cifar_ablate.spec.text import Path_, Tree, Written, dotted, parse_yaml, rea
 
 MAX_VARIANT = 180
 """With the study's name it is the name of an MLflow experiment, which a database holds to 256 characters."""
+SeedsWritten = int | list[int] | dict[str, list[int]]
+"""Seeds as an overlay says them; ``seeds_of`` reads them."""
 PROFILES = resources.files("cifar_ablate.spec") / "profiles"
 
 
@@ -47,7 +49,7 @@ class Overlay:
 
     layers: tuple[Tree, ...] = ()
     variant: str = ""
-    seeds: int | list[int] | None = None
+    seeds: SeedsWritten | None = None
 
     def apply(self, recipe: Tree, found: list[Problem]) -> Tree:
         """The recipe with every layer laid over it; where a layer does not fit, a problem is added to ``found``."""
@@ -63,7 +65,7 @@ def load_overlay(profile: str | None, settings: Sequence[str]) -> Overlay:
     """
     layers: list[Tree] = []
     names: list[str] = []
-    seeds: int | list[int] | None = None
+    seeds: SeedsWritten | None = None
     if profile is not None:
         tree, file = _load_profile(profile)
         layers.append(tree.sub("recipe"))
@@ -158,13 +160,19 @@ def _unknown_option(registry: Registry, option: str) -> str:
     return "" if option in known else f"no {registry.kind} has an option {shown(option)}{suggest(option, known)}"
 
 
-def _check_seeds(value: Any, setting: str) -> int | list[int]:
+def _check_seeds(value: Any, setting: str) -> SeedsWritten:
+    seeds, found = None, []
     try:
         seeds = ProfileFile(profile="set", seeds=value).seeds
-    except ValidationError:
-        seeds = None
+    except ValidationError as error:
+        if isinstance(value, dict) and "looks" in value:
+            found = problems(error, _setting_tree(["seeds"], value, setting), {}, top=True)
+    if found:
+        raise UsageError("\n".join(map(str, found)))
     if seeds is None:
-        raise UsageError(f"--set {setting}: seeds are a number of them, or a list such as [0, 1, 2]")
+        raise UsageError(
+            f"--set {setting}: seeds are a number of them, or a list such as [0, 1, 2], or {{looks: [5, 8, 12]}}"
+        )
     return seeds
 
 

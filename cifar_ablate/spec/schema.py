@@ -7,13 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
-from cifar_ablate.fields import Fraction, NonNegativeFloat, NonNegativeInt, PositiveInt
+from cifar_ablate.fields import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from cifar_ablate.registry import AUGMENTATIONS, DATA, MODELS, OPTIMIZERS, SCHEDULES
-from cifar_ablate.spec.component import Component, ComponentOf, ComponentsOf, failure, said
+from cifar_ablate.spec.component import Component, ComponentOf, ComponentsOf, failure, said, shown
 
 RECORDING_FIELDS = frozenset({"eval_every", "checkpoint_every"})
 """Recipe fields that decide what is written down, not what is trained: they never enter the fingerprint."""
@@ -25,10 +34,49 @@ def _no_seed_twice(seeds: list[int]) -> list[int]:
     return seeds
 
 
+def _only_looks(value: Any) -> Any:
+    if isinstance(value, Mapping) and value.keys() != {"looks"}:
+        raise said(f"must be a number, a list, or {{looks: [5, 8, 12]}} (got {shown(value)})")
+    return value
+
+
+def _increasing(looks: list[int]) -> list[int]:
+    if len(looks) < 2:
+        alone = f"seeds: {looks[0]}" if looks else "seeds: 5"
+        raise said(f"needs at least two looks, such as [5, 8, 12]; for a fixed number of seeds write {alone}")
+    for before, after in pairwise(looks):
+        if after <= before:
+            raise said(
+                f"each look takes more seeds than the one before, but {after} follows {before}; put them in order"
+            )
+    return looks
+
+
+MIN_LOOK, MAX_SEEDS = 3, 1000
+"""A look at fewer seeds gives no verdict."""
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
-SeedList = Annotated[list[Seed], Field(min_length=1, max_length=1000), AfterValidator(_no_seed_twice)]
-Seeds = Annotated[int, Field(ge=1, le=1000)] | SeedList
-"""A number of seeds (5 means 0 to 4), or a list of them."""
+SeedList = Annotated[list[Seed], Field(min_length=1, max_length=MAX_SEEDS), AfterValidator(_no_seed_twice)]
+Looks = Annotated[
+    dict[str, Annotated[list[Annotated[int, Field(ge=MIN_LOOK, le=MAX_SEEDS)]], AfterValidator(_increasing)]],
+    BeforeValidator(_only_looks),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "additionalProperties": False,
+            "required": ["looks"],
+            "properties": {
+                "looks": {
+                    "type": "array",
+                    "minItems": 2,
+                    "items": {"type": "integer", "minimum": MIN_LOOK, "maximum": MAX_SEEDS},
+                    "description": "Numbers of seeds, increasing; after each, only open comparisons get more.",
+                }
+            },
+        }
+    ),
+]
+Seeds = Annotated[int, Field(ge=1, le=MAX_SEEDS)] | SeedList | Looks
+"""A number of seeds (5 means 0 to 4), a list of them, or looks."""
 Label = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
 
@@ -144,9 +192,11 @@ class StudyFile(Spec):
     question: Annotated[str, Field(min_length=1, max_length=500)]
     """The question this study answers, in one sentence."""
     seeds: Seeds = 5
-    """Number of seeds (5 means 0 to 4), or a list of them."""
+    """Number of seeds (5 means 0 to 4), a list of them, or {looks: [5, 8, 12]}: more seeds only where it is open."""
     margin: Annotated[NonNegativeFloat, Field(le=100)] = 0.2
     """Smallest difference in test accuracy that would matter to you, in points."""
+    expected_sd: Annotated[PositiveFloat, Field(le=100)] | None = None
+    """Standard deviation of test accuracy between seeds that you expect, in points; `plan` uses it without runs."""
     recipe: dict[str, Any] = {}
     """Shared by all arms."""
     baseline: str = "baseline"
@@ -155,6 +205,13 @@ class StudyFile(Spec):
     """Each arm states only what differs from the arm named by `from` (default: the baseline); null removes a key."""
     published: dict[str, Annotated[float, Field(ge=0, le=100)] | Published] = {}
     """Published test accuracy in percent by arm: a number, or {accuracy: ..., note: ...}."""
+
+
+def seeds_of(written: int | list[int] | dict[str, list[int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """All seeds in their order, and the looks (empty without), from what a study or an overlay says."""
+    if isinstance(written, dict):
+        return tuple(range(written["looks"][-1])), tuple(written["looks"])
+    return (tuple(range(written)) if isinstance(written, int) else tuple(written)), ()
 
 
 @dataclass(frozen=True)
@@ -178,6 +235,10 @@ class Study:
     arms: tuple[Arm, ...]
     published: Mapping[str, Published] = field(default_factory=dict)
     variant: str = ""
+    looks: tuple[int, ...] = ()
+    """Numbers of seeds, increasing, after which it is decided who gets more; empty: every arm gets all seeds."""
+    expected_sd: float | None = None
+    """Standard deviation between seeds as the user expects it, in points."""
 
     @property
     def label(self) -> str:

@@ -122,14 +122,22 @@ class Courier:
         """
         with self.changed:
             self.is_closing = True
-            self.last_success = time.monotonic()
-            self.changed.notify()
-            while self.thread.is_alive() and self._left() and not hurry():
-                if time.monotonic() - self.last_success > patience_seconds:
-                    break
-                self.changed.wait(0.1)
+            self._wait(patience_seconds, hurry)
             self.is_over = True
             return [parcel for parcel in self.parcels.values() if not parcel.is_done or parcel.trouble]
+
+    def settle(self, *, patience_seconds: float, hurry: Callable[[], bool] = lambda: False) -> None:
+        """Wait, as long as ``close`` would, until everything is delivered; what is not stays on its way."""
+        with self.changed:
+            self._wait(patience_seconds, hurry)
+
+    def _wait(self, patience_seconds: float, hurry: Callable[[], bool]) -> None:
+        self.last_success = time.monotonic()
+        self.changed.notify()
+        while self.thread.is_alive() and self._left() and not hurry():
+            if time.monotonic() - self.last_success > patience_seconds:
+                break
+            self.changed.wait(0.1)
 
     def _left(self) -> bool:
         return any(not parcel.is_done for parcel in self.parcels.values())

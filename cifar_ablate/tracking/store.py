@@ -6,17 +6,18 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_ablate.errors import OutputError, RecordError, TrackingError, UnknownNameError
 from cifar_ablate.locks import lock
-from cifar_ablate.records import ABANDONED, RecordedRun, RunIdentity, StudyRecord
+from cifar_ablate.records import ABANDONED, LedgerEntry, RecordedRun, RunIdentity, StudyRecord
 from cifar_ablate.tracking.answering import answering, without_password
 from cifar_ablate.tracking.claims import winner_of
 from cifar_ablate.tracking.delivery import Delivery
 from cifar_ablate.tracking.details import TrackedDetails
+from cifar_ablate.tracking.ledger import as_tag, entries_in, entry_now
 
 if TYPE_CHECKING:
     from cifar_ablate.folder import RunFolder
@@ -121,9 +122,26 @@ class Tracking:
             except (KeyError, ValueError):
                 message = f"the study kept in MLflow under {label!r} is damaged; `cifar-ablate run` writes it again"
                 raise RecordError(message) from None
+            ledger = entries_in(label, experiment.tags)
             found = self._recorded_runs(str(experiment.experiment_id))
             places = {run.info.run_id: run.info.artifact_uri for run in found}
-            return StudyRecord(label, document, [_recorded(run) for run in found], TrackedDetails(self, places))
+            details = TrackedDetails(self, places)
+            return StudyRecord(label, document, [_recorded(run) for run in found], details, ledger)
+
+    def note(self, label: str, kind: str, detail: str, runs: Iterable[RecordedRun]) -> LedgerEntry | None:
+        """Enter in a study's ledger what was done with these ``runs``; None where that is there already.
+
+        One request where it is, two otherwise. Raises UnknownNameError where nothing is recorded under the label.
+        """
+        name, entry = entry_now(kind, detail, runs)
+        with answering():
+            experiment = self.client.get_experiment_by_name(label)
+            if experiment is None:
+                raise UnknownNameError("recorded study", label, self.labels())
+            if name in experiment.tags:
+                return None
+            self._tag(str(experiment.experiment_id), name, as_tag(entry))
+        return entry
 
     def runs(self, experiment_id: str) -> list[RecordedRun]:
         """All runs of an experiment that this program recorded."""

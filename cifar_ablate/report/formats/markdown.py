@@ -45,9 +45,11 @@ def markdown(report: Report) -> Rendered:
 
 
 def _study(study: StudyReport, figures: Sequence[Figure]) -> Iterator[str]:
+    from cifar_ablate.analysis.sentences import count
+
     yield f"## {escape(study.label)}"
     yield f"**{escape(study.question)}**"
-    yield f"{escape('; '.join(study.data))}. {len(study.rows)} arms, {len(study.runs)} runs."
+    yield f"{escape('; '.join(study.data))}. {count(len(study.rows), 'arm')}, {count(len(study.runs), 'run')}."
     yield "### Verdicts"
     yield from _verdicts(study)
     yield "### Table"

@@ -1,0 +1,112 @@
+"""One row per comparison, for spreadsheets and data frames."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from cifar_ablate.registry import FORMATS
+
+if TYPE_CHECKING:
+    from cifar_ablate.report.types import ArmRow, Comparison, Report, StudyReport
+
+COLUMNS = (
+    "study",
+    "family",
+    "arm",
+    "reference",
+    "verdict",
+    "difference",
+    *("ci95_low", "ci95_high", "ci90_low", "ci90_high", "p_adjusted", "own_p_holm", "p_superior"),
+    *("new_images_low", "new_images_high", "se", "df", "error_change_percent"),
+    *("alpha", "num_comparisons", "is_paired", "look", "num_seeds", "num_seeds_reference"),
+    *("num_diverged", "num_diverged_reference", "num_more_seeds", "num_more_seeds_low", "num_more_seeds_high"),
+    *("margin", "num_finished", "num_started", "num_planned", "epochs"),
+    *("test_accuracy", "test_accuracy_sd", "sd_floor", "train_accuracy", "train_accuracy_sd", "train_seconds"),
+    *("published_accuracy", "differs", "text"),
+)
+SAME = (
+    *("reference", "p_adjusted", "own_p_holm", "p_superior", "se", "df", "alpha", "num_comparisons", "is_paired"),
+    *("look", "num_seeds", "num_seeds_reference", "num_diverged", "num_diverged_reference", "num_more_seeds"),
+)
+"""Columns that are called as in a contrast."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+@FORMATS.register("csv")
+def csv(report: Report) -> str:
+    """One row per arm and comparison, full precision; an arm without comparisons (the baseline) has a row of its own.
+
+    A text that a spreadsheet would run as a formula has an apostrophe before it. Read with
+    ``pandas.read_csv(path, keep_default_na=False, na_values=[""])``: an arm may be called None or NA.
+    """
+    from csv import DictWriter
+    from io import StringIO
+
+    file = StringIO(newline="")
+    writer = DictWriter(file, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for study in report.studies:
+        writer.writerows({key: _cell(value) for key, value in row.items()} for row in _rows(study))
+    return file.getvalue()
+
+
+def _rows(study: StudyReport) -> Iterator[dict[str, Any]]:
+    arms = {row.name: row for row in study.rows}
+    compared = {one.contrast.arm for family in study.families for one in family.comparisons}
+    for row in study.rows:
+        if row.name not in compared:
+            yield {**_of_arm(study, row), "differs": "; ".join(row.differs)}
+    for family in study.families:
+        for one in family.comparisons:
+            yield {**_of_arm(study, arms[one.contrast.arm]), "family": family.name, **_of_comparison(one)}
+
+
+def _of_arm(study: StudyReport, row: ArmRow) -> dict[str, Any]:
+    published = {one.arm: one.published.accuracy for one in study.published}
+    test, train = row.test_accuracy, row.train_accuracy
+    return {
+        "study": study.label,
+        "arm": row.name,
+        "margin": study.margin,
+        "num_finished": row.num_finished,
+        "num_started": row.num_started,
+        "num_planned": row.num_planned,
+        "epochs": row.epochs,
+        "test_accuracy": test and test.mean,
+        "test_accuracy_sd": test and test.sd,
+        "sd_floor": row.sd_floor,
+        "train_accuracy": train and train.mean,
+        "train_accuracy_sd": train and train.sd,
+        "train_seconds": row.train_seconds,
+        "published_accuracy": published.get(row.name),
+    }
+
+
+def _of_comparison(one: Comparison) -> dict[str, Any]:
+    found = one.contrast
+    return {
+        **{name: getattr(found, name) for name in SAME},
+        "verdict": found.verdict.value,
+        "difference": found.estimate,
+        "error_change_percent": found.error_change,
+        **_ends("ci95", found.ci95),
+        **_ends("ci90", found.ci90),
+        **_ends("new_images", one.new_images.ci if one.new_images else None),
+        **_ends("num_more_seeds", found.num_more_seeds_range),
+        "differs": "; ".join(one.differs),
+        "text": one.text,
+    }
+
+
+def _ends(name: str, found: tuple[float, float] | None) -> dict[str, float]:
+    return {} if found is None else {f"{name}_low": found[0], f"{name}_high": found[1]}
+
+
+def _cell(value: Any) -> Any:
+    """Numbers as they are, without NaN; texts so that no spreadsheet runs them."""
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(FORMULA) else value
+    if isinstance(value, float) and not abs(value) < float("inf"):
+        return ""
+    return value

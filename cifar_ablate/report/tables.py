@@ -1,0 +1,274 @@
+"""The tables of a report as text, for every format that people read: rounded and in words, nothing computed.
+
+A cell that has nothing to show is empty; it never says None or nan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from cifar_ablate.analysis import Interval, Verdict, label
+from cifar_ablate.analysis.sentences import interval, level_name, points
+from cifar_ablate.report import words
+from cifar_ablate.report.types import ArmRow, ClassEffect, Comparison, Family, RunRow, Spread, StudyReport
+
+MAX_CLASS_COLUMNS = 20
+"""With more classes than that they are rows, and the arms are columns."""
+
+SYMBOLS = {
+    Verdict.BETTER: "\N{BLACK UP-POINTING TRIANGLE}",
+    Verdict.WORSE: "\N{BLACK DOWN-POINTING TRIANGLE}",
+    Verdict.EQUIVALENT: "\N{ALMOST EQUAL TO}",
+    Verdict.NO_WORSE: "\N{GREATER-THAN OR EQUAL TO}",
+    Verdict.NO_BETTER: "\N{LESS-THAN OR EQUAL TO}",
+    Verdict.UNDECIDED: "?",
+    Verdict.PROVISIONAL: "\N{HORIZONTAL ELLIPSIS}",
+    Verdict.SINGLE_RUN: "1",
+    Verdict.DIVERGED: "\N{MULTIPLICATION SIGN}",
+}
+"""A sign for each verdict, so that none is told by colour alone."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is written in a cell, and what it is sorted by."""
+
+    text: str = ""
+    value: float | None = None
+    """Of a number; texts are sorted as they stand."""
+    verdict: Verdict | None = None
+    is_shown: bool = False
+    """An effect of a class that was kept by Benjamini and Hochberg."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column's title, and what it holds: ``name``, ``text``, ``prose`` (long) or ``number``."""
+
+    title: str
+    kind: str = "number"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells, one cell for each column; the first one names the row."""
+
+    name: str
+    """Of letters and dashes; unique within a study."""
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+def number(value: float | None, decimals: int = 2) -> Cell:
+    """A number without a sign of its own, rounded."""
+    return Cell() if value is None else Cell(f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}"), value)
+
+
+def difference(value: float | None, like: Interval | None = None) -> Cell:
+    """Points, with their sign."""
+    return Cell() if value is None else Cell(points(value, like=like), value)
+
+
+def bounds(found: Interval | None, level: str = "") -> Cell:
+    """An interval of points, sorted by its lower bound."""
+    return Cell() if found is None else Cell(interval(found) + level, found[0])
+
+
+def percents(found: Interval | None) -> Cell:
+    """An interval of accuracies."""
+    return Cell() if found is None else Cell(f"{found[0]:.2f} to {found[1]:.2f}", found[0])
+
+
+def p_value(p: float | None) -> Cell:
+    """A p value; none is given as a false 0."""
+    return Cell(words.p_value(p), p)
+
+
+def seconds(value: float | None) -> Cell:
+    """A time in words, sorted by its seconds."""
+    return Cell(words.duration(value), value)
+
+
+def mean_and_sd(spread: Spread | None, decimals: int = 2, marks: str = "") -> Cell:
+    """A mean with its standard deviation over seeds in brackets; ``marks`` stand behind it."""
+    return Cell(words.with_sd(spread, decimals) + marks, None if spread is None else spread.mean)
+
+
+def verdict_table(study: StudyReport, family: Family) -> Table:
+    """Every comparison of a family; the baseline's own row stands first where it is the reference of all."""
+    rows = {row.name: row for row in study.rows}
+    has_reference = any(one.contrast.reference != study.baseline for one in family.comparisons)
+    lines = []
+    if not has_reference and study.baseline in rows:
+        own = rows[study.baseline]
+        lines.append((*_who(own), *(Cell() for _ in range(4)), Cell(), Cell("baseline"), Cell()))
+    for one in family.comparisons:
+        who = _who(rows[one.contrast.arm])
+        reference = (Cell(one.contrast.reference),) if has_reference else ()
+        lines.append((who[0], *reference, *who[1:], *_what(one)))
+    titles = ["n ok/started", "Mean, %", "Seed sd (floor)", "Difference", "95% simultaneous CI", "p adj."]
+    titles += ["P(run beats run)", "New-image CI"]
+    columns = (
+        Column("Arm", "name"),
+        *([Column("Against", "name")] if has_reference else []),
+        *(Column(title) for title in titles),
+        Column("Verdict", "text"),
+        Column("Own-pair p (Holm)"),
+    )
+    num = max((one.contrast.num_comparisons for one in family.comparisons), default=0)
+    caption = f"Comparisons {family.name}, one family of {num}. Differences in points of test accuracy, last epoch."
+    if any(one.contrast.num_seeds != rows[one.contrast.arm].num_finished for one in family.comparisons):
+        caption += " Differences are those of the last look taken; means are over all finished runs."
+    return Table(f"verdicts-{study.families.index(family) + 1}", caption, columns, tuple(lines))
+
+
+def _who(row: ArmRow) -> tuple[Cell, ...]:
+    accuracy = row.test_accuracy
+    mean, sd = (None, None) if accuracy is None else (accuracy.mean, accuracy.sd)
+    started = Cell(words.ok_of_started(row), row.num_finished)
+    return Cell(row.name), started, Cell(words.mean(row), mean), Cell(words.sd_with_floor(row), sd)
+
+
+def _what(one: Comparison) -> tuple[Cell, ...]:
+    found = one.contrast
+    level = "" if found.alpha == 0.05 else f" ({level_name(found.alpha)})"
+    return (
+        difference(found.estimate, found.ci95),
+        bounds(found.ci95, level),
+        p_value(found.p_adjusted),
+        number(found.p_superior),
+        bounds(None if one.new_images is None else one.new_images.ci),
+        Cell(label(found.verdict), verdict=found.verdict),
+        p_value(found.own_p_holm),
+    )
+
+
+def arms_table(study: StudyReport) -> Table:
+    """What the arms are, and what each cost."""
+    published = {row.arm: row.published for row in study.published}
+    has_published = any(row.name in published for row in study.rows)
+    columns = [Column("Arm", "name"), Column("Differs by", "prose"), Column("Epochs"), Column("n ok/planned")]
+    columns += [Column("Test, % (sd)"), Column("Train, % (sd)"), Column("Training time")]
+    columns += [Column("Published, %")] if has_published else []
+    lines = []
+    for row in study.rows:
+        marks = words.averaged(row)
+        cells = [Cell(row.name), Cell(words.differs(row, study.baseline)), number(row.epochs, 0)]
+        cells += [Cell(words.ok_of_planned(row), row.num_finished), mean_and_sd(row.test_accuracy, marks=marks)]
+        cells += [mean_and_sd(row.train_accuracy, marks=marks), seconds(row.train_seconds)]
+        if has_published:
+            figure = published.get(row.name)
+            cells.append(Cell() if figure is None else Cell(f"{figure.accuracy:g}", figure.accuracy))
+        lines.append(tuple(cells))
+    caption = "Accuracy of the last epoch, mean over seeds; time is that of one run, mean over the finished ones."
+    return Table("arms", caption, tuple(columns), tuple(lines))
+
+
+def classes_table(study: StudyReport) -> Table | None:
+    """Arms by classes (many classes: classes by arms); None without per-class differences."""
+    if not study.class_effects:
+        return None
+    found = {(one.arm, one.class_name): one for one in study.class_effects}
+    arms = list(dict.fromkeys(one.arm for one in study.class_effects))
+    classes = list(dict.fromkeys(one.class_name for one in study.class_effects))
+    references = ", ".join(dict.fromkeys(one.reference for one in study.class_effects))
+    caption = f"Difference against {references} on the images of each class, points. Marked ones stand out."
+    if len(classes) <= MAX_CLASS_COLUMNS:
+        rows = tuple((Cell(arm), *(_class(found.get((arm, name))) for name in classes)) for arm in arms)
+        return Table("classes", caption, (Column("Arm", "name"), *map(Column, classes)), rows)
+    rows = tuple((Cell(name), *(_class(found.get((arm, name))) for arm in arms)) for name in classes)
+    return Table("classes", caption, (Column("Class", "name"), *map(Column, arms)), rows)
+
+
+def _class(effect: ClassEffect | None) -> Cell:
+    if effect is None:
+        return Cell()
+    return Cell(points(effect.estimate), effect.estimate, is_shown=effect.is_shown)
+
+
+def interactions_table(study: StudyReport) -> Table | None:
+    """Main effects and interactions; None where the design tells none."""
+    if not study.interactions:
+        return None
+    titles = ("Points", "95% simultaneous CI", "p adj.", "Added alone", "On top of all")
+    columns = (Column("Effect", "name"), Column("Kind", "text"), *map(Column, titles))
+    rows = tuple(
+        (
+            Cell(one.name),
+            Cell(one.kind),
+            difference(one.estimate, one.ci95),
+            bounds(one.ci95),
+            p_value(one.p_adjusted),
+            difference(one.added),
+            difference(one.removed),
+        )
+        for one in study.interactions
+    )
+    return Table("interactions", "Effects that the design can tell, one family.", columns, rows)
+
+
+def calibration_table(study: StudyReport) -> Table | None:
+    """How far confidences can be taken at their word; None where neither measure was recorded."""
+    if not study.calibration:
+        return None
+    rows = tuple((Cell(one.arm), mean_and_sd(one.nll, 3), mean_and_sd(one.ece, 3)) for one in study.calibration)
+    columns = (Column("Arm", "name"), Column("NLL, nats (sd)"), Column("ECE (sd)"))
+    return Table("calibration", "On the test images, mean over finished runs; less is better in both.", columns, rows)
+
+
+def published_table(study: StudyReport) -> Table | None:
+    """Published figures beside ours; None where none was given."""
+    if not study.published:
+        return None
+    titles = ("Published, %", "Measured, % (sd)", "Difference", "95% CI of the mean", "95% range of one more run")
+    rows = tuple(
+        (
+            Cell(one.arm),
+            Cell(f"{one.published.accuracy:g}", one.published.accuracy),
+            mean_and_sd(one.measured),
+            difference(one.difference),
+            percents(one.mean_interval),
+            percents(one.run_interval),
+        )
+        for one in study.published
+    )
+    caption = "Published figures and ours; differences are ours minus the published one, in points."
+    return Table("published", caption, (Column("Arm", "name"), *map(Column, titles)), rows)
+
+
+def runs_table(study: StudyReport) -> Table:
+    """Every run, with the ids under which MLflow knows it."""
+    columns = [Column("Arm", "name"), Column("Seed"), Column("Outcome", "text")]
+    columns += map(Column, ("Test, %", "Train, %", "NLL", "ECE", "Time"))
+    columns += [Column("Run id", "text"), Column("Fingerprint", "text")]
+    return Table("runs", "Every run of the study.", tuple(columns), tuple(map(_run, study.runs)))
+
+
+def _run(run: RunRow) -> tuple[Cell, ...]:
+    outcome = f"{run.outcome}: {run.reason}" if run.reason else run.outcome
+    accuracies = (number(run.test_accuracy), number(run.train_accuracy), number(run.nll, 3), number(run.ece, 3))
+    before, after = (Cell(run.arm), Cell(str(run.seed), run.seed), Cell(outcome)), (run.run_id, run.fingerprint)
+    return (*before, *accuracies, seconds(run.train_seconds), *map(Cell, after))
+
+
+def evidence_tables(study: StudyReport) -> Iterator[Table]:
+    """The tables that stand after the verdicts and arms, as far as there are numbers for them."""
+    found: Sequence[Table | None] = (
+        classes_table(study),
+        interactions_table(study),
+        calibration_table(study),
+        published_table(study),
+    )
+    yield from (table for table in found if table is not None)
+
+
+def facts(study: StudyReport) -> str:
+    """Data, seeds, precision and margin in a line."""
+    seeds = ", ".join(map(str, study.seeds[:12])) + (", \N{HORIZONTAL ELLIPSIS}" if len(study.seeds) > 12 else "")
+    looks = f" (looks at {', '.join(map(str, study.looks))})" if study.looks else ""
+    return (
+        f"Data: {'; '.join(study.data)}. Baseline: {study.baseline}. Seeds: {seeds}{looks}. "
+        f"Precision: {', '.join(study.precision)}. Margin: {study.margin:g} points."
+    )

@@ -1,0 +1,273 @@
+"""Every format renders every report: numbers as they are, names without breaking out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from hashlib import sha256
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from cifar_ablate.registry import FORMATS
+from cifar_ablate.report.build import build_report
+from cifar_ablate.report.deliver import render
+from cifar_ablate.report.types import Comparison, Report
+from tests.reporting import LABEL, NAMES, QUESTION, empty_record, hostile_record, lonely_record, pilot_record
+
+RECORDS = {"pilot": pilot_record, "hostile": hostile_record, "empty": empty_record, "lonely": lonely_record}
+Text = Callable[[str, str], str]
+
+
+@pytest.fixture(scope="module")
+def reports() -> Mapping[str, Report]:
+    found = {name: build_report([record()]) for name, record in RECORDS.items()}
+    return found | {"all": Report(tuple(study for one in found.values() for study in one.studies)), "none": Report(())}
+
+
+@pytest.fixture(scope="module")
+def text(reports: Mapping[str, Report]) -> Text:
+    """The report of a name in a format, rendered once."""
+    kept: dict[tuple[str, str], str] = {}
+
+    def get(format: str, name: str) -> str:
+        if (format, name) not in kept:
+            kept[format, name] = render(reports[name], format).text
+        return kept[format, name]
+
+    return get
+
+
+def comparisons(report: Report) -> list[Comparison]:
+    return [one for study in report.studies for family in study.families for one in family.comparisons]
+
+
+@pytest.mark.parametrize("name", [*RECORDS, "all", "none"])
+@pytest.mark.parametrize("format", FORMATS.names())
+def test_every_format_renders_every_report(format: str, name: str, text: Text) -> None:
+    rendered = text(format, name)
+    assert rendered.strip()
+    rendered.encode()  # no half characters
+    if name in ("pilot", "empty", "lonely"):
+        assert not re.findall(r"\b(None|nan|NaN|inf|Undefined)\b", rendered)
+
+
+@pytest.mark.parametrize("format", FORMATS.names())
+def test_a_format_renders_the_same_report_to_the_same_text(
+    format: str, text: Text, reports: Mapping[str, Report]
+) -> None:
+    assert render(reports["pilot"], format).text == text(format, "pilot")
+
+
+def test_listing_the_formats_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from cifar_ablate.registry import FORMATS; FORMATS.names();"
+        "print(*({'jinja2', 'pandas', 'numpy', 'scipy', 'matplotlib'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+# --- HTML ---
+
+
+class Page(HTMLParser):
+    """What a page consists of."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.words: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.mark.parametrize("name", ["pilot", "hostile", "all"])
+def test_a_page_needs_nothing_but_itself_and_runs_one_script_its_own(name: str, text: Text) -> None:
+    text_of_page = text("html", name)
+    page = Page(text_of_page)
+    assert len(page.all("script")) == 1
+    assert not [tag for tag, _ in page.tags if tag in ("img", "iframe", "object", "embed", "base", "form", "b", "i")]
+    for tag, attributes in page.tags:
+        assert not [attribute for attribute in attributes if attribute.startswith("on")], tag
+        assert not {"src", "srcset", "action", "data", "ping"} & set(attributes), tag
+        target = attributes.get("href") or attributes.get("xlink:href") or "#"
+        assert target.startswith("#") or target == "data:,", target
+    script = re.search(r"<script>(.*?)</script>", text_of_page, re.DOTALL)
+    assert script is not None
+    allowed = b64encode(sha256(script[1].encode()).digest()).decode()
+    policy = next(one["content"] for one in page.all("meta") if one.get("http-equiv") == "Content-Security-Policy")
+    assert f"script-src 'sha256-{allowed}'" in policy
+    assert policy.startswith("default-src 'none'")
+
+
+@pytest.mark.parametrize("name", ["pilot", "hostile", "all"])
+def test_ids_of_a_page_are_its_own_and_each_reference_finds_one(name: str, text: Text) -> None:
+    page = Page(text("html", name))
+    ids = Counter(attributes["id"] for _, attributes in page.tags if "id" in attributes)
+    assert not [one for one, number in ids.items() if number > 1]
+    for _, attributes in page.tags:
+        for key, value in attributes.items():
+            named = value.split() if key == "aria-labelledby" else re.findall(r"url\(#([^)]*)\)", value)
+            named += [value[1:]] if key in ("href", "xlink:href") and value.startswith("#") else []
+            assert set(named) <= set(ids), (key, value)
+
+
+def test_a_page_says_names_as_they_are(text: Text) -> None:
+    words = "".join(Page(text("html", "hostile")).words)
+    for said in (*NAMES.values(), LABEL, QUESTION):
+        assert said in words
+
+
+def test_a_page_holds_every_figure_and_every_verdict(text: Text, reports: Mapping[str, Report]) -> None:
+    from cifar_ablate.report.figures import draw_figures
+
+    page = Page(text("html", "pilot"))
+    words = "".join(page.words)
+    drawn = draw_figures(reports["pilot"].studies[0])
+    figures = [one for one in page.all("svg") if one.get("role") == "img"]
+    assert [one["aria-label"] for one in figures] == [one.title for one in drawn]
+    for said in [one.text for one in comparisons(reports["pilot"])] + [one.caption for one in drawn]:
+        assert said in words
+
+
+# --- JSON ---
+
+
+def refuse(constant: str) -> Any:
+    raise AssertionError(f"{constant} is not JSON")
+
+
+@pytest.mark.parametrize("name", [*RECORDS, "all"])
+def test_json_is_strict_and_holds_the_numbers_of_every_comparison(
+    name: str, text: Text, reports: Mapping[str, Report]
+) -> None:
+    read = json.loads(text("json", name), parse_constant=refuse)
+    assert read["format"] == 1
+    found = [
+        (one["contrast"]["arm"], one["contrast"]["estimate"], one["contrast"]["ci95"], one["contrast"]["verdict"])
+        for study in read["studies"]
+        for family in study["families"]
+        for one in family["comparisons"]
+    ]
+    assert found == [
+        (one.arm, one.estimate, one.ci95 and list(one.ci95), one.verdict.value)
+        for one in (both.contrast for both in comparisons(reports[name]))
+    ]
+    for study, mine in zip(read["studies"], reports[name].studies, strict=True):
+        assert [run["test_accuracy"] for run in study["runs"]] == [run.test_accuracy for run in mine.runs]
+        assert (study["label"], study["question"]) == (mine.label, mine.question)
+
+
+def test_json_writes_null_for_what_is_not_finite(reports: Mapping[str, Report]) -> None:
+    study = reports["pilot"].studies[0]
+    run = replace(study.runs[0], nll=float("inf"), ece=float("nan"))
+    read = json.loads(render(Report((replace(study, runs=(run,)),)), "json").text, parse_constant=refuse)
+    assert (read["studies"][0]["runs"][0]["nll"], read["studies"][0]["runs"][0]["ece"]) == (None, None)
+
+
+def test_json_of_a_thousand_runs_takes_under_a_second(reports: Mapping[str, Report]) -> None:
+    study = reports["pilot"].studies[0]
+    curve = tuple((epoch, 50.0 + epoch / 7) for epoch in range(1, 51))
+    runs = tuple(replace(study.runs[0], seed=seed) for seed in range(1000))
+    large = Report((replace(study, runs=runs, curves={"baseline": dict.fromkeys(range(1000), curve)}),))
+    started = time.process_time()
+    render(large, "json")
+    assert time.process_time() - started < 1
+
+
+# --- CSV ---
+
+
+def read_csv(text: str) -> pd.DataFrame:
+    return pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=[""])
+
+
+@pytest.mark.parametrize("name", ["pilot", "hostile"])
+def test_csv_read_by_pandas_equals_the_report(name: str, text: Text, reports: Mapping[str, Report]) -> None:
+    frame = read_csv(text("csv", name))
+    report = reports[name]
+    assert next(iter(frame.columns)) == "study"
+    rows = frame[frame["family"].notna()]
+    mine = comparisons(report)
+    assert list(rows["difference"].fillna(-1)) == [
+        -1 if one.contrast.estimate is None else one.contrast.estimate for one in mine
+    ]
+    assert list(rows["arm"].str.removeprefix("'")) == [one.contrast.arm for one in mine]
+    assert list(rows["verdict"]) == [one.contrast.verdict.value for one in mine]
+    for column, end in (("ci95_low", 0), ("ci95_high", 1)):
+        ends = [one.contrast.ci95[end] if one.contrast.ci95 else None for one in mine]
+        pd.testing.assert_series_equal(rows[column].reset_index(drop=True), pd.Series(ends, name=column, dtype=float))
+    own = frame[frame["family"].isna()]
+    study = report.studies[0]
+    assert list(own["arm"]) == [study.baseline]
+    accuracy = study.rows[0].test_accuracy
+    assert accuracy is not None
+    assert list(own["test_accuracy"]) == [accuracy.mean]
+
+
+def test_an_arm_that_was_compared_with_nothing_has_a_row(text: Text) -> None:
+    assert list(read_csv(text("csv", "lonely"))["arm"]) == ["baseline"]
+
+
+@pytest.mark.parametrize("name", ["pilot", "hostile", "all"])
+def test_no_cell_of_text_is_a_formula(name: str, text: Text) -> None:
+    for row in csv.DictReader(io.StringIO(text("csv", name))):
+        for column, cell in row.items():
+            if cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+                float(cell)  # a number, and of a column of numbers
+                assert column not in ("study", "family", "arm", "reference", "verdict", "differs", "text")
+
+
+# --- LaTeX ---
+
+
+@pytest.mark.parametrize("name", [*RECORDS, "all", "none"])
+def test_latex_compiles_with_pdflatex(name: str, text: Text, tmp_path: Path) -> None:
+    pdflatex = shutil.which("pdflatex")
+    if pdflatex is None:
+        pytest.skip("pdflatex is not installed (Debian: texlive-latex-base texlive-latex-recommended)")
+    (tmp_path / "report.tex").write_text(text("latex", name), encoding="ascii")
+    done = subprocess.run(
+        [pdflatex, "-no-shell-escape", "-halt-on-error", "-interaction=nonstopmode", "report.tex"],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=240,
+        check=False,
+    )
+    log = done.stdout.decode(errors="replace")
+    assert done.returncode == 0, log[-2000:]
+    assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
+    assert "(/etc/passwd" not in re.sub(r"\s", "", (tmp_path / "report.log").read_text(errors="replace"))  # not opened
+
+
+def test_latex_leaves_no_command_of_a_name(text: Text) -> None:
+    written = text("latex", "hostile")
+    assert written.isascii()
+    assert r"\input" not in written
+    assert written.count(r"\end{document}") == 1
+    assert r"r\'{e}seau" in written
+    assert "[U+6570]".replace("[", "{[}").replace("]", "{]}") in written
