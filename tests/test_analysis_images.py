@@ -140,7 +140,7 @@ def test_many_classes_are_corrected_together() -> None:
 
 
 def test_reliability_counts_every_prediction_in_one_bin() -> None:
-    confidence = np.array([0.0, 0.05, 1 / 15, 0.07, 0.5, 0.99, 1.0])
+    confidence = np.array([0.0, 0.05, 0.06, 0.07, 0.5, 0.99, 1.0])
     correct = np.array([False, False, True, True, False, True, True])
     bins = reliability(confidence, correct)
     assert [one.num for one in bins] == [3, 1, 1, 2]

@@ -20,10 +20,10 @@ class Rate:
 
 
 def divergence_rate(num_diverged: int, num_runs: int) -> Rate:
-    """Rate of divergence (statsmodels' ``proportion_confint(method="beta")``); 0% to 100% where nothing ran."""
+    """Rate of divergence (statsmodels' ``proportion_confint(method="beta")``)."""
     from statsmodels.stats.proportion import proportion_confint
 
-    if not num_runs:
+    if not num_runs:  # nothing is known
         return Rate(0, 0, (0.0, 100.0))
     low, high = proportion_confint(num_diverged, num_runs, method="beta")
     return Rate(num_diverged, num_runs, (100 * float(low), 100 * float(high)))
@@ -34,9 +34,7 @@ def divergence_p(arm: Rate, reference: Rate) -> float:
     from scipy.stats import boschloo_exact
 
     table = [[arm.count, reference.count], [arm.num - arm.count, reference.num - reference.count]]
-    if (
-        0 in (arm.num, reference.num) or table[0] == [0, 0] or table[1] == [0, 0]
-    ):  # nothing to tell apart: scipy gives NaN
+    if table[0] == [0, 0] or table[1] == [0, 0] or not arm.num or not reference.num:  # scipy gives NaN
         return 1.0
     return float(boschloo_exact(table).pvalue)
 
