@@ -22,6 +22,10 @@ LADDER = (
     "Some arms add several changes on top of each other. Whether one of them helps only together with another cannot "
     "be told from such a ladder: an arm with each change alone would show it."
 )
+NOT_WITH_LOOKS = (
+    "Interactions are not tested in a study with looks: its arms end with unequal seeds, and no part of the 5% was set "
+    "aside for them."
+)
 
 
 @dataclass(frozen=True)
@@ -147,4 +151,6 @@ def interactions_of(study: Study) -> tuple[tuple[Effect, ...], str]:
     }
     if is_ladder(factors):
         return (), LADDER
+    if study.looks:
+        return (), NOT_WITH_LOOKS
     return interactions(study.frame, factors), ""
