@@ -64,7 +64,7 @@ def test_a_decided_contrast_stops_and_the_other_asks_for_more_of_itself_and_its_
 
 
 def test_the_level_of_a_look_is_in_its_sentence() -> None:
-    assert "(99.7605% CI +" in by_arm(looked(first(5)))["clear"].sentence
+    assert "(99.76% CI +" in by_arm(looked(first(5)))["clear"].sentence
 
 
 def test_a_decided_contrast_keeps_its_look_when_more_runs_come() -> None:

@@ -26,7 +26,9 @@ def count(number: int, noun: str) -> str:
 
 def level_name(alpha: float) -> str:
     """``95%`` for 0.05, ``99.76%`` for 0.0024."""
-    return f"{100 * (1 - alpha):.6g}%"
+    percent = 100 * (1 - alpha)
+    text = f"{percent:.2f}" if percent < 99.99 else f"{percent:.6f}"
+    return f"{text.rstrip('0').rstrip('.')}%"
 
 
 def verdict_sentence(

@@ -59,8 +59,9 @@ def _differences(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str]
             tick.set_style("italic")
     axes.tick_params(axis="y", length=0)
     axes.set(ylim=(-line + 0.4, 0.6), xlabel="difference in test accuracy, points")
+    levels = ", each at the level of its look" if study.looks else ""
     caption = (
-        f"Differences with simultaneous 95% (thin) and 90% (thick) intervals; the band is your margin of "
+        f"Differences with simultaneous 95% (thin) and 90% (thick) intervals{levels}; the band is your margin of "
         f"{study.margin:g} points. A filled mark is a difference that was shown."
     )
     return canvas, caption

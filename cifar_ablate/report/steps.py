@@ -37,9 +37,10 @@ def next_steps(study: Study, families: Families, rows: Sequence[ArmRow]) -> Iter
     """What to do now, the most urgent first."""
     yield from _missing(study, families, rows)
     yield from _open(study, families, rows)
-    confounded = [one for family in families.families[:1] for one in family.comparisons if one.is_confounded]
+    told = {one.contrast.arm for one in families.comparisons if not one.is_confounded}
+    confounded = [one for one in families.comparisons if one.contrast.arm not in told]
     if confounded:
-        one = confounded[0]
+        one = confounded[-1]  # against its parent, where it has one: fewer differences
         keys = " and ".join(one.differs[:2])
         yield (
             f"To know what a difference is due to, give {one.contrast.arm} and its reference one difference each: it "
