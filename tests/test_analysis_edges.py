@@ -133,7 +133,7 @@ def test_an_outlier_that_decides_nothing_is_not_mentioned() -> None:
 def test_a_difference_smaller_than_the_margin_says_so() -> None:
     found = one({"base": [94.00, 94.02, 94.04, 94.01, 94.03], "arm": [94.10, 94.13, 94.13, 94.11, 94.14]})
     assert found.verdict is Verdict.BETTER
-    assert found.is_small
+    assert found.notes == ("smaller than your margin of 0.2",)
     assert found.sentence.endswith("but smaller than your margin of 0.2.")
 
 

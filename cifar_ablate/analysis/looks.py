@@ -1,7 +1,8 @@
 """Seeds where they matter: pre-declared looks, with the family's alpha spent over them (O'Brien-Fleming).
 
-Looking whenever one likes, and adding seeds until something shows, finds a difference between equal arms in 11% to 18%
-of studies instead of 5%. Here each look spends its increment, and a contrast that is decided keeps its look's interval.
+Looking whenever one likes, and adding seeds until something shows, finds differences between equal arms more often than
+the level says (docs/statistics.md, peeking). Here each look spends its increment, and a contrast that is decided keeps
+its look's interval.
 """
 
 from __future__ import annotations
