@@ -122,7 +122,7 @@ def _looks(study: Study, families: Families) -> Iterator[tuple[str, str]]:
                 "Seeds added by hand",
                 f"{planned - int(entry.detail)} per arm, after verdicts had been read at {entry.detail} seeds "
                 f"({entry.when[:10]}), outside any pre-declared look. Adding seeds until something shows finds a "
-                "difference between equal arms in up to 18% of studies; read these intervals as wider than they are.",
+                "difference between equal arms in up to 15% of studies instead of 5%; take these intervals for too narrow.",
             )
         return
     levels = ", ".join(f"{look.num_seeds} seeds at {level_name(look.alpha)}" for look in taken.taken) or "none yet"
