@@ -147,7 +147,12 @@ class FolderDetails:
 
     def curves(self, runs: Sequence[RecordedRun]) -> pd.DataFrame:
         """As kept in curves.csv."""
-        curves = load_curves(self.folder)
+        try:
+            curves = load_curves(self.folder)
+        except (OSError, ValueError) as error:
+            raise RecordError(
+                f"{self.folder / 'curves.csv'} cannot be read ({error}); export the record again"
+            ) from None
         return curves[curves["fingerprint"].isin([run.fingerprint for run in runs])]
 
     def environments(self, runs: Sequence[RecordedRun]) -> dict[str, dict[str, Any]]:

@@ -285,7 +285,7 @@ def edit_number(text: str) -> str:
     [
         (lambda table: table, edit_number, "2 lines would be another today"),
         (lambda table: table[:-1], str, "1 planned run without a result: label-smoothing seed 4"),
-        (lambda table: table[:-1], str, "unequal numbers of finished seeds"),
+        (lambda table: table[:-1], str, "unequal numbers of seeds with a result"),
         (lambda table: table.assign(seed=table["seed"]), lambda text: "", "lines would be another today"),
     ],
 )
@@ -302,6 +302,42 @@ def test_check_names_what_no_longer_matches(
     assert answer.code == 1
     assert answer.err.startswith("reports/summary.md does not match the record:\n")
     assert said in answer.err
+
+
+def test_check_sees_a_number_that_changed_in_any_format(workshop: Workshop) -> None:
+    for format in FORMATS.names():
+        path = Path(f"reports/summary.{format}")
+        options = ("--format", format, "--output", str(path))
+        report_of(workshop, PILOT, *options)
+        assert workshop("report", "--record", str(PILOT), *options, "--check").code == 0
+        text = path.read_text(encoding="utf-8")
+        path.write_text(
+            text.replace("6.54", "6.45") if "6.54" in text else text.replace("6.53", "6.43"), encoding="utf-8"
+        )
+        assert workshop("report", "--record", str(PILOT), *options, "--check").code == 1, format
+
+
+def test_check_is_content_with_a_divergence(workshop: Workshop) -> None:
+    record = edited_record(workshop.folder, lambda table: diverged(table, table.index == 7))
+    report_of(workshop, record, "--output", "reports/summary.md")
+    assert workshop("report", "--record", str(record), "--check").code == 0
+
+
+@pytest.mark.parametrize("name", ["curves.csv", "environments.json", "predictions.npz"])
+def test_a_record_that_lost_a_file_is_still_reported(workshop: Workshop, name: str) -> None:
+    record = edited_record(workshop.folder)
+    (record / name).unlink()
+    for format in FORMATS.names():
+        assert "6.5" in report_of(workshop, record, "--format", format)
+
+
+def test_looks_declared_after_verdicts_were_read_are_marked(workshop: Workshop) -> None:
+    def late(study: dict[str, Any]) -> None:
+        with_looks(study)
+        with_ledger(("verdicts", "3", 15))(study)
+
+    report = report_of(workshop, edited_record(workshop.folder, document=late))
+    assert "**Looks declared late**: verdicts had been read before (2026-11-01, planned: 3)" in report
 
 
 def test_check_misses_figures_that_are_gone(workshop: Workshop) -> None:

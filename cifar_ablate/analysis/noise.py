@@ -29,16 +29,19 @@ class NoiseFloor:
     smallest_claimed: float | None
 
 
-def noise_floor(contrasts: Sequence[Contrast]) -> NoiseFloor | None:
-    """Of one family, from the median standard error of its contrasts; None where none has an interval."""
+def noise_floor(contrasts: Sequence[Contrast], claims: Sequence[Contrast]) -> NoiseFloor | None:
+    """Of one family, from the median standard error of its contrasts; None where none has an interval.
+
+    The largest is taken over arms against one reference (correlation 1/2). ``claims`` are all contrasts of the study.
+    """
     known = [one for one in contrasts if one.ci95 and one.se and one.df and one.estimate is not None]
     known = [one for one in known if not one.is_diverged]
     if not known:
         return None
     errors = [one.se for one in known if one.se is not None]
     df = min(one.df for one in known if one.df is not None)
-    critical = median(_critical(one) for one in known)
-    claimed = [abs(one.estimate) for one in known if one.estimate is not None and one.verdict in ("better", "worse")]
+    critical = _against_one(len(known), df).critical(0.05)
+    claimed = [abs(one.estimate) for one in claims if one.estimate is not None and one.verdict in ("better", "worse")]
     return NoiseFloor(
         of_one=float(stats.t.isf(0.025, df)) * median(errors),
         of_largest=critical * median(errors),
@@ -79,5 +82,9 @@ def half_widths(contrasts: Sequence[Contrast], num_seeds: Sequence[int], alpha: 
     known = [one for one in contrasts if one.se and one.ci95]
     sd = median((one.se or 0.0) * min(one.num_seeds, one.num_seeds_reference) ** 0.5 for one in known)
     k = len(known)
-    correlation = np.full((k, k), 0.5) + 0.5 * np.eye(k)
-    return [Joint(correlation, k * (num - 1)).critical(alpha) * sd / num**0.5 for num in num_seeds]
+    return [_against_one(k, k * (num - 1)).critical(alpha) * sd / num**0.5 for num in num_seeds]
+
+
+def _against_one(num_arms: int, df: float) -> Joint:
+    """So many arms against one reference, all with one spread."""
+    return Joint(np.full((num_arms, num_arms), 0.5) + 0.5 * np.eye(num_arms), df)

@@ -136,5 +136,5 @@ def _single_run(contrast: Contrast, found: float) -> str:
 def _conditional(contrast: Contrast) -> str:
     if contrast.estimate is None:
         return "no run is left to compare their accuracies"
-    bounds = f" ({interval(contrast.ci95)})" if contrast.ci95 else ""
+    bounds = f" ({interval(contrast.ci95)}, these two arms alone)" if contrast.ci95 else ""
     return f"conditional on finishing, accuracies differ by {points(contrast.estimate)} points{bounds}"

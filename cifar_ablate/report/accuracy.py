@@ -84,6 +84,10 @@ class Study:
             return tuple(environment.get("classes", ()))
         return ()
 
+    def class_name(self, label: int) -> str:
+        """The class's name, or its number where names were not recorded."""
+        return self.class_names[label] if label < len(self.class_names) else f"class {label}"
+
     @cached_property
     def environments(self) -> Mapping[str, Mapping[str, Any]]:
         """By fingerprint; empty where they cannot be read."""

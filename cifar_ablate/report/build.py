@@ -32,7 +32,7 @@ def _study(record: StudyRecord) -> StudyReport:
     families = all_families(study)
     rows = tuple(_row(study, arm) for arm in document["arms"])
     of_baseline = [one.contrast for family in families.families[:1] for one in family.comparisons]
-    floor = noise_floor(of_baseline)
+    floor = noise_floor(of_baseline, [one.contrast for one in families.comparisons])
     effects_of_classes = class_effects(study)
     effects, interaction_note = interactions_of(study)
     return StudyReport(

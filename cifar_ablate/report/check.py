@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cifar_ablate.analysis.sentences import count
 from cifar_ablate.errors import RecordError
-from cifar_ablate.report.reading import TEST_SET_READS
+from cifar_ablate.report.reading import TEST_SET_READ
 from cifar_ablate.report.types import Rendered, Report
 
 MAX_NAMED = 5
@@ -31,15 +31,15 @@ def _runs(report: Report) -> Iterator[str]:
     for study in report.studies:
         if study.missing:
             yield f"{study.label}: {count(len(study.missing), 'planned run')} without a result: {_named(study.missing)}"
-        numbers = {row.name: row.num_finished for row in study.rows}
+        numbers = {row.name: row.num_ended for row in study.rows}
         if len(set(numbers.values())) > 1 and not study.looks:
             listed = ", ".join(f"{name} {number}" for name, number in numbers.items())
-            yield f"{study.label}: arms have unequal numbers of finished seeds: {listed}"
+            yield f"{study.label}: arms have unequal numbers of seeds with a result: {listed}"
 
 
 def _numbers(kept: str, now: str) -> Iterator[str]:
     # who read the test set changes with every reading, and makes no number stale
-    before, after = ([line for line in text.splitlines() if TEST_SET_READS not in line] for text in (kept, now))
+    before, after = (TEST_SET_READ.sub("", text).splitlines() for text in (kept, now))
     if before == after:
         return
     lines = list(unified_diff(before, after, lineterm="", n=0))[2:]

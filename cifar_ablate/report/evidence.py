@@ -14,6 +14,7 @@ from cifar_ablate.analysis.images import class_effects as class_effects_of
 from cifar_ablate.analysis.noise import half_widths
 from cifar_ablate.analysis.sentences import interval, points
 from cifar_ablate.analysis.types import Interval
+from cifar_ablate.errors import RecordError
 from cifar_ablate.report.accuracy import Study, spread
 from cifar_ablate.report.families import Families
 from cifar_ablate.report.types import Calibration, ClassEffect, Curve, PublishedRow, Spread, WidthCurve
@@ -33,7 +34,7 @@ def class_effects(study: Study) -> tuple[ClassEffect, ...]:
         ClassEffect(
             row["arm"],
             baseline,
-            study.class_names[row["label"]],
+            study.class_name(row["label"]),
             row["estimate"],
             None if np.isnan(row["p"]) else row["p"],
             bool(row["is_shown"]),
@@ -118,7 +119,10 @@ def curves(study: Study) -> dict[str, dict[int, Curve]]:
     found: dict[str, dict[int, Curve]] = {}
     if not study.ended:
         return found
-    table = study.record.details.curves(study.ended)
+    try:
+        table = study.record.details.curves(study.ended)
+    except RecordError:
+        return found
     if "test_accuracy" not in table:
         return found
     table = table.dropna(subset=["test_accuracy"])
@@ -140,7 +144,7 @@ def width_curve(families: Families) -> WidthCurve | None:
         return None
     now = min(min(one.num_seeds, one.num_seeds_reference) for one in known)
     nums = _grid(now)
-    images = [one.new_images.image for one in of_family if one.new_images is not None]
+    images = [max(one.image - one.residual, 0.0) for one in (two.new_images for two in of_family) if one is not None]
     floor = float(stats.norm.isf(0.025)) * median(images) ** 0.5 if images else None
     return WidthCurve(tuple(nums), tuple(half_widths(known, nums)), floor, now)
 

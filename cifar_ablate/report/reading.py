@@ -14,8 +14,8 @@ from cifar_ablate.report.steps import missing_runs
 from cifar_ablate.report.types import Reproduce
 
 VERSIONED = ("cifar_ablate", "python", "torch", "torchvision", "timm", "numpy", "mlflow")
-TEST_SET_READS = "for their curves and last epochs"
-"""In the one line of a report that reading it changes."""
+TEST_SET_READ = re.compile(r"[\d,]+ runs? read it [^\n]*?, this one included\.")
+"""The one sentence of a report that reading it changes."""
 CORRECTION = (
     "simultaneous intervals from one linear model of all arms (multivariate t), with the larger one of the pooled and "
     "the contrast's own standard error; the t test of the two arms alone (Holm) stands beside as a check"
@@ -125,6 +125,14 @@ def _looks(study: Study, families: Families) -> Iterator[tuple[str, str]]:
                 "difference between equal arms in up to 15% of studies instead of 5%; take these intervals for too narrow.",
             )
         return
+    declared = f"looks {', '.join(map(str, study.looks))}"
+    before = [entry for entry in earlier if entry.detail != declared]
+    if before:
+        yield (
+            "Looks declared late",
+            f"verdicts had been read before ({before[0].when[:10]}, planned: {before[0].detail}); these looks were not "
+            "declared before the results were known, and their levels do not hold.",
+        )
     levels = ", ".join(f"{look.num_seeds} seeds at {level_name(look.alpha)}" for look in taken.taken) or "none yet"
     said = f"declared at {', '.join(map(str, study.looks))} seeds; taken: {levels}"
     said += f"; next at {taken.pending.num_seeds}" if taken.pending else "; all is decided, or the last look was taken"
@@ -139,9 +147,7 @@ def _looks(study: Study, families: Families) -> Iterator[tuple[str, str]]:
 
 def _test_set(study: Study) -> str:
     num_points = sum(_num_evaluations(study.arms[run.arm]["recipe"]) for run in study.finished)
-    said = (
-        f"{count(len(study.finished), 'run')} read it {num_points:,} times {TEST_SET_READS}; nothing was chosen by that"
-    )
+    said = f"{count(len(study.finished), 'run')} read it {num_points:,} times for their curves and last epochs; nothing was chosen by that"
     entries = study.record.ledger
     for kind, noun, what in (
         ("look", "look", "decided by it which arms get more seeds"),

@@ -134,6 +134,7 @@ def _who(row: ArmRow) -> tuple[Cell, ...]:
 def _what(one: Comparison) -> tuple[Cell, ...]:
     found = one.contrast
     level = "" if found.alpha == 0.05 else f" ({level_name(found.alpha)})"
+    level = " (alone)" if found.is_diverged else level
     return (
         difference(found.estimate, found.ci95),
         bounds(found.ci95, level),

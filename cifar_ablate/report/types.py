@@ -77,6 +77,11 @@ class ArmRow:
         return self.outcomes.get("finished", 0)
 
     @property
+    def num_ended(self) -> int:
+        """With a result: divergence is one."""
+        return self.num_finished + self.outcomes.get("diverged", 0)
+
+    @property
     def num_started(self) -> int:
         return sum(self.outcomes.values())
 
