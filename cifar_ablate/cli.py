@@ -175,12 +175,14 @@ def report(
     Without --output it is printed, and its figures go into reports/figures.
     """
     from cifar_ablate.compact import find_records
-    from cifar_ablate.errors import RecordError
+    from cifar_ablate.errors import RecordError, UsageError
     from cifar_ablate.report.build import build_report
     from cifar_ablate.report.check import check as check_report
     from cifar_ablate.report.deliver import REPORTS, render, with_reading_noted, write_files, write_report
 
     FORMATS.get(format)
+    if check and output is None and format != "markdown":
+        raise UsageError(f"--check --format {format}: name the report to check with --output PATH")
     if record is not None:
         records = _chosen(find_records(record), studies, record)
     else:

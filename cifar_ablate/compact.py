@@ -1,10 +1,12 @@
 """The compact record of a study: a folder of plain files that can be committed, under 2 MB for 25 runs of CIFAR-10::
 
-study.json        the study as planned: question, arms with their whole recipes, seeds, published figures, ledger
-runs.csv          one row per run: arm, seed, outcome, headline metrics
-environments.json versions, device, commit and data of each run, by fingerprint
-curves.csv        one row per run and epoch
-predictions.npz   fingerprints [runs], labels [images]; predicted, loss (nats) and confidence [runs, images]
+    study.json        the study as planned: question, arms with their whole recipes, seeds, published figures, ledger
+    runs.csv          one row per run: arm, seed, outcome, headline metrics
+    environments.json versions, device, commit and data of each run, by fingerprint
+    curves.csv        one row per run and epoch
+    predictions.npz   fingerprints [runs], labels [images]; predicted, loss (nats) and confidence [runs, images]
+
+Nothing in it is pickled.
 """
 
 from __future__ import annotations
@@ -136,7 +138,7 @@ def load_predictions(folder: Path) -> Predictions:
                 arrays.get("confidence"),
             )
     except (OSError, ValueError, KeyError) as error:
-        raise RecordError(f"{folder / 'predictions.npz'} cannot be read ({error}); export the record again") from None
+        raise RecordError(f"predictions.npz cannot be read ({_why(error)}); export the record again") from None
 
 
 @dataclass(frozen=True)
@@ -150,9 +152,7 @@ class FolderDetails:
         try:
             curves = load_curves(self.folder)
         except (OSError, ValueError) as error:
-            raise RecordError(
-                f"{self.folder / 'curves.csv'} cannot be read ({error}); export the record again"
-            ) from None
+            raise RecordError(f"curves.csv cannot be read ({_why(error)}); export the record again") from None
         return curves[curves["fingerprint"].isin([run.fingerprint for run in runs])]
 
     def environments(self, runs: Sequence[RecordedRun]) -> dict[str, dict[str, Any]]:
@@ -180,6 +180,11 @@ class FolderDetails:
             kept.loss[order],
             None if kept.confidence is None else kept.confidence[order],
         )
+
+
+def _why(error: Exception) -> str:
+    """Without a path: it goes into reports, which say the same wherever the record lies."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _row(row: Mapping[Any, Any]) -> RecordedRun:

@@ -190,7 +190,7 @@ def _more_seeds(
 
 
 def _p_superior(arm: Arm, reference: Arm) -> float | None:
-    if not arm.num or not reference.num:
+    if min(arm.num, reference.num) < 2:  # of two runs it would be 0 or 1
         return None
     u = stats.mannwhitneyu(arm.finished, reference.finished, method="asymptotic").statistic
     return float(u) / (arm.num * reference.num)

@@ -7,6 +7,7 @@ its look's interval.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -103,7 +104,7 @@ def take_looks(
                 results[arm] = _before_first_look(arm, reference, frame, list(seeds[: looks[0]]))
             elif arm in still_open and pending is not None:
                 note = f"open: goes on to the look at {count(pending.num_seeds, 'seed')}"
-                results[arm] = replace(results[arm], notes=(*results[arm].notes, note))
+                results[arm] = _open(results[arm], note)
         complete.append(tuple(results[arm] for arm in family))
     return LooksTaken(tuple(complete), tuple(taken), pending, wanted)
 
@@ -128,6 +129,13 @@ def _take(
             del open_pairs[contrast.arm]
 
 
+def _open(contrast: Contrast, note: str) -> Contrast:
+    """A contrast that goes on: how many seeds it would take in all is not known at the level of an early look."""
+    sentence = re.sub(r": about [\d,]+ more seeds? [^:]*\.$", ".", contrast.sentence)
+    notes = (*contrast.notes, note)
+    return replace(contrast, num_more_seeds=None, num_more_seeds_range=None, notes=notes, sentence=sentence)
+
+
 def _before_first_look(arm: str, reference: str, frame: pd.DataFrame, seeds: list[int]) -> Contrast:
     mine = frame[frame["arm"].isin({arm, reference}) & frame["seed"].isin(seeds)]
     (early,) = compare(mine, baseline="", references={arm: reference})
@@ -139,6 +147,9 @@ def _before_first_look(arm: str, reference: str, frame: pd.DataFrame, seeds: lis
     return replace(
         early,
         verdict=Verdict.PROVISIONAL,
+        estimate=None,
+        p_superior=None,
+        error_change=None,
         ci95=None,
         ci90=None,
         p_adjusted=None,

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from cifar_ablate.analysis.engine import Joint
-from cifar_ablate.analysis.power import effect_detected
+from cifar_ablate.analysis.power import errors_detected
 from cifar_ablate.analysis.types import Contrast
 
 
@@ -66,12 +66,10 @@ def level_of_one(contrast: Contrast) -> float | None:
 
 
 def points_detected(contrast: Contrast) -> float | None:
-    """The difference that these seeds detect with 80% power, from the contrast's own spread and level; None unknown."""
-    level, num = level_of_one(contrast), min(contrast.num_seeds, contrast.num_seeds_reference)
-    if level is None or contrast.se is None or num < 2:
+    """The difference that these seeds show with 80% power, with the contrast's own spread and level; None unknown."""
+    if contrast.ci95 is None or not contrast.se or contrast.df is None:
         return None
-    effect = effect_detected(num, level)
-    return None if effect is None else effect * contrast.se * num**0.5
+    return errors_detected(_critical(contrast), contrast.df) * contrast.se
 
 
 def half_widths(contrasts: Sequence[Contrast], num_seeds: Sequence[int], alpha: float = 0.05) -> list[float]:

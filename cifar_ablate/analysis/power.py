@@ -64,19 +64,24 @@ def detectable(num_seeds: int, num_arms: int, sd: float, alpha: float = 0.05) ->
     ``sd`` is the standard deviation of one run between seeds, in points; seeds are taken for independent, so the
     difference of two runs has sqrt(2) of it.
     """
-    level = _level(num_seeds, num_arms, alpha)
-    if level is None:
+    df = (num_arms - 1) * (num_seeds - 1)
+    if num_seeds < 2 or num_arms < 2:
         return None
-    effect = effect_detected(num_seeds, level)
-    return None if effect is None else effect * math.sqrt(2) * sd
+    num = num_arms - 1  # comparisons, all with one baseline: correlation 1/2
+    critical = Joint(np.full((num, num), 0.5) + 0.5 * np.eye(num), df).critical(alpha)
+    return errors_detected(critical, df) * sd * math.sqrt(2 / num_seeds)
 
 
-def effect_detected(num_seeds: int, alpha: float) -> float | None:
-    """The difference over its standard deviation that is detected with 80% power; None where none is."""
-    largest = 1e3
-    if power_of(largest, num_seeds, alpha) < POWER:
-        return None
-    return float(optimize.brentq(lambda size: power_of(size, num_seeds, alpha) - POWER, 1e-4, largest, xtol=1e-6))
+def errors_detected(critical: float, df: float) -> float:
+    """How many standard errors a difference must have to be shown in 80% of studies (noncentral t, the model's df).
+
+    ``critical`` is the multiple of the standard error at which intervals end.
+    """
+
+    def power(size: float) -> float:
+        return float(np.nan_to_num(stats.nct.sf(critical, df, size), nan=1.0))
+
+    return float(optimize.brentq(lambda size: power(size) - POWER, 0.0, 4 * critical + 40, xtol=1e-6))
 
 
 def seeds_needed(points: float, num_arms: int, sd: float, alpha: float = 0.05, *, most: int = 10_000) -> int | None:
@@ -97,12 +102,3 @@ def seeds_needed(points: float, num_arms: int, sd: float, alpha: float = 0.05, *
         middle = (low + high) // 2
         low, high = (low, middle) if suffices(middle) else (middle, high)
     return high
-
-
-def _level(num_seeds: int, num_arms: int, alpha: float) -> float | None:
-    """Level of each comparison of ``num_arms`` arms with one baseline (correlation 1/2), seeds as blocks."""
-    df = (num_arms - 1) * (num_seeds - 1)
-    if num_seeds < 2 or num_arms < 2:
-        return None
-    joint = Joint(np.full((num_arms - 1, num_arms - 1), 0.5) + 0.5 * np.eye(num_arms - 1), df)
-    return float(2 * stats.t.sf(joint.critical(alpha), df))

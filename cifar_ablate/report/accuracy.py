@@ -16,8 +16,6 @@ from cifar_ablate.errors import RecordError
 from cifar_ablate.records import Predictions, RecordedRun, StudyRecord, frame_of
 from cifar_ablate.report.types import RunRow, Spread
 
-ENDED = ("finished", "diverged")
-
 
 @dataclass(frozen=True)
 class Study:
@@ -45,7 +43,8 @@ class Study:
 
     @cached_property
     def ended(self) -> list[RecordedRun]:
-        return [run for run in self.runs if run in self.finished or run.outcome == "diverged"]
+        done = {run.run_id for run in self.finished}
+        return [run for run in self.runs if run.run_id in done or run.outcome == "diverged"]
 
     @cached_property
     def frame(self) -> pd.DataFrame:

@@ -30,10 +30,11 @@ def _study(record: StudyRecord) -> StudyReport:
     study = Study(record, record.current())
     document = study.document
     families = all_families(study)
-    rows = tuple(_row(study, arm) for arm in document["arms"])
+    wanted = families.looks.wanted if families.looks is not None else {}
+    rows = tuple(_row(study, arm, wanted.get(arm["name"], len(arm["seeds"]))) for arm in document["arms"])
     of_baseline = [one.contrast for family in families.families[:1] for one in family.comparisons]
     floor = noise_floor(of_baseline, [one.contrast for one in families.comparisons])
-    effects_of_classes = class_effects(study)
+    effects_of_classes = class_effects(study, families)
     effects, interaction_note = interactions_of(study)
     return StudyReport(
         label=record.label,
@@ -66,7 +67,7 @@ def _study(record: StudyRecord) -> StudyReport:
     )
 
 
-def _row(study: Study, arm: Mapping[str, Any]) -> ArmRow:
+def _row(study: Study, arm: Mapping[str, Any], num_planned: int) -> ArmRow:
     name = arm["name"]
     accuracy = spread(study.by_seed(name, "test_accuracy").values())
     seconds = study.by_seed(name, "train_seconds").values()
@@ -76,7 +77,7 @@ def _row(study: Study, arm: Mapping[str, Any]) -> ArmRow:
         parent=arm["parent"],
         differs=tuple(arm["differs"]),
         epochs=arm["recipe"]["epochs"],
-        num_planned=len(arm["seeds"]),
+        num_planned=num_planned,
         outcomes=Counter(run.outcome for run in study.runs if run.arm == name),
         test_accuracy=accuracy,
         train_accuracy=spread(study.by_seed(name, "train_accuracy").values()),

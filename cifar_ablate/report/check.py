@@ -55,6 +55,10 @@ def _files(rendered: Rendered, path: Path) -> Iterator[str]:
     missing = [name for name in rendered.files if not (path.parent / name).is_file()]
     if missing:
         yield f"{count(len(missing), 'figure')} missing beside it: {_named(tuple(missing))}"
+    there = [name for name in rendered.files if name not in missing]
+    stale = [name for name in there if (path.parent / name).read_text(encoding="utf-8") != rendered.files[name]]
+    if stale:
+        yield f"{count(len(stale), 'figure')} would be drawn otherwise today: {_named(tuple(stale))}"
 
 
 def _named(names: tuple[str, ...]) -> str:

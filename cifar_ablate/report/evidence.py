@@ -16,20 +16,25 @@ from cifar_ablate.analysis.sentences import interval, points
 from cifar_ablate.analysis.types import Interval
 from cifar_ablate.errors import RecordError
 from cifar_ablate.report.accuracy import Study, spread
-from cifar_ablate.report.families import Families
+from cifar_ablate.report.families import Families, used_seeds
 from cifar_ablate.report.types import Calibration, ClassEffect, Curve, PublishedRow, Spread, WidthCurve
 from cifar_ablate.spec.schema import Published
 
 MAX_CLASSES = 100
 
 
-def class_effects(study: Study) -> tuple[ClassEffect, ...]:
+def class_effects(study: Study, families: Families) -> tuple[ClassEffect, ...]:
     """Every arm against the baseline, class by class; none without predictions."""
     baseline = study.document["baseline"]
     if study.predictions is None or len(study.class_names) > MAX_CLASSES:
         return ()
-    references = {arm: baseline for arm in study.arms if arm != baseline}
-    found = class_effects_of(study.correct, study.predictions.labels, references)
+    contrasts = [one.contrast for family in families.families[:1] for one in family.comparisons]
+    references = {one.arm: baseline for one in contrasts if one.estimate is not None}
+    correct = dict(study.correct)
+    for one in contrasts:  # with looks: only seeds that the arm's look has asked for
+        used = used_seeds(study, one)
+        correct[one.arm] = {seed: right for seed, right in study.correct.get(one.arm, {}).items() if seed in used}
+    found = class_effects_of(correct, study.predictions.labels, references)
     return tuple(
         ClassEffect(
             row["arm"],
@@ -145,7 +150,7 @@ def width_curve(families: Families) -> WidthCurve | None:
     now = min(min(one.num_seeds, one.num_seeds_reference) for one in known)
     nums = _grid(now)
     images = [max(one.image - one.residual, 0.0) for one in (two.new_images for two in of_family) if one is not None]
-    floor = float(stats.norm.isf(0.025)) * median(images) ** 0.5 if images else None
+    floor = float(stats.norm.isf(0.025)) * median(images) ** 0.5 if images and median(images) > 0 else None
     return WidthCurve(tuple(nums), tuple(half_widths(known, nums)), floor, now)
 
 

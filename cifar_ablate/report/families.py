@@ -108,7 +108,8 @@ def _text(study: Study, contrast: Contrast, differs: Sequence[Difference], new_i
     if contrast.verdict is Verdict.SINGLE_RUN:
         said += _two_networks(study, contrast)
     if contrast.look and contrast.verdict.is_decided:
-        said += f" Decided at the look at {contrast.look} seeds."
+        how = "Closed, since a run diverged," if contrast.is_diverged else "Decided"
+        said += f" {how} at the look at {contrast.look} seeds."
     for note in contrast.notes:
         said += f" {note[0].upper()}{note[1:]}." if not note.startswith("smaller than") else ""
     if len(differs) > 1 and contrast.estimate is not None:

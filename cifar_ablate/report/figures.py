@@ -109,8 +109,10 @@ def _curves(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | No
         pen = arms[arm]
         for curve in by_seed.values():
             axes.plot(*zip(*curve, strict=True), color=pen.color, lw=0.6, alpha=0.45)
-        shared = set.intersection(*({epoch for epoch, _ in curve} for curve in by_seed.values()))
-        mean = [(epoch, fmean(dict(curve)[epoch] for curve in by_seed.values())) for epoch in sorted(shared) if by_seed]
+        longest = max(len(curve) for curve in by_seed.values())
+        whole = [dict(curve) for curve in by_seed.values() if len(curve) == longest]  # not those that diverged early
+        shared = set.intersection(*(set(curve) for curve in whole))
+        mean = [(epoch, fmean(curve[epoch] for curve in whole)) for epoch in sorted(shared)]
         if mean:
             axes.plot(
                 *zip(*mean, strict=True),
@@ -130,16 +132,17 @@ def _curves(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | No
 
 def _classes(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | None:
     effects = study.class_effects
-    if not effects or len(study.class_names) > 20:
+    classes = list(dict.fromkeys(one.class_name for one in effects))
+    if not effects or len(classes) > 20:
         return None
     names = list(dict.fromkeys(one.arm for one in effects))
     limit = max(1e-6, *(abs(one.estimate) for one in effects))
-    canvas, axes = new_canvas(max(5.5, 0.72 * len(study.class_names) + 2.4), 1.2 + 0.42 * len(names))
+    canvas, axes = new_canvas(max(5.5, 0.72 * len(classes) + 2.4), 1.2 + 0.42 * len(names))
     from matplotlib import colormaps
 
     shades = colormaps["RdBu"]
     for one in effects:
-        x, y = study.class_names.index(one.class_name), -names.index(one.arm)
+        x, y = classes.index(one.class_name), -names.index(one.arm)
         face = shades(0.5 + 0.42 * one.estimate / limit) if one.is_shown else "none"
         axes.add_patch(_cell(x, y, face, is_shown=one.is_shown))
         axes.text(
@@ -152,8 +155,8 @@ def _classes(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | N
             weight="bold" if one.is_shown else "normal",
             color="#111111" if one.is_shown else INK,
         )
-    axes.set(xlim=(-0.5, len(study.class_names) - 0.5), ylim=(-len(names) + 0.5, 0.5))
-    axes.set_xticks(range(len(study.class_names)), [short(name, 14) for name in study.class_names], rotation=35)
+    axes.set(xlim=(-0.5, len(classes) - 0.5), ylim=(-len(names) + 0.5, 0.5))
+    axes.set_xticks(range(len(classes)), [short(name, 14) for name in classes], rotation=35)
     axes.set_yticks([-index for index in range(len(names))], [short(arm) for arm in names])
     axes.tick_params(length=0)
     for side in axes.spines.values():

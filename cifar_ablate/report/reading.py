@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from cifar_ablate.analysis.sentences import count, level_name
+from cifar_ablate.records import LedgerEntry
 from cifar_ablate.report.accuracy import Study
 from cifar_ablate.report.families import Families
 from cifar_ablate.report.steps import missing_runs
 from cifar_ablate.report.types import Reproduce
 
 VERSIONED = ("cifar_ablate", "python", "torch", "torchvision", "timm", "numpy", "mlflow")
+ADDED = "Seeds added by hand"
 TEST_SET_READ = re.compile(r"[\d,]+ runs? read it [^\n]*?, this one included\.")
 """The one sentence of a report that reading it changes."""
 CORRECTION = (
@@ -36,6 +38,8 @@ def must_know(study: Study, families: Families, num_superseded: int) -> Iterator
     yield "Margin", _margin(study)
     yield from _looks(study, families)
     yield "Test set", _test_set(study)
+    if study.predictions is not None and study.predictions.confidence is None:
+        yield "Reliability", "not drawn: this record was made before confidences were kept."
     if study.why_no_predictions:
         yield "Predictions", f"not used: {study.why_no_predictions}."
     yield from _averaging(study)
@@ -76,13 +80,17 @@ def _not_finished(study: Study) -> Iterator[tuple[str, str]]:
 def _comparisons(families: Families) -> str:
     parts = []
     for family in families.families:
-        sizes = sorted({one.contrast.num_comparisons for one in family.comparisons} - {0})
-        size = max(sizes, default=0)
+        alone = sum(one.contrast.is_diverged for one in family.comparisons)
+        whole = [one.contrast.num_comparisons for one in family.comparisons if not one.contrast.is_diverged]
         named = ", ".join(f"{one.contrast.arm} - {one.contrast.reference}" for one in family.comparisons)
-        parts.append(f"{len(family.comparisons)} {family.name} ({named}), one family of {size}")
+        rest = f"; {alone} with a diverged run, each by itself" if alone else ""
+        parts.append(f"{len(family.comparisons)} {family.name} ({named}), one family of {max(whole, default=0)}{rest}")
     if not parts:
         return "none: a single arm has nothing to be compared with."
-    return f"{'; '.join(parts)}. All of them were declared by the study; each family has its own 5%."
+    return (
+        f"{'; '.join(parts)}. All of them were declared by the study. Each family has its own 5%, and so have "
+        "interactions and differences by class, where they are listed."
+    )
 
 
 def _df(families: Families) -> str:
@@ -111,19 +119,10 @@ def _margin(study: Study) -> str:
 
 
 def _looks(study: Study, families: Families) -> Iterator[tuple[str, str]]:
-    earlier = [entry for entry in study.record.ledger if entry.kind == "verdicts"]
+    earlier = [entry for entry in study.record.ledger if entry.kind == "verdicts" and entry.num_runs]
     taken = families.looks
     if taken is None:
-        planned = len(study.document["seeds"])
-        before = [entry for entry in earlier if entry.detail.isdigit() and int(entry.detail) < planned]
-        if before:
-            entry = max(before, key=lambda one: int(one.detail))
-            yield (
-                "Seeds added by hand",
-                f"{planned - int(entry.detail)} per arm, after verdicts had been read at {entry.detail} seeds "
-                f"({entry.when[:10]}), outside any pre-declared look. Adding seeds until something shows finds a "
-                "difference between equal arms in up to 15% of studies instead of 5%; take these intervals for too narrow.",
-            )
+        yield from _added_by_hand(study, earlier)
         return
     declared = f"looks {', '.join(map(str, study.looks))}"
     before = [entry for entry in earlier if entry.detail != declared]
@@ -142,26 +141,57 @@ def _looks(study: Study, families: Families) -> Iterator[tuple[str, str]]:
     extra = Counter(run.arm for run in beyond if run.seed not in asked.get(run.arm, set()))
     if extra:
         named = ", ".join(f"{number} of {arm}" for arm, number in extra.items())
-        yield "Seeds added by hand", f"outside the looks: {named}. No verdict uses them."
+        yield ADDED, f"outside the looks: {named}. No verdict uses them."
+
+
+def _added_by_hand(study: Study, earlier: Sequence[LedgerEntry]) -> Iterator[tuple[str, str]]:
+    """Marks on a study without looks whose verdicts were read before all its runs were there."""
+    planned = len(study.document["seeds"])
+    fewer = [entry for entry in earlier if entry.detail.isdigit() and int(entry.detail) < planned]
+    if fewer:
+        entry = max(fewer, key=lambda one: int(one.detail))
+        yield (
+            ADDED,
+            f"{planned - int(entry.detail)} per arm, after verdicts had been read at {entry.detail} seeds "
+            f"({entry.when[:10]}), outside any pre-declared look. Adding seeds until something shows finds a "
+            "difference between equal arms in up to 15% of studies instead of 5%; take these intervals for too narrow.",
+        )
+    early = [entry for entry in earlier if entry not in fewer and entry.num_runs < len(study.finished)]
+    if early:
+        yield (
+            "Read early",
+            f"verdicts were read {count(len(early), 'time')} before all planned runs were there (first with "
+            f"{count(early[0].num_runs, 'run')}, {early[0].when[:10]}). That is harmless as long as nothing was "
+            "changed or stopped for what they said.",
+        )
 
 
 def _test_set(study: Study) -> str:
-    num_points = sum(_num_evaluations(study.arms[run.arm]["recipe"]) for run in study.finished)
-    said = f"{count(len(study.finished), 'run')} read it {num_points:,} times for their curves and last epochs; nothing was chosen by that"
+    num_points = sum(_num_evaluations(study.arms[run.arm]["recipe"]) for run in study.ended)
+    said = (
+        f"{count(len(study.ended), 'run')} read it {num_points:,} times for their curves and last epochs (`run`); "
+        "nothing was chosen by that"
+    )
+    others = study.record.num_superseded()
+    said += f"; so did {count(others, 'run')} of recipes or seeds that the study no longer has" if others else ""
     entries = study.record.ledger
     for kind, noun, what in (
-        ("look", "look", "decided by it which arms get more seeds"),
-        ("plan", "plan", "took the seed spread from it"),
-        ("promote", "promotion", "chose by it"),
+        ("look", "look", "decided by it which arms get more seeds (`run`)"),
+        ("plan", "time", "its seed spread was taken for a `plan`"),
+        ("export", "time", "predictions were exported (`export`)"),
+        ("promote", "promotion", "chose by it (`promote`)"),
     ):
         number = sum(entry.kind == kind for entry in entries)
         said += f"; {count(number, noun)} {what}" if number else ""
-    return f"{said}; verdicts were read at {count(_num_states_read(study), 'state')} of the record, this one included."
+    states = count(_num_states_read(study), "state")
+    return f"{said}; verdicts were read at {states} of the record (`report`), this one included."
 
 
 def _num_states_read(study: Study) -> int:
     """At how many states of the record verdicts were read; the present one counts whether it was entered or not."""
-    return len({entry.num_runs for entry in study.record.ledger if entry.kind == "verdicts"} | {len(study.finished)})
+    read = [entry for entry in study.record.ledger if entry.kind == "verdicts"]
+    is_entered = any(entry.num_runs == len(study.finished) for entry in read)
+    return len(read) + (not is_entered)
 
 
 def _num_evaluations(recipe: Mapping[str, int]) -> int:
@@ -190,12 +220,12 @@ def _determinism(study: Study) -> str:
     if kinds["cpu"]:
         said.append(
             f"{count(kinds['cpu'], 'run')} on a CPU (threads per run: {', '.join(map(str, threads))}): the same recipe "
-            "and seed with as many threads give the same bits"
+            "and seed, versions and threads give the same bits on the same machine"
         )
     if others := sum(number for kind, number in kinds.items() if kind != "cpu"):
         said.append(
-            f"{count(others, 'run')} on a GPU with cuDNN's autotuning on: the same recipe and seed differ in their "
-            "last bits"
+            f"{count(others, 'run')} on a GPU or another device, without flags for determinism: the same recipe and "
+            "seed differ in their last bits"
         )
     return "; ".join(said) + "."
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from cifar_ablate.analysis import Contrast
+from cifar_ablate.analysis import Contrast, Verdict
 from cifar_ablate.analysis.noise import NoiseFloor, points_detected
 from cifar_ablate.analysis.sentences import count, points
 from cifar_ablate.report.accuracy import Study
@@ -17,7 +17,7 @@ from cifar_ablate.report.words import duration
 def noise_text(floor: NoiseFloor | None) -> str:
     """The noise floor in a sentence, beside the differences that are claimed."""
     if floor is None:
-        return "The noise floor is not known yet: it needs two arms with at least two seeds each."
+        return "The noise floor is not known: it needs two arms, each with at least two finished seeds that differ."
     said = (
         f"Noise floor: with this spread and {count(floor.num_seeds, 'seed')}, two equal arms differ by more than "
         f"{points(floor.of_one, signed=False)} points in 1 of 20 studies"
@@ -36,6 +36,7 @@ def noise_text(floor: NoiseFloor | None) -> str:
 def next_steps(study: Study, families: Families, rows: Sequence[ArmRow]) -> Iterator[str]:
     """What to do now, the most urgent first."""
     yield from _missing(study, families, rows)
+    yield from _no_verdict(families)
     yield from _open(study, families, rows)
     told = {one.contrast.arm for one in families.comparisons if not one.is_confounded}
     confounded = [one for one in families.comparisons if one.contrast.arm not in told]
@@ -53,6 +54,27 @@ def next_steps(study: Study, families: Families, rows: Sequence[ArmRow]) -> Iter
         )
 
 
+def _no_verdict(families: Families) -> Iterator[str]:
+    """Where seeds are too few, runs diverged, or nothing varies."""
+    contrasts = [one.contrast for one in families.comparisons]
+    if any(one.verdict is Verdict.SINGLE_RUN or (one.ci95 and one.verdict is Verdict.PROVISIONAL) for one in contrasts):
+        yield "Too few seeds for a verdict: state `seeds: 5` or more; `cifar-ablate plan` says what they can detect."
+    if names := sorted({one.arm for one in contrasts if one.num_diverged}):
+        yield f"Look at why runs diverged ({', '.join(names)}): a lower learning rate or a warmup is the usual cure."
+    if names := sorted({one.reference for one in contrasts if one.num_diverged_reference}):
+        yield f"Runs of {', '.join(names)} diverged: nothing compared with it has a verdict until none does."
+    if any(
+        one.ci95 is None and one.estimate is not None and min(one.num_seeds, one.num_seeds_reference) > 1
+        for one in contrasts
+    ):
+        yield "No spread between seeds was seen: make sure that the seed changes anything in these trainings."
+    if contrasts and all(one.verdict in CLEAR for one in contrasts):
+        yield "All is decided. To be believed elsewhere, repeat what matters on other data or with another network."
+
+
+CLEAR = (Verdict.BETTER, Verdict.WORSE, Verdict.EQUIVALENT)
+
+
 def _missing(study: Study, families: Families, rows: Sequence[ArmRow]) -> Iterator[str]:
     waiting = missing_runs(study, families)
     if not rows or not waiting:
@@ -62,7 +84,8 @@ def _missing(study: Study, families: Families, rows: Sequence[ArmRow]) -> Iterat
     retry = " --retry failed" if counts["failed"] else ""
     yield (
         f"{count(len(waiting), 'planned run')} {'has' if len(waiting) == 1 else 'have'} no result yet"
-        f"{f' ({said})' if said else ''}: `cifar-ablate run STUDY.yaml{retry}` does what is left."
+        f"{f' ({said})' if said else ''}: `cifar-ablate run STUDY.yaml{retry}` does what is left. Until then all "
+        "verdicts are interim."
     )
 
 

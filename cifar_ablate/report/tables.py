@@ -135,14 +135,15 @@ def _what(one: Comparison) -> tuple[Cell, ...]:
     found = one.contrast
     level = "" if found.alpha == 0.05 else f" ({level_name(found.alpha)})"
     level = " (alone)" if found.is_diverged else level
+    p, own_p = (None, None) if found.is_diverged else (found.p_adjusted, found.own_p_holm)
     return (
         difference(found.estimate, found.ci95),
         bounds(found.ci95, level),
-        p_value(found.p_adjusted),
+        p_value(p),
         number(found.p_superior),
         bounds(None if one.new_images is None else one.new_images.ci),
         Cell(label(found.verdict), verdict=found.verdict),
-        p_value(found.own_p_holm),
+        p_value(own_p),
     )
 
 

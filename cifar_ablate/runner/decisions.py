@@ -46,7 +46,7 @@ def spread_of(study: Study, results: Sequence[RecordedRun], *, is_whole_cifar10:
     epochs = min(arm.recipe.epochs for arm in study.arms)
     known = np.log(np.array(PUBLISHED_SD))
     sd = float(np.exp(np.interp(np.log(epochs), known[:, 0], known[:, 1])))
-    source = f"as published for {count(epochs, 'epoch')} of CIFAR-10, arXiv 2304.01910"
+    source = f"for {count(epochs, 'epoch')}, from what is published for 4, 16 and 64 of CIFAR-10, arXiv 2304.01910"
     if not is_whole_cifar10:
         source += "; that is the whole CIFAR-10, so it is likely too small here: state expected_sd"
     return Spread(sd, source, is_recorded=False)

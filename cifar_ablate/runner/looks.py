@@ -19,6 +19,7 @@ from cifar_ablate.records import RecordedRun, families_of, frame_of, worth
 
 if TYPE_CHECKING:
     from cifar_ablate.analysis.looks import LooksTaken
+    from cifar_ablate.analysis.types import Contrast
 
 ENDED = ("finished", "diverged")
 MAX_NAMED = 3
@@ -96,11 +97,15 @@ class Standing:
         follows = f"Goes on to {at.pending.num_seeds} seeds." if at.pending else "Not decided at the last look."
         return [
             f"{self.plan.study.label}, look at {num_seeds} seeds: {contrast.sentence} "
-            f"{'Decided.' if contrast.verdict.is_decided else follows}"
+            f"{_closed(contrast) if contrast.verdict.is_decided else follows}"
             for family in at.families
             for contrast in family
             if contrast.look == num_seeds
         ]
+
+
+def _closed(contrast: Contrast) -> str:
+    return "Closed: a run diverged, and more seeds give no verdict." if contrast.is_diverged else "Decided."
 
 
 def stand(plan: Plan, recorded: Sequence[RecordedRun], runs_root: Path) -> Standing:

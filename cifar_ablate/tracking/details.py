@@ -43,12 +43,7 @@ class TrackedDetails:
     def environments(self, runs: Sequence[RecordedRun]) -> dict[str, dict[str, Any]]:
         """Where each run was trained, by fingerprint."""
         with tempfile.TemporaryDirectory() as folder:
-            return {
-                run.fingerprint: json.loads(
-                    self._artifact(run, "environment.json", Path(folder)).read_text(encoding="utf-8")
-                )
-                for run in runs
-            }
+            return {run.fingerprint: self._environment(run, Path(folder)) for run in runs}
 
     def predictions(self, runs: Sequence[RecordedRun]) -> Predictions | None:
         """Predictions of finished runs; None of none. Raises RecordError where they were tested on different images."""
@@ -71,6 +66,13 @@ class TrackedDetails:
         predicted, loss, confidence = (np.stack(arrays) for arrays in zip(*parts, strict=True))
         return Predictions(tuple(run.fingerprint for run in runs), labels.astype(np.int64), predicted, loss, confidence)
 
+    def _environment(self, run: RecordedRun, folder: Path) -> dict[str, Any]:
+        path = self._artifact(run, "environment.json", folder)
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            raise _damaged(run, "environment.json") from None
+
     def _history(self, run: RecordedRun) -> list[dict[str, float]]:
         """One dictionary per epoch, with the metrics that it has."""
         path = self._local(run, "history.csv")
@@ -92,7 +94,11 @@ class TrackedDetails:
         return [lines[epoch] for epoch in sorted(lines)]
 
     def _array(self, run: RecordedRun, name: str, folder: Path) -> npt.NDArray[Any]:
-        array: npt.NDArray[Any] = np.load(self._artifact(run, name, folder), allow_pickle=False)
+        path = self._artifact(run, name, folder)
+        try:
+            array: npt.NDArray[Any] = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            raise _damaged(run, name) from None
         return array
 
     def _artifact(self, run: RecordedRun, name: str, folder: Path) -> Path:
@@ -109,3 +115,10 @@ class TrackedDetails:
             return None
         path = Path(unquote(place.path) if place.scheme else place.path) / name
         return path if path.is_file() else None
+
+
+def _damaged(run: RecordedRun, name: str) -> RecordError:
+    return RecordError(
+        f"artifact {name!r} of run {run.run_id} ({run.arm} seed {run.seed}) is damaged; delete the run in MLflow, and "
+        "`cifar-ablate run` delivers or trains it again"
+    )
