@@ -78,9 +78,8 @@ def test_otherwise_it_is_the_published_one_of_the_shortest_training(tmp_path: Pa
     planned = study(tmp_path, ("epochs: 2\n", f"epochs: {epochs}\n"), ("epochs: 3}", f"epochs: {epochs + 9}}}"))
     spread = spread_of(planned, [], is_whole_cifar10=True)
     assert spread.sd == pytest.approx(sd, abs=5e-4)
-    assert re.fullmatch(
-        rf"for {epochs} epochs?, from what is published for 4, 16 and 64 .*, arXiv 2304\.01910", spread.source
-    )
+    said = rf"for {epochs} epochs?, from what is published for 4, 16 and 64 .*, arXiv 2304\.01910"
+    assert re.fullmatch(said, spread.source)
     assert not spread.is_recorded
 
 

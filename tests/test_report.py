@@ -69,7 +69,7 @@ def test_a_difference_is_claimed_for_new_images_only_where_their_interval_says_s
 def test_the_noise_floor_stands_beside_what_is_claimed(workshop: Workshop) -> None:
     assert re.search(
         r"two equal arms differ by more than [0-9.]+ points in 1 of 20 studies, and the largest of 4 such differences "
-        r"exceeds [0-9.]+; the differences claimed here are [0-9.]+ to [0-9.]+\.",
+        r"exceeds [0-9.]+; [0-9.]+ to [0-9.]+ are claimed\.",
         report_of(workshop),
     )
 
@@ -170,7 +170,7 @@ def test_a_published_figure_is_set_against_what_one_run_would_show(workshop: Wor
         study["published"]["baseline"] = {"accuracy": 45.0, "note": ""}
 
     report = report_of(workshop, edited_record(workshop.folder, document=as_published))
-    assert re.search(r"- baseline: 45% published, 44\.59% here over 5 seeds \(.0\.41 points\)\. .* lies within", report)
+    assert re.search(r"- baseline: 45% published, 44\.63% here over 5 seeds \(.0\.37 points\)\. .* lies within", report)
     assert re.search(r"- aggressive: 87.8% published, .* lies outside what one run of ours would show", report)
 
 
@@ -209,10 +209,10 @@ def test_who_read_the_test_set_is_counted(workshop: Workshop) -> None:
     entries = with_ledger(("look", "3", 15), ("plan", "seed spread", 15), ("verdicts", "5", 20), ("verdicts", "5", 25))
     report = report_of(workshop, edited_record(workshop.folder, document=entries))
     assert (
-        "25 runs read it 65 times for their curves and last epochs (`run`); nothing was chosen by that; 1 look "
-        "decided by it which arms get more seeds (`run`); 1 time its seed spread was taken for a `plan`; verdicts were "
-        "read at 2 states of the record (`report`), this one included."
-    ) in report.replace("\\`", "`")
+        "25 runs read it 65 times for their curves and last epochs (run); nothing was chosen by that; 1 look "
+        "decided by it which arms get more seeds (run); 1 time its seed spread was taken (plan); verdicts were "
+        "read at 2 states of the record (report), this one included."
+    ) in report
     assert "**Read early**: verdicts were read 1 time before all planned runs were there (first with 20 runs" in report
 
 
@@ -283,7 +283,7 @@ def test_check_is_content_with_a_report_that_the_record_still_gives(workshop: Wo
 
 
 def edit_number(text: str) -> str:
-    return text.replace("51.13", "51.93", 1)
+    return text.replace("50.80", "50.90", 1)
 
 
 @pytest.mark.parametrize(
@@ -317,9 +317,8 @@ def test_check_sees_a_number_that_changed_in_any_format(workshop: Workshop) -> N
         report_of(workshop, PILOT, *options)
         assert workshop("report", "--record", str(PILOT), *options, "--check").code == 0
         text = path.read_text(encoding="utf-8")
-        path.write_text(
-            text.replace("6.54", "6.45") if "6.54" in text else text.replace("6.53", "6.43"), encoding="utf-8"
-        )
+        assert "6.17" in text
+        path.write_text(text.replace("6.17", "6.71"), encoding="utf-8")
         assert workshop("report", "--record", str(PILOT), *options, "--check").code == 1, format
 
 
@@ -334,7 +333,7 @@ def test_a_record_that_lost_a_file_is_still_reported(workshop: Workshop, name: s
     record = edited_record(workshop.folder)
     (record / name).unlink()
     for format in FORMATS.names():
-        assert "6.5" in report_of(workshop, record, "--format", format)
+        assert "6.1" in report_of(workshop, record, "--format", format)
 
 
 def test_looks_declared_after_verdicts_were_read_are_marked(workshop: Workshop) -> None:

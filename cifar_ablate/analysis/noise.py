@@ -29,10 +29,10 @@ class NoiseFloor:
     smallest_claimed: float | None
 
 
-def noise_floor(contrasts: Sequence[Contrast], claims: Sequence[Contrast]) -> NoiseFloor | None:
+def noise_floor(contrasts: Sequence[Contrast]) -> NoiseFloor | None:
     """Of one family, from the median standard error of its contrasts; None where none has an interval.
 
-    The largest is taken over arms against one reference (correlation 1/2). ``claims`` are all contrasts of the study.
+    The largest is taken over arms against one reference (correlation 1/2).
     """
     known = [one for one in contrasts if one.ci95 and one.se and one.df and one.estimate is not None]
     known = [one for one in known if not one.is_diverged]
@@ -41,7 +41,7 @@ def noise_floor(contrasts: Sequence[Contrast], claims: Sequence[Contrast]) -> No
     errors = [one.se for one in known if one.se is not None]
     df = min(one.df for one in known if one.df is not None)
     critical = _against_one(len(known), df).critical(0.05)
-    claimed = [abs(one.estimate) for one in claims if one.estimate is not None and one.verdict in ("better", "worse")]
+    claimed = [abs(one.estimate) for one in known if one.estimate is not None and one.verdict in ("better", "worse")]
     return NoiseFloor(
         of_one=float(stats.t.isf(0.025, df)) * median(errors),
         of_largest=critical * median(errors),

@@ -32,8 +32,7 @@ def _study(record: StudyRecord) -> StudyReport:
     families = all_families(study)
     wanted = families.looks.wanted if families.looks is not None else {}
     rows = tuple(_row(study, arm, wanted.get(arm["name"], len(arm["seeds"]))) for arm in document["arms"])
-    of_baseline = [one.contrast for family in families.families[:1] for one in family.comparisons]
-    floor = noise_floor(of_baseline, [one.contrast for one in families.comparisons])
+    floors = {family.name: noise_floor([one.contrast for one in family.comparisons]) for family in families.families}
     effects_of_classes = class_effects(study, families)
     effects, interaction_note = interactions_of(study)
     return StudyReport(
@@ -50,8 +49,8 @@ def _study(record: StudyRecord) -> StudyReport:
         runs=tuple(map(run_row, study.runs)),
         missing=tuple(f"{arm} seed {seed}" for arm, seed in missing_runs(study, families)),
         families=families.families,
-        noise_floor=floor,
-        noise_text=noise_text(floor),
+        noise_floors=floors,
+        noise_text=noise_text(floors),
         interactions=effects,
         interaction_note=interaction_note,
         next_steps=tuple(next_steps(study, families, rows)),

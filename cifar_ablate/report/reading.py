@@ -169,22 +169,22 @@ def _added_by_hand(study: Study, earlier: Sequence[LedgerEntry]) -> Iterator[tup
 def _test_set(study: Study) -> str:
     num_points = sum(_num_evaluations(study.arms[run.arm]["recipe"]) for run in study.ended)
     said = (
-        f"{count(len(study.ended), 'run')} read it {num_points:,} times for their curves and last epochs (`run`); "
+        f"{count(len(study.ended), 'run')} read it {num_points:,} times for their curves and last epochs (run); "
         "nothing was chosen by that"
     )
     others = study.record.num_superseded()
     said += f"; so did {count(others, 'run')} of recipes or seeds that the study no longer has" if others else ""
     entries = study.record.ledger
     for kind, noun, what in (
-        ("look", "look", "decided by it which arms get more seeds (`run`)"),
-        ("plan", "time", "its seed spread was taken for a `plan`"),
-        ("export", "time", "predictions were exported (`export`)"),
-        ("promote", "promotion", "chose by it (`promote`)"),
+        ("look", "look", "decided by it which arms get more seeds (run)"),
+        ("plan", "time", "its seed spread was taken (plan)"),
+        ("export", "time", "predictions were exported (export)"),
+        ("promote", "promotion", "chose by it (promote)"),
     ):
         number = sum(entry.kind == kind for entry in entries)
         said += f"; {count(number, noun)} {what}" if number else ""
     states = count(_num_states_read(study), "state")
-    return f"{said}; verdicts were read at {states} of the record (`report`), this one included."
+    return f"{said}; verdicts were read at {states} of the record (report), this one included."
 
 
 def _num_states_read(study: Study) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from cifar_ablate.analysis import Contrast, Verdict
 from cifar_ablate.analysis.noise import NoiseFloor, points_detected
@@ -14,13 +14,18 @@ from cifar_ablate.report.types import ArmRow, Comparison
 from cifar_ablate.report.words import duration
 
 
-def noise_text(floor: NoiseFloor | None) -> str:
-    """The noise floor in a sentence, beside the differences that are claimed."""
-    if floor is None:
+def noise_text(floors: Mapping[str, NoiseFloor | None]) -> str:
+    """The noise floor of each family, by its name, beside the differences that are claimed."""
+    known = {name: floor for name, floor in floors.items() if floor is not None}
+    if not known:
         return "The noise floor is not known: it needs two arms, each with at least two finished seeds that differ."
+    return " ".join(_of_family(name if len(floors) > 1 else "", floor) for name, floor in known.items())
+
+
+def _of_family(name: str, floor: NoiseFloor) -> str:
     said = (
-        f"Noise floor: with this spread and {count(floor.num_seeds, 'seed')}, two equal arms differ by more than "
-        f"{points(floor.of_one, signed=False)} points in 1 of 20 studies"
+        f"Noise floor{f' {name}' if name else ''}: with this spread and {count(floor.num_seeds, 'seed')}, two equal "
+        f"arms differ by more than {points(floor.of_one, signed=False)} points in 1 of 20 studies"
     )
     if floor.num_comparisons > 1:
         said += (
@@ -28,9 +33,9 @@ def noise_text(floor: NoiseFloor | None) -> str:
             f"{points(floor.of_largest, signed=False)}"
         )
     if floor.largest_claimed is None or floor.smallest_claimed is None:
-        return f"{said}; no difference is claimed here."
+        return f"{said}; no difference is claimed."
     low, high = (points(one, signed=False) for one in (floor.smallest_claimed, floor.largest_claimed))
-    return f"{said}; the differences claimed here are {low if low == high else f'{low} to {high}'}."
+    return f"{said}; {f'{low} is' if low == high else f'{low} to {high} are'} claimed."
 
 
 def next_steps(study: Study, families: Families, rows: Sequence[ArmRow]) -> Iterator[str]:

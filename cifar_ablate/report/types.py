@@ -201,7 +201,8 @@ class StudyReport:
     missing: tuple[str, ...]
     """Runs that the study wants at present and that have no result: "arm seed"."""
     families: tuple[Family, ...]
-    noise_floor: NoiseFloor | None
+    noise_floors: Mapping[str, NoiseFloor | None]
+    """By the family's name."""
     noise_text: str
     interactions: tuple[Effect, ...]
     interaction_note: str
