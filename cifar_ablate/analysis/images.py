@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
+from cifar_ablate.analysis.engine import ZERO
 from cifar_ablate.analysis.types import Interval
 from cifar_ablate.errors import UsageError
 
@@ -121,17 +122,20 @@ def class_effects(
     """
     from statsmodels.stats.multitest import multipletests
 
-    rows = []
+    rows: list[dict[str, object]] = []
+    names = np.unique(labels)
+    classes = [labels == label for label in names]
     for arm, reference in references.items():
         seeds = sorted(correct.get(arm, {}).keys() & correct.get(reference, {}).keys())
         if len(seeds) < 2:
             continue
         d = np.stack([correct[arm][s].astype(np.float64) - correct[reference][s].astype(np.float64) for s in seeds])
-        for label in np.unique(labels):
-            of_class = 100 * d[:, labels == label].mean(1)
-            spread = of_class.std(ddof=1)
-            p = float(stats.ttest_1samp(of_class, 0).pvalue) if spread > 1e-9 else float("nan")
-            rows.append({"arm": arm, "label": int(label), "estimate": float(of_class.mean()), "p": p})
+        of_class = 100 * np.stack([d[:, members].mean(1) for members in classes], axis=1)
+        varies = of_class.std(0, ddof=1) > ZERO
+        p = np.full(len(classes), np.nan)
+        p[varies] = stats.ttest_1samp(of_class[:, varies], 0).pvalue if varies.any() else []
+        for label, estimate, of_label in zip(names, of_class.mean(0), p, strict=True):
+            rows.append({"arm": arm, "label": int(label), "estimate": float(estimate), "p": float(of_label)})
     found = pd.DataFrame(rows, columns=["arm", "label", "estimate", "p"])
     tested = found["p"].notna().to_numpy()
     shown = np.zeros(len(found), bool)

@@ -33,12 +33,12 @@ class TrackedDetails:
         """Columns fingerprint, arm, seed, epoch and one per metric; one row per run and epoch."""
         with ThreadPoolExecutor() as pool:
             lines = list(pool.map(self._history, runs))
-        rows = [
-            {"fingerprint": run.fingerprint, "arm": run.arm, "seed": run.seed} | line
-            for run, of_run in zip(runs, lines, strict=True)
-            for line in of_run
-        ]
-        return pd.DataFrame(rows, columns=["fingerprint", "arm", "seed", "epoch", *CURVES])
+        whole = [(run, line) for run, of_run in zip(runs, lines, strict=True) for line in of_run]
+        columns: dict[str, list[Any]] = {
+            name: [getattr(run, name) for run, _ in whole] for name in ("fingerprint", "arm", "seed")
+        }
+        columns |= {name: [line.get(name) for _, line in whole] for name in ("epoch", *CURVES)}
+        return pd.DataFrame(columns).astype(dict.fromkeys(CURVES, float))
 
     def environments(self, runs: Sequence[RecordedRun]) -> dict[str, dict[str, Any]]:
         """Where each run was trained, by fingerprint."""
