@@ -112,9 +112,15 @@ def _open(study: Study, families: Families, rows: Sequence[ArmRow]) -> Iterator[
         )
         return
     open_ones = [one.contrast for one in _unique(families) if one.contrast.num_more_seeds is not None]
+    margin = study.document["margin"]
+    beyond = [one.contrast for one in _unique(families) if _is_out_of_reach(one.contrast)]
+    if beyond and not open_ones and margin > 0:
+        yield (
+            f"With this spread no number of seeds that anyone trains shows a difference of {margin:g} points"
+            f"{_now(beyond)}. Longer trainings and more images spread less; or state a larger margin."
+        )
     if not open_ones:
         return
-    margin = study.document["margin"]
     fewest, most = (pick(one.num_more_seeds or 0 for one in open_ones) for pick in (min, max))
     names = ", ".join(dict.fromkeys(one.arm for one in open_ones))
     number = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
@@ -124,6 +130,11 @@ def _open(study: Study, families: Families, rows: Sequence[ArmRow]) -> Iterator[
         "Declare them before the first run, as `seeds: {looks: [...]}`, or train a study with fresh seeds: seeds added "
         "after a verdict was read are a second look at the same data, and are marked as such."
     )
+
+
+def _is_out_of_reach(contrast: Contrast) -> bool:
+    """Ruled, not decided, and more than 100,000 seeds away."""
+    return contrast.ci95 is not None and not contrast.verdict.is_decided and contrast.num_more_seeds is None
 
 
 def _now(open_ones: Sequence[Contrast]) -> str:
