@@ -175,7 +175,7 @@ def report(
     Without --output it is printed, and its figures go into reports/figures.
     """
     from cifar_ablate.compact import find_records
-    from cifar_ablate.errors import RecordError, UsageError
+    from cifar_ablate.errors import OutputError, RecordError, UsageError
     from cifar_ablate.report.build import build_report
     from cifar_ablate.report.check import check as check_report
     from cifar_ablate.report.deliver import REPORTS, render, with_reading_noted, write_files, write_report
@@ -201,7 +201,10 @@ def report(
     elif output is not None:
         write_report(rendered, output)
     else:
-        write_files(rendered, REPORTS)
+        try:
+            write_files(rendered, REPORTS)
+        except OutputError as error:  # what was asked for is the text
+            sys.stderr.write(f"{error}; the report has no figures\n")
         write(rendered.text)
 
 

@@ -200,7 +200,7 @@ def test_a_diverged_arm_is_decided(workshop: Workshop, undisturbed_looks: tuple[
     assert answer.code == 0
     (said,) = [line for line in answer.out.splitlines() if "runs of smooth diverged, " in line]
     assert said.startswith("looking, look at 3 seeds: 3 of 3 (")
-    assert said.endswith(" Decided.")
+    assert said.endswith(" Closed: a run diverged, and more seeds give no verdict.")
     assert {seed for arm, seed in trained(workshop.folder) if arm == "smooth"} == {0, 1, 2}
 
 
