@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 EPOCHS = 30
-FORMATS = ("json", "markdown", "html")
+FORMATS = ("json", "csv", "markdown", "html")
 
 
 def make_record(num_arms: int, num_seeds: int, num_images: int) -> None:

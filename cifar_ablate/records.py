@@ -181,8 +181,9 @@ def predictions_from_logits(
 ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.float16], npt.NDArray[np.float16]]:
     """Predicted class, loss and confidence, each [images], of one run's logits [images, classes]."""
     scores = np.ascontiguousarray(logits.T, dtype=np.float32)  # classes first: numpy is 3 times as fast over long rows
-    predicted = scores.argmax(0).astype(np.uint16)
-    scores -= scores.max(0)
+    highest = scores.max(0)
+    predicted = (scores == highest).argmax(0).astype(np.uint16)  # argmax of booleans: twice as fast
+    scores -= highest
     of_label = scores[labels, np.arange(len(labels))]
     total = np.exp(scores, out=scores).sum(0)
     return predicted, (np.log(total) - of_label).astype(np.float16), (1 / total).astype(np.float16)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlparse
 
 import numpy as np
@@ -21,18 +21,20 @@ from cifar_ablate.records import CURVES, Predictions, RecordedRun, predictions_f
 if TYPE_CHECKING:
     from cifar_ablate.tracking.store import Tracking
 
+Part = TypeVar("Part")
+
 
 class TrackedDetails:
     """Details of runs that MLflow holds. Artifacts on this machine's disk are read where they are."""
 
     def __init__(self, tracking: Tracking, places: Mapping[str, str]) -> None:
-        self.tracking, self.places = tracking, places
-        """Artifact location of each run, by its id."""
+        """``places``: artifact location of each run, by its id."""
+        self.tracking = tracking
+        self.folders = {run_id: _folder(place) for run_id, place in places.items()}
 
     def curves(self, runs: Sequence[RecordedRun]) -> pd.DataFrame:
         """Columns fingerprint, arm, seed, epoch and one per metric; one row per run and epoch."""
-        with ThreadPoolExecutor() as pool:
-            lines = list(pool.map(self._history, runs))
+        lines = self._each(self._history, runs)
         whole = [(run, line) for run, of_run in zip(runs, lines, strict=True) for line in of_run]
         columns: dict[str, list[Any]] = {
             name: [getattr(run, name) for run, _ in whole] for name in ("fingerprint", "arm", "seed")
@@ -61,10 +63,16 @@ class TrackedDetails:
                     )
                 return predictions_from_logits(self._array(run, "test_logits.npy", folder / run.run_id), labels)
 
-            with ThreadPoolExecutor() as pool:  # numpy lets other threads work while it computes
-                parts = list(pool.map(read, runs))
+            parts = self._each(read, runs)
         predicted, loss, confidence = (np.stack(arrays) for arrays in zip(*parts, strict=True))
         return Predictions(tuple(run.fingerprint for run in runs), labels.astype(np.int64), predicted, loss, confidence)
+
+    def _each(self, read: Callable[[RecordedRun], Part], runs: Sequence[RecordedRun]) -> list[Part]:
+        """Something of each run: a server is asked by several threads, which on a disk only wait for each other."""
+        if all(self.folders.get(run.run_id) for run in runs):
+            return [read(run) for run in runs]
+        with ThreadPoolExecutor() as pool:
+            return list(pool.map(read, runs))
 
     def _environment(self, run: RecordedRun, folder: Path) -> dict[str, Any]:
         path = self._artifact(run, "environment.json", folder)
@@ -110,11 +118,16 @@ class TrackedDetails:
 
     def _local(self, run: RecordedRun, name: str) -> Path | None:
         """The artifact on this machine's disk; asking MLflow for it costs 10 ms."""
-        place = urlparse(self.places.get(run.run_id, ""))
-        if place.scheme not in ("", "file") or not place.path:
-            return None
-        path = Path(unquote(place.path) if place.scheme else place.path) / name
-        return path if path.is_file() else None
+        folder = self.folders.get(run.run_id)
+        return folder / name if folder is not None and (folder / name).is_file() else None
+
+
+def _folder(place: str) -> Path | None:
+    """The folder of a location on this machine's disk; None of others."""
+    parts = urlparse(place)
+    if parts.scheme not in ("", "file") or not parts.path:
+        return None
+    return Path(unquote(parts.path) if parts.scheme else parts.path)
 
 
 def _damaged(run: RecordedRun, name: str) -> RecordError:
