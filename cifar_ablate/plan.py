@@ -106,6 +106,7 @@ def make_plan(study: Study, data: Mapping[DataKey, DataSet], device: Device) -> 
         )
     document = {
         "study": study.name,
+        "file": study.file,
         "variant": study.variant,
         "question": study.question,
         "seeds": list(study.seeds),

@@ -55,6 +55,7 @@ def hostile_record() -> StudyRecord:
     arms = [{**arm, "name": NAMES[arm["name"]], "parent": NAMES.get(arm["parent"])} for arm in document["arms"]]
     document = {
         **document,
+        "file": "it's `x`\n```\n$(x) <script>alert(1)</script>.yaml",
         "question": QUESTION,
         "baseline": NAMES[document["baseline"]],
         "arms": arms,

@@ -164,6 +164,23 @@ def test_a_report_without_predictions_says_what_is_missing(workshop: Workshop) -
     assert "No per-class differences" in report
 
 
+def test_what_trains_the_study_again_names_its_file(workshop: Workshop) -> None:
+    record = edited_record(
+        workshop.folder,
+        without_arms("aggressive"),
+        lambda study: study.update(file="experiments/it's $HOME.yaml", variant="pilot,epochs=1"),
+    )
+    report = report_of(workshop, record)
+    command = "cifar-ablate run 'experiments/it'\"'\"'s $HOME.yaml' --profile pilot --set epochs=1"
+    assert f"$ {command}\n" in report
+    assert f"5 planned runs have no result yet: `{command}` does what is left." in report
+
+
+def test_the_relative_change_of_errors_stands_beside_the_difference(workshop: Workshop) -> None:
+    report = report_of(workshop, edited_record(workshop.folder))
+    assert re.search(r"\*\*aggressive\*\* \| \+cutmix \| .* \| \+4\.4% \|", report)  # 51.08% errors instead of 48.91%
+
+
 def test_a_published_figure_is_set_against_what_one_run_would_show(workshop: Workshop) -> None:
     def as_published(study: dict[str, Any]) -> None:
         study.update(variant="", label="readme-augmentation")
@@ -202,7 +219,7 @@ def test_a_verdict_that_was_read_before_all_planned_runs_were_there_marks_nothin
 @pytest.mark.parametrize(("num_runs", "said"), [(0, "before any run had finished"), (12, "after 12 runs had finished")])
 def test_the_margin_says_when_it_was_set(workshop: Workshop, num_runs: int, said: str) -> None:
     record = edited_record(workshop.folder, document=with_ledger(("margin", "0.2", num_runs)))
-    assert f"set 2026-11-01, {said}." in report_of(workshop, record)
+    assert f"recorded 2026-11-01, {said}." in report_of(workshop, record)
 
 
 def test_who_read_the_test_set_is_counted(workshop: Workshop) -> None:
@@ -244,7 +261,10 @@ def test_a_look_that_waits_gives_no_verdict_and_says_so(workshop: Workshop) -> N
     report = report_of(workshop, only_two)
     assert "no verdict before the look at 3 seeds (2 of mixup+affine and 2 of baseline are there)" in report
     assert "**better**" not in report
-    assert "The look at 3 seeds is next: `cifar-ablate run STUDY.yaml` buys its seeds" in report
+    assert (
+        "The look at 3 seeds is next: `cifar-ablate run experiments/readme-augmentation.yaml --profile pilot` buys its"
+        in report
+    )
 
 
 def test_figures_lie_beside_the_report(workshop: Workshop) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import scipy.stats
 
 from cifar_ablate.registry import FORMATS
 from cifar_ablate.report.build import build_report
@@ -181,6 +182,38 @@ def test_json_is_strict_and_holds_the_numbers_of_every_comparison(
         assert (study["label"], study["question"]) == (mine.label, mine.question)
 
 
+def test_json_holds_the_numbers_that_stand_only_in_sentences(text: Text) -> None:
+    comparisons = {
+        (one["contrast"]["arm"], one["contrast"]["reference"]): one
+        for family in json.loads(text("json", "hostile"))["studies"][0]["families"]
+        for one in family["comparisons"]
+    }
+    diverged = comparisons[NAMES["label-smoothing"], NAMES["baseline"]]["divergence"]
+    assert (diverged["arm"]["count"], diverged["arm"]["num"], diverged["reference"]["count"]) == (1, 5, 0)
+    assert diverged["arm"]["ci95"] == pytest.approx([0.51, 71.64], abs=0.01)  # R: binom.test(1, 5)
+    assert diverged["p"] == pytest.approx(scipy.stats.boschloo_exact([[1, 0], [4, 5]]).pvalue)
+    for one in comparisons.values():
+        assert (one["detectable"] is None) == (one["contrast"]["se"] is None)
+        assert one["mcnemar_p"] is None
+
+
+def test_json_ranks_two_single_networks_by_mcnemar() -> None:
+    pilot = pilot_record()
+    arms = pilot.document["arms"][:2]
+    study = build_report(
+        [
+            replace(
+                pilot,
+                document={**pilot.document, "arms": arms, "seeds": [0], "published": {}},
+                runs=[run for run in pilot.runs if run.seed == 0 and run.arm in [arm["name"] for arm in arms]],
+            )
+        ]
+    )
+    read = json.loads(render(study, "json").text)
+    assert 0 <= read["studies"][0]["families"][0]["comparisons"][0]["mcnemar_p"] < 1e-6  # 6.6 points of 10,000 images
+    assert [entry["kind"] for entry in read["studies"][0]["ledger"]] == ["export", "plan", "margin"]
+
+
 def test_json_writes_null_for_what_is_not_finite(reports: Mapping[str, Report]) -> None:
     study = reports["pilot"].studies[0]
     run = replace(study.runs[0], nll=float("inf"), ece=float("nan"))
@@ -262,6 +295,11 @@ def test_latex_compiles_with_pdflatex(name: str, text: Text, tmp_path: Path) -> 
     assert done.returncode == 0, log[-2000:]
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
     assert "(/etc/passwd" not in re.sub(r"\s", "", (tmp_path / "report.log").read_text(errors="replace"))  # not opened
+
+
+def test_latex_names_every_run_by_its_id(text: Text) -> None:
+    written = text("latex", "pilot")
+    assert all(run.run_id in written for run in pilot_record().runs)
 
 
 def test_latex_leaves_no_command_of_a_name(text: Text) -> None:

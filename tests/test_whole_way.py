@@ -120,7 +120,7 @@ def test_a_lost_database_is_filled_again_without_training(trained: Workshop, emp
 
 def without_history(report: str) -> str:
     """A report without what another database cannot know: MLflow's ids, and when the margin was set."""
-    return re.sub(r"\b[0-9a-f]{32}\b|set 20\d\d-.*? had finished", "", report)
+    return re.sub(r"\b[0-9a-f]{32}\b|recorded 20\d\d-.*? had finished", "", report)
 
 
 def test_the_report_is_a_table_of_every_arm(trained: Workshop) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cifar_ablate.analysis.divergence import divergence_rate, divergence_sentence
+from cifar_ablate.analysis.divergence import divergence_of, divergence_sentence
 from cifar_ablate.analysis.types import Contrast, Interval, Verdict
 
 
@@ -78,14 +78,8 @@ def _more(more: tuple[int, tuple[int, int]] | None, d: str) -> str:
 def contrast_sentence(contrast: Contrast, margin: float) -> str:
     """The contrast and its verdict in words."""
     arm, reference, found = contrast.arm, contrast.reference, contrast.estimate
-    if contrast.verdict is Verdict.DIVERGED:
-        rates = (
-            divergence_rate(contrast.num_diverged, contrast.num_diverged + contrast.num_seeds),
-            divergence_rate(
-                contrast.num_diverged_reference, contrast.num_diverged_reference + contrast.num_seeds_reference
-            ),
-        )
-        return divergence_sentence(arm, reference, *rates, _conditional(contrast)) + "."
+    if divergence := divergence_of(contrast):
+        return divergence_sentence(arm, reference, divergence, _conditional(contrast)) + "."
     if found is None:
         empty = reference if not contrast.num_seeds_reference else arm
         return f"{arm} cannot be compared with {reference} yet: {empty} has no finished run."

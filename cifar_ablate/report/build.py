@@ -16,7 +16,8 @@ from cifar_ablate.records import StudyRecord
 from cifar_ablate.report.accuracy import Study, run_row, spread
 from cifar_ablate.report.evidence import calibrations, class_effects, classes_text, curves, published_rows, width_curve
 from cifar_ablate.report.families import all_families, interactions_of
-from cifar_ablate.report.reading import must_know, reproduce
+from cifar_ablate.report.reading import must_know
+from cifar_ablate.report.reproduce import reproduce
 from cifar_ablate.report.steps import missing_runs, next_steps, noise_text
 from cifar_ablate.report.types import ArmRow, Report, StudyReport
 
@@ -54,7 +55,7 @@ def _study(record: StudyRecord) -> StudyReport:
         interactions=effects,
         interaction_note=interaction_note,
         next_steps=tuple(next_steps(study, families, rows)),
-        class_names=study.class_names,
+        ledger=tuple(record.ledger),
         class_effects=effects_of_classes,
         classes_text=classes_text(effects_of_classes),
         calibration=calibrations(study),

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from cifar_ablate.analysis import Contrast, Verdict, compare
+from cifar_ablate.analysis.divergence import divergence_of
 from cifar_ablate.analysis.images import NewImageInterval, mcnemar, new_image_interval
 from cifar_ablate.analysis.interactions import Effect, interactions, is_ladder
 from cifar_ablate.analysis.looks import LooksTaken, take_looks
-from cifar_ablate.analysis.noise import level_of_one
+from cifar_ablate.analysis.noise import level_of_one, points_detected
 from cifar_ablate.analysis.sentences import interval
 from cifar_ablate.records import families_of
 from cifar_ablate.report.accuracy import Study
@@ -70,12 +71,15 @@ def all_families(study: Study) -> Families:
 
 def _comparison(study: Study, contrast: Contrast) -> Comparison:
     differs = between(study, contrast.reference, contrast.arm)
-    new_images = _new_images(study, contrast)
+    new_images, p = _new_images(study, contrast), _mcnemar_p(study, contrast)
     return Comparison(
         contrast=contrast,
         differs=tuple(map(str, differs)),
         new_images=new_images,
-        text=_text(study, contrast, differs, new_images),
+        detectable=points_detected(contrast),
+        mcnemar_p=p,
+        divergence=divergence_of(contrast),
+        text=_text(contrast, differs, new_images, p),
     )
 
 
@@ -101,12 +105,14 @@ def used_seeds(study: Study, contrast: Contrast) -> set[int]:
     return set(seeds[: contrast.look] if contrast.look else seeds)
 
 
-def _text(study: Study, contrast: Contrast, differs: Sequence[Difference], new_images: NewImageInterval | None) -> str:
+def _text(
+    contrast: Contrast, differs: Sequence[Difference], new_images: NewImageInterval | None, mcnemar_p: float | None
+) -> str:
     said = contrast.sentence
     if contrast.verdict in (Verdict.BETTER, Verdict.WORSE):
         said = f"{said.removesuffix('.')}; {_on_new_images(contrast, new_images)}."
-    if contrast.verdict is Verdict.SINGLE_RUN:
-        said += _two_networks(study, contrast)
+    if mcnemar_p is not None:
+        said += f" These two networks on these images: McNemar's exact p {mcnemar_p:.2g}."
     if contrast.look and contrast.verdict.is_decided:
         how = "Closed, since a run diverged," if contrast.is_diverged else "Decided"
         said += f" {how} at the look at {contrast.look} seeds."
@@ -130,13 +136,12 @@ def _on_new_images(contrast: Contrast, new_images: NewImageInterval | None) -> s
     return f"shown for this test set only (on new images {interval(new_images.ci)})"
 
 
-def _two_networks(study: Study, contrast: Contrast) -> str:
+def _mcnemar_p(study: Study, contrast: Contrast) -> float | None:
     """McNemar's exact test, where both have one run: it ranks two networks, and no recipes."""
     mine, other = study.correct.get(contrast.arm, {}), study.correct.get(contrast.reference, {})
-    if len(mine) != 1 or len(other) != 1:
-        return ""
-    p = mcnemar(next(iter(other.values())), next(iter(mine.values())))
-    return f" These two networks on these images: McNemar's exact p {p:.2g}."
+    if contrast.verdict is not Verdict.SINGLE_RUN or len(mine) != 1 or len(other) != 1:
+        return None
+    return mcnemar(next(iter(other.values())), next(iter(mine.values())))
 
 
 def interactions_of(study: Study) -> tuple[tuple[Effect, ...], str]:

@@ -1,9 +1,8 @@
-"""What the reader must know, and how to get the same numbers again."""
+"""What the reader must know."""
 
 from __future__ import annotations
 
 import re
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -12,12 +11,10 @@ from cifar_ablate.records import LedgerEntry
 from cifar_ablate.report.accuracy import Study
 from cifar_ablate.report.families import Families
 from cifar_ablate.report.steps import missing_runs
-from cifar_ablate.report.types import Reproduce
 
-VERSIONED = ("cifar_ablate", "python", "torch", "torchvision", "timm", "numpy", "mlflow")
 ADDED = "Seeds added by hand"
-TEST_SET_READ = re.compile(r"[\d,]+ runs? read it [^\n]*?, this one included\.")
-"""The one sentence of a report that reading it changes."""
+TEST_SET_READ = re.compile(r'[\d,]+ runs? read it [^\n]*?, this one included\.|"ledger": \[[^]\n]*\]')
+"""What reading a report changes in it: one sentence, and in JSON the ledger."""
 CORRECTION = (
     "simultaneous intervals from one linear model of all arms (multivariate t), with the larger one of the pooled and "
     "the contrast's own standard error; the t test of the two arms alone (Holm) stands beside as a check"
@@ -109,13 +106,13 @@ def _margin(study: Study) -> str:
     entries = [entry for entry in study.record.ledger if entry.kind == "margin"]
     current = [entry for entry in entries if entry.detail == f"{margin:g}"]
     if not current:
-        return f"{said}; when it was set was not recorded."
+        return f"{said}; when it was stated was not recorded."
     first = min(current, key=lambda entry: entry.when)
     before = (
         "before any run had finished" if not first.num_runs else f"after {count(first.num_runs, 'run')} had finished"
     )
     changed = f"; it was {', '.join(entry.detail for entry in entries if entry not in current)} at another time"
-    return f"{said}; set {first.when[:10]}, {before}{changed if len(entries) > len(current) else ''}."
+    return f"{said}; recorded {first.when[:10]}, {before}{changed if len(entries) > len(current) else ''}."
 
 
 def _looks(study: Study, families: Families) -> Iterator[tuple[str, str]]:
@@ -228,33 +225,3 @@ def _determinism(study: Study) -> str:
             "seed differ in their last bits"
         )
     return "; ".join(said) + "."
-
-
-def overlay_options(variant: str) -> str:
-    """The options that make a variant: ``pilot,epochs=1`` is ``--profile pilot --set epochs=1``."""
-    parts = re.split(r",(?=[\w.?]+=)", variant) if variant else []
-    return "".join(f" {'--set' if '=' in part else '--profile'} {shlex.quote(part)}" for part in parts)
-
-
-def reproduce(study: Study) -> Reproduce:
-    """Commands, commits, versions and data."""
-    document, environments = study.document, list(study.environments.values())
-    commits = dict.fromkeys(
-        f"{one['git_commit'][:12]}{' with changes' if one.get('git_dirty') else ''}"
-        for one in environments
-        if one.get("git_commit")
-    )
-    versions = dict.fromkeys(
-        ", ".join(f"{name} {one[name]}" for name in VERSIONED if name in one)
-        + f"; {one.get('device', 'unknown device')}, {count(one.get('threads', 1), 'thread')}"
-        for one in environments
-    )
-    return Reproduce(
-        commands=(
-            f"cifar-ablate run {document['study']}.yaml{overlay_options(document['variant'])}",
-            f"cifar-ablate report {shlex.quote(study.record.label)}",
-        ),
-        commits=tuple(commits),
-        versions=tuple(versions),
-        data_digests=tuple(dict.fromkeys(arm["data_digest"] for arm in document["arms"])),
-    )

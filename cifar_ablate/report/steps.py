@@ -10,6 +10,7 @@ from cifar_ablate.analysis.noise import NoiseFloor, points_detected
 from cifar_ablate.analysis.sentences import count, points
 from cifar_ablate.report.accuracy import Study
 from cifar_ablate.report.families import Families
+from cifar_ablate.report.reproduce import run_command
 from cifar_ablate.report.types import ArmRow, Comparison
 from cifar_ablate.report.words import duration
 
@@ -89,7 +90,7 @@ def _missing(study: Study, families: Families, rows: Sequence[ArmRow]) -> Iterat
     retry = " --retry failed" if counts["failed"] else ""
     yield (
         f"{count(len(waiting), 'planned run')} {'has' if len(waiting) == 1 else 'have'} no result yet"
-        f"{f' ({said})' if said else ''}: `cifar-ablate run STUDY.yaml{retry}` does what is left. Until then all "
+        f"{f' ({said})' if said else ''}: `{run_command(study.document)}{retry}` does what is left. Until then all "
         "verdicts are interim."
     )
 
@@ -107,7 +108,7 @@ def missing_runs(study: Study, families: Families) -> list[tuple[str, int]]:
 def _open(study: Study, families: Families, rows: Sequence[ArmRow]) -> Iterator[str]:
     if families.looks is not None and families.looks.pending is not None:
         yield (
-            f"The look at {families.looks.pending.num_seeds} seeds is next: `cifar-ablate run STUDY.yaml` buys its "
+            f"The look at {families.looks.pending.num_seeds} seeds is next: `{run_command(study.document)}` buys its "
             "seeds for the arms that are open."
         )
         return

@@ -76,6 +76,11 @@ def bounds(found: Interval | None, level: str = "") -> Cell:
     return Cell() if found is None else Cell(interval(found) + level, found[0])
 
 
+def percent(value: float | None) -> Cell:
+    """A relative change, with its sign."""
+    return Cell() if value is None else Cell(f"{value:+.1f}%".replace("-", "\N{MINUS SIGN}"), value)
+
+
 def percents(found: Interval | None) -> Cell:
     """An interval of accuracies."""
     return Cell() if found is None else Cell(f"{found[0]:.2f} to {found[1]:.2f}", found[0])
@@ -103,12 +108,12 @@ def verdict_table(study: StudyReport, family: Family) -> Table:
     lines = []
     if not has_reference and study.baseline in rows:
         own = rows[study.baseline]
-        lines.append((*_who(own), *(Cell() for _ in range(4)), Cell(), Cell("baseline"), Cell()))
+        lines.append((*_who(own), *(Cell() for _ in range(6)), Cell("baseline"), Cell()))
     for one in family.comparisons:
         who = _who(rows[one.contrast.arm])
         reference = (Cell(one.contrast.reference),) if has_reference else ()
         lines.append((who[0], *reference, *who[1:], *_what(one)))
-    titles = ["n ok/started", "Mean, %", "Seed sd (floor)", "Difference", "95% simultaneous CI", "p adj."]
+    titles = ["n ok/started", "Mean, %", "Seed sd (floor)", "Difference", "95% simultaneous CI", "Errors", "p adj."]
     titles += ["P(run beats run)", "New-image CI"]
     columns = (
         Column("Arm", "name"),
@@ -118,7 +123,10 @@ def verdict_table(study: StudyReport, family: Family) -> Table:
         Column("Own-pair p (Holm)"),
     )
     num = max((one.contrast.num_comparisons for one in family.comparisons), default=0)
-    caption = f"Comparisons {family.name}, one family of {num}. Differences in points of test accuracy, last epoch."
+    caption = (
+        f"Comparisons {family.name}, one family of {num}. Differences in points of test accuracy, last epoch; errors: "
+        "relative change of the mean test error."
+    )
     if any(one.contrast.num_seeds != rows[one.contrast.arm].num_finished for one in family.comparisons):
         caption += " Differences are those of the last look taken; means are over all finished runs."
     return Table(f"verdicts-{study.families.index(family) + 1}", caption, columns, tuple(lines))
@@ -139,6 +147,7 @@ def _what(one: Comparison) -> tuple[Cell, ...]:
     return (
         difference(found.estimate, found.ci95),
         bounds(found.ci95, level),
+        percent(found.error_change),
         p_value(p),
         number(found.p_superior),
         bounds(None if one.new_images is None else one.new_images.ci),
@@ -238,6 +247,16 @@ def published_table(study: StudyReport) -> Table | None:
     )
     caption = "Published figures and ours; differences are ours minus the published one, in points."
     return Table("published", caption, (Column("Arm", "name"), *map(Column, titles)), rows)
+
+
+def run_ids_table(study: StudyReport) -> Table:
+    """Every run's result and MLflow id: ``runs_table`` for narrow pages."""
+    columns = (Column("Arm", "name"), Column("Seed"), Column("Outcome", "text"), Column("Test, %"), Column("Run id"))
+    rows = tuple(
+        (Cell(run.arm), Cell(str(run.seed), run.seed), Cell(run.outcome), number(run.test_accuracy), Cell(run.run_id))
+        for run in study.runs
+    )
+    return Table("run-ids", "Every run, with its id in MLflow.", columns, rows)
 
 
 def runs_table(study: StudyReport) -> Table:

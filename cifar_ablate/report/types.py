@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 from cifar_ablate.analysis import Contrast
 from cifar_ablate.analysis.calibration import Bin
+from cifar_ablate.analysis.divergence import Divergence
 from cifar_ablate.analysis.images import NewImageInterval
 from cifar_ablate.analysis.interactions import Effect
 from cifar_ablate.analysis.noise import NoiseFloor
 from cifar_ablate.analysis.types import Interval
+from cifar_ablate.records import LedgerEntry
 from cifar_ablate.spec.schema import Published
 
 
@@ -95,6 +97,12 @@ class Comparison:
     """Between the arm and its reference, in words; with more than one, the effect is confounded."""
     new_images: NewImageInterval | None
     """At the level of one comparison of the family; None without predictions or under 3 seeds."""
+    detectable: float | None
+    """Points that these seeds show with 80% power, with the contrast's own spread and level."""
+    mcnemar_p: float | None
+    """McNemar's exact test of two single networks on the same images; None with more runs."""
+    divergence: Divergence | None
+    """How often runs diverged; None where none did."""
     text: str
     """The verdict in full sentences."""
 
@@ -208,7 +216,6 @@ class StudyReport:
     interaction_note: str
     """Why interactions cannot be told, where they cannot; else empty."""
     next_steps: tuple[str, ...]
-    class_names: tuple[str, ...]
     class_effects: tuple[ClassEffect, ...]
     classes_text: str
     calibration: tuple[Calibration, ...]
@@ -218,6 +225,8 @@ class StudyReport:
     """Test accuracy by epoch, for each arm and seed."""
     must_know: tuple[tuple[str, str], ...]
     """What the reader must know: a keyword and its text."""
+    ledger: tuple[LedgerEntry, ...]
+    """When the test set was looked at, the margin set, and looks taken."""
     reproduce: Reproduce
 
 

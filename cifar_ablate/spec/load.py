@@ -72,7 +72,15 @@ def load_study(path: Path, overlay: Overlay | None = None) -> Study:
         variant=overlay.variant,
         looks=looks,
         expected_sd=file.expected_sd,
+        file=_from_here(path),
     )
+
+
+def _from_here(path: Path) -> str:
+    """As a command names it; what lies outside of the folder by its name alone, as the rest is this machine's."""
+    here = Path.cwd()
+    full = (here / path).absolute()
+    return full.relative_to(here).as_posix() if full.is_relative_to(here) else path.name
 
 
 def _top_level(tree: Tree) -> tuple[StudyFile | None, list[Problem]]:

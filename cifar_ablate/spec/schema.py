@@ -239,6 +239,8 @@ class Study:
     """Numbers of seeds, increasing, after which it is decided who gets more; empty: every arm gets all seeds."""
     expected_sd: float | None = None
     """Standard deviation between seeds as the user expects it, in points."""
+    file: str = ""
+    """Where it was read, from the folder of the command; its name alone where it lies outside; "" for none."""
 
     @property
     def label(self) -> str:

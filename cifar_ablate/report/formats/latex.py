@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MAX_ROWS = 40
 """Longer tables go over several pages."""
 _HEAD = r"""\documentclass[10pt,a4paper]{article}
-\usepackage[margin=18mm]{geometry}
+\usepackage[margin=15mm]{geometry}
 \usepackage{array,booktabs,longtable}
 \newcolumntype{L}[1]{>{\raggedright\arraybackslash}p{#1}}
 \renewcommand{\labelitemi}{\ensuremath{\bullet}}
@@ -124,6 +124,7 @@ def _study(study: StudyReport) -> Iterator[str]:
     yield _list(rf"\textbf{{{escape(keyword)}}}: {_with_code(text)}" for keyword, text in study.must_know)
     yield r"\subsubsection*{How to reproduce}"
     yield _list(_reproduce(study))
+    yield _table(tables.run_ids_table(study))
 
 
 def _reproduce(study: StudyReport) -> Iterator[str]:
@@ -150,7 +151,8 @@ def _table(table: Table) -> str:
         body = [rf"\begin{{longtable}}{{{kinds}}}", *top, *rows, r"\end{longtable}"]
         return "\n".join([r"\begingroup\scriptsize", *body, r"\endgroup"])
     body = [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
-    return "\n".join([r"\begin{table}[htbp]", r"\centering\scriptsize", caption, *body, r"\end{table}"])
+    close = [r"\setlength{\tabcolsep}{1.5pt}"] if len(table.columns) > 11 else []
+    return "\n".join([r"\begin{table}[htbp]", r"\centering\scriptsize", *close, caption, *body, r"\end{table}"])
 
 
 def _cell(text: str, is_shown: bool) -> str:
@@ -169,7 +171,7 @@ def _column(column: Column, num: int) -> str:
     """The more columns, the narrower those of text."""
     if column.kind == "number":
         return "r"
-    width = {"name": 24, "text": 18, "prose": 56}[column.kind] if num <= 9 else 19 if num <= 11 else 15
+    width = {"name": 24, "text": 18, "prose": 56}[column.kind] if num <= 9 else 19 if num <= 11 else 14
     return f"L{{{width}mm}}"
 
 
