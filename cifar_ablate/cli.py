@@ -164,7 +164,9 @@ def sync() -> None:
 @app.command()
 def report(
     studies: Annotated[list[str] | None, typer.Argument(metavar="[STUDY...]", help="Labels; default: all.")] = None,
-    format: Annotated[str, typer.Option(help=f"Report format: {', '.join(FORMATS.names())}.")] = "markdown",
+    format: Annotated[
+        str | None, typer.Option(help=f"Report format: {', '.join(FORMATS.names())}; default: by PATH, else markdown.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(metavar="PATH", help="Write it there, its figures beside it.")] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Compare PATH (reports/summary.md) with the record; 1 where it is stale.")
@@ -179,9 +181,9 @@ def report(
     from cifar_ablate.errors import OutputError, RecordError, UsageError
     from cifar_ablate.report.build import build_report
     from cifar_ablate.report.check import check as check_report
-    from cifar_ablate.report.deliver import REPORTS, render, with_reading_noted, write_files, write_report
+    from cifar_ablate.report.deliver import REPORTS, format_of, render, with_reading_noted, write_files, write_report
 
-    FORMATS.get(format)
+    format = format_of(format, output)
     gc.disable()  # a fifth of the time of a large report, spent on finding nothing: the process ends with it
     if check and output is None and format != "markdown":
         raise UsageError(f"--check --format {format}: name the report to check with --output PATH")

@@ -12,8 +12,11 @@ Nothing in it is pickled.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -99,12 +102,30 @@ def load_record(folder: Path) -> StudyRecord:
             raise RecordError(
                 f"{study} is of another format than this version reads ({RECORD_FORMAT}); export it again"
             )
-        label = document.pop("label")
+        label = str(document.pop("label"))
         ledger = [LedgerEntry(**entry) for entry in document.pop("ledger", ())]
+        _check(document)
         rows = [_row(row) for row in _read_csv(runs).to_dict("records")]
         return StudyRecord(label, document, rows, FolderDetails(folder), ledger)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RecordError(f"the record in {folder} cannot be read ({error}); export it again") from None
+
+
+_KINDS: dict[str, Any] = {"study": str, "variant": str, "question": str, "baseline": str, "seeds": list, "arms": list}
+_KINDS |= {"margin": int | float, "published": dict}
+_KINDS_OF_ARM = {"name": str, "recipe_id": str, "seeds": list, "precision": str, "recipe": dict, "differs": list}
+
+
+def _check(document: Mapping[str, Any]) -> None:
+    """Raise ValueError naming what a study lacks, or what in it is of another kind than this program writes."""
+    parts = [("study.json", document, _KINDS)]
+    parts += [("an arm in study.json", arm, _KINDS_OF_ARM) for arm in document.get("arms", ())]
+    for where, part, kinds in parts:
+        for name, kind in kinds.items():
+            if name not in part:
+                raise ValueError(f"{where} has no {name!r}")
+            if not isinstance(part[name], kind):
+                raise ValueError(f"{where}: {name!r} is {part[name]!r}")
 
 
 def find_records(folder: Path) -> list[StudyRecord]:
@@ -137,7 +158,7 @@ def load_predictions(folder: Path) -> Predictions:
                 arrays["loss"],
                 arrays.get("confidence"),
             )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise RecordError(f"predictions.npz cannot be read ({_why(error)}); export the record again") from None
 
 
@@ -194,4 +215,8 @@ def _row(row: Mapping[Any, Any]) -> RecordedRun:
         for name, value in row.items()
         if str(name).startswith(METRIC) and not pd.isna(value)
     }
+    if text["outcome"] == "finished" and not math.isfinite(metrics.get("test_accuracy", 0.0)):
+        raise ValueError(
+            f"runs.csv: {text['arm']} seed {row['seed']} finished with accuracy {metrics['test_accuracy']}"
+        )
     return RecordedRun(**text, seed=int(row["seed"]), metrics=metrics)

@@ -11,15 +11,16 @@ import pandas as pd
 from scipy import stats
 
 from cifar_ablate.analysis.arms import Arm, arms_of
-from cifar_ablate.analysis.engine import ZERO, Estimate, estimate, fit_arms
+from cifar_ablate.analysis.engine import ZERO, Estimate, Weights, estimate, fit_arms, guarded
+from cifar_ablate.analysis.outliers import Rough, with_outliers
 from cifar_ablate.analysis.power import sd_interval, seeds_to_detect
 from cifar_ablate.analysis.sentences import contrast_sentence
 from cifar_ablate.analysis.types import Contrast, Verdict
-from cifar_ablate.analysis.verdicts import MIN_DF, RULED, label, verdict_of
+from cifar_ablate.analysis.verdicts import MIN_DF, RULED, verdict_of
 from cifar_ablate.errors import UsageError
 
-OUTLIER_MADS = 5
-"""A run further than so many scaled median absolute deviations from its arm's median is looked at without."""
+LEVEL = 0.05
+"""Of a family, where nothing else is said."""
 
 
 def compare(
@@ -28,7 +29,7 @@ def compare(
     baseline: str,
     references: Mapping[str, str] | None = None,
     margin: float = 0.2,
-    alpha: float = 0.05,
+    alpha: float = LEVEL,
     num_closed: int = 0,
 ) -> tuple[Contrast, ...]:
     """Every arm minus its reference; all contrasts of one call are one family.
@@ -58,8 +59,7 @@ def compare(
     for name in (*pairs, *pairs.values()):
         arms.setdefault(name, Arm(name, pd.Series(dtype=float), 0))
     contrasts = _family(arms, pairs, margin, alpha, num_closed)
-    far = {name: outliers(arm.finished) for name, arm in arms.items()}
-    return tuple(_with_outliers(contrast, far, arms, pairs, margin, num_closed) for contrast in contrasts)
+    return with_outliers(contrasts, arms, margin, lambda left, name: _rough(left, pairs, name))
 
 
 def _family(
@@ -71,13 +71,21 @@ def _family(
     is left of them was selected, and would take the others' pairing and lend them its variance. They are estimated
     apart, each alone.
     """
-    ready = [arm for arm, reference in pairs.items() if min(arms[arm].num, arms[reference].num) >= 2]
-    whole = [arm for arm in ready if not arms[arm].num_diverged and not arms[pairs[arm]].num_diverged]
-    found = _estimates(arms, {arm: pairs[arm] for arm in whole}, alpha, num_closed)
-    for arm in ready:
-        if arm not in whole:
-            found |= _estimates(arms, {arm: pairs[arm]}, alpha)
+    whole = _whole(arms, pairs)
+    found = _estimates(arms, whole, alpha, num_closed)
+    for arm, reference in pairs.items():
+        if arm not in whole and min(arms[arm].num, arms[reference].num) >= 2:
+            found |= _estimates(arms, {arm: reference}, alpha)
     return [_contrast(arms[arm], arms[reference], found.get(arm), margin, alpha) for arm, reference in pairs.items()]
+
+
+def _whole(arms: Mapping[str, Arm], pairs: Mapping[str, str]) -> dict[str, str]:
+    """The pairs that are in the model."""
+    return {
+        arm: reference
+        for arm, reference in pairs.items()
+        if all(arms[name].num >= 2 and not arms[name].num_diverged for name in (arm, reference))
+    }
 
 
 @dataclass(frozen=True)
@@ -95,15 +103,32 @@ def _estimates(
 ) -> dict[str, _Found]:
     if not pairs:
         return {}
-    in_model = sorted({*pairs, *pairs.values()})
-    fit = fit_arms({name: arms[name].finished for name in in_model})
-    weights = [{arm: 1.0, reference: -1.0} for arm, reference in pairs.items()]
-    estimates = estimate(fit, weights, alpha=alpha, num_closed=num_closed)
+    fit = fit_arms(_finished(arms, pairs))
+    estimates = estimate(fit, _weights(pairs), alpha=alpha, num_closed=num_closed)
     own = _own_tests(arms, pairs, is_paired=fit.is_paired)
     return {
         arm: _Found(one, own.get(arm), fit.is_paired, len(pairs) + num_closed)
         for arm, one in zip(pairs, estimates, strict=True)
     }
+
+
+def _finished(arms: Mapping[str, Arm], pairs: Mapping[str, str]) -> dict[str, pd.Series]:
+    return {name: arms[name].finished for name in sorted({*pairs, *pairs.values()})}
+
+
+def _weights(pairs: Mapping[str, str]) -> list[Weights]:
+    return [{arm: 1.0, reference: -1.0} for arm, reference in pairs.items()]
+
+
+def _rough(arms: Mapping[str, Arm], pairs: Mapping[str, str], name: str) -> dict[str, Rough]:
+    """Estimates of what touches the arm ``name`` (of all, for ""), without what takes long: the family's intervals."""
+    whole = _whole(arms, pairs)
+    asked = {arm: reference for arm, reference in whole.items() if name in ("", arm, reference)}
+    if not asked:
+        return {}
+    fit = fit_arms(_finished(arms, whole))
+    values, errors, _ = guarded(fit, _weights(asked))
+    return {arm: Rough(float(v), float(e), fit.df) for arm, v, e in zip(asked, values, errors, strict=True)}
 
 
 def _own_tests(arms: Mapping[str, Arm], pairs: Mapping[str, str], *, is_paired: bool) -> dict[str, float]:
@@ -212,60 +237,9 @@ def _notes(contrast: Contrast, margin: float) -> tuple[str, ...]:
     if p is None or own_p is None or contrast.verdict not in RULED:
         return tuple(notes)
     if (p < contrast.alpha) != (own_p < contrast.alpha):
+        level = "" if contrast.alpha == LEVEL else f", and the level of this look is {contrast.alpha:.2g}"
         notes.append(
             f"depends on pooling across arms: the two arms alone have p {own_p:.2g} (t test, Holm), the model of all "
-            f"arms {p:.2g}"
+            f"arms {p:.2g}{level}"
         )
     return tuple(notes)
-
-
-def _with_outliers(
-    contrast: Contrast,
-    far: Mapping[str, list[int]],
-    arms: Mapping[str, Arm],
-    pairs: Mapping[str, str],
-    margin: float,
-    num_closed: int,
-) -> Contrast:
-    """The contrast, with a note where its verdict rests on one outlying run. Nothing is ever deleted."""
-    if contrast.verdict not in RULED:
-        return contrast
-    for name in (contrast.arm, contrast.reference):
-        for seed in far[name]:
-            without = _verdict_without(contrast, name, seed, arms, pairs, margin, num_closed)
-            if without is not None and without is not contrast.verdict:
-                note = f"rests on one run: without seed {seed} of {name}, an outlier, it would be {label(without)}"
-                return replace(contrast, notes=(*contrast.notes, note))
-    return contrast
-
-
-def _verdict_without(
-    contrast: Contrast,
-    name: str,
-    seed: int,
-    arms: Mapping[str, Arm],
-    pairs: Mapping[str, str],
-    margin: float,
-    num_closed: int,
-) -> Verdict | None:
-    """The rules' verdict without one run; where seeds are blocks, without that seed in all arms."""
-    dropped = arms if contrast.is_paired else (name,)
-    left = {
-        arm.name: replace(arm, finished=arm.finished.drop(seed)) if arm.name in dropped else arm
-        for arm in arms.values()
-        if not contrast.is_paired or seed in arm.finished.index
-    }
-    kept = {arm: reference for arm, reference in pairs.items() if arm in left and reference in left}
-    again = next(one for one in _family(left, kept, margin, contrast.alpha, num_closed) if one.arm == contrast.arm)
-    return verdict_of(again.ci95, again.ci90, margin) if again.ci95 and again.ci90 else None
-
-
-def outliers(accuracy: pd.Series) -> list[int]:
-    """Seeds whose accuracy lies over 5 scaled MAD (scipy) from the arm's median; none under 4 runs."""
-    if len(accuracy) < 4:
-        return []
-    mad = float(stats.median_abs_deviation(accuracy, scale="normal"))
-    if mad <= ZERO:
-        return []
-    far = (accuracy - accuracy.median()).abs() > OUTLIER_MADS * mad
-    return [int(seed) for seed in accuracy.index[far]]

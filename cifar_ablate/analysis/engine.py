@@ -77,7 +77,7 @@ def fit_arms(values: Mapping[str, pd.Series]) -> Fit:
     if is_paired:
         seed_of = np.concatenate([of_arm.index.to_numpy() for of_arm in values.values()])
         columns = np.hstack([columns, seed_of[:, None] == np.unique(seed_of)[1:]])
-    fitted = OLS(accuracy, columns.astype(float)).fit()
+    fitted = OLS(accuracy, columns.astype(float)).fit(method="qr")
     covariance = np.asarray(fitted.cov_params())[: len(arms), : len(arms)]
     means = np.array([of_arm.mean() for of_arm in values.values()])
     return Fit(arms, means, covariance, float(fitted.df_resid), is_paired, values)
@@ -93,17 +93,23 @@ def own_se(fit: Fit, weights: Weights) -> float:
     )
 
 
+def guarded(fit: Fit, contrasts: Sequence[Weights]) -> tuple[Array, Array, Array]:
+    """Values [n], guarded standard errors [n] and pooled covariance [n, n] of n contrasts."""
+    matrix = np.array([[weights.get(arm, 0.0) for arm in fit.arms] for weights in contrasts])
+    covariance = matrix @ fit.covariance @ matrix.T
+    pooled = np.sqrt(np.clip(np.diag(covariance), 0, None))
+    errors = np.array([max(p, own_se(fit, weights)) for p, weights in zip(pooled, contrasts, strict=True)])
+    return matrix @ fit.means, errors, covariance
+
+
 def estimate(fit: Fit, contrasts: Sequence[Weights], *, alpha: float = 0.05, num_closed: int = 0) -> list[Estimate]:
     """Guarded estimates of contrasts as one family, with intervals at levels 1 - alpha and 1 - 2 alpha.
 
     ``num_closed`` more contrasts, whose arms are not in the model, count as independent of all: wide enough whatever
     they were (Sidak).
     """
-    matrix = np.array([[weights.get(arm, 0.0) for arm in fit.arms] for weights in contrasts])
-    values = matrix @ fit.means
-    covariance = matrix @ fit.covariance @ matrix.T
+    values, errors, covariance = guarded(fit, contrasts)
     pooled = np.sqrt(np.clip(np.diag(covariance), 0, None))
-    errors = np.array([max(p, own_se(fit, weights)) for p, weights in zip(pooled, contrasts, strict=True)])
     if (pooled <= ZERO).any() or fit.df < 1:
         return [
             Estimate(float(v), float(e), fit.df, None, None, None, float("nan"))
@@ -140,7 +146,8 @@ class Joint:
         if self.num == 1:
             return float(2 * stats.t.sf(c, self.df))
         if self.num > MAX_JOINT:
-            return float(-np.expm1(self.num * np.log1p(-2 * stats.t.sf(c, self.df))))
+            with np.errstate(divide="ignore"):  # of c 0, log1p(-1)
+                return float(-np.expm1(self.num * np.log1p(-2 * stats.t.sf(c, self.df))))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             inside = stats.multivariate_t(shape=self.correlation, df=self.df, allow_singular=True).cdf(
@@ -151,6 +158,11 @@ class Joint:
     def critical(self, alpha: float) -> float:
         """The c that the largest |t| exceeds with probability alpha."""
         return _critical(self.correlation.tobytes(), self.num, self.df, alpha)
+
+
+def sidak(num: int, df: float, alpha: float) -> float:
+    """What the largest of so many independent |t| exceeds with probability alpha."""
+    return float(stats.t.isf(-np.expm1(np.log1p(-alpha) / num) / 2, df))
 
 
 @lru_cache(maxsize=256)

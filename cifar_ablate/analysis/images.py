@@ -27,6 +27,7 @@ class NewImageInterval:
     estimate: float
     ci: Interval
     alpha: float
+    num_seeds: int
     df: float
     """Satterthwaite's, at least seeds - 1."""
     variance: float
@@ -71,7 +72,7 @@ def new_image_interval(correct_a: Correct, correct_b: Correct, *, alpha: float =
     df_of_estimate = max(variance**2 / scale if scale > 0 else 0.0, num_seeds - 1.0)
     half = float(stats.t.isf(alpha / 2, df_of_estimate)) * variance**0.5
     return NewImageInterval(
-        mean, (mean - half, mean + half), alpha, df_of_estimate, variance, *(float(part) for part in parts)
+        mean, (mean - half, mean + half), alpha, num_seeds, df_of_estimate, variance, *(float(part) for part in parts)
     )
 
 

@@ -156,6 +156,7 @@ def _before_first_look(arm: str, reference: str, frame: pd.DataFrame, seeds: lis
         own_p_holm=None,
         num_more_seeds=None,
         num_more_seeds_range=None,
+        num_comparisons=0,
         notes=(),
         sentence=said,
         look=len(seeds),

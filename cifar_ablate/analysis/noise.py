@@ -23,7 +23,8 @@ class NoiseFloor:
     of_largest: float
     """The largest of all the family's comparisons, if all arms were equal."""
     num_comparisons: int
-    num_seeds: int
+    num_seeds: tuple[int, int]
+    """Fewest and most seeds of a comparison."""
     largest_claimed: float | None
     """Largest absolute difference that was given a verdict of better or worse."""
     smallest_claimed: float | None
@@ -41,12 +42,13 @@ def noise_floor(contrasts: Sequence[Contrast]) -> NoiseFloor | None:
     errors = [one.se for one in known if one.se is not None]
     df = min(one.df for one in known if one.df is not None)
     critical = _against_one(len(known), df).critical(0.05)
+    seeds = [min(one.num_seeds, one.num_seeds_reference) for one in known]
     claimed = [abs(one.estimate) for one in known if one.estimate is not None and one.verdict in ("better", "worse")]
     return NoiseFloor(
         of_one=float(stats.t.isf(0.025, df)) * median(errors),
         of_largest=critical * median(errors),
         num_comparisons=len(known),
-        num_seeds=min(min(one.num_seeds, one.num_seeds_reference) for one in known),
+        num_seeds=(min(seeds), max(seeds)),
         largest_claimed=max(claimed, default=None),
         smallest_claimed=min(claimed, default=None),
     )

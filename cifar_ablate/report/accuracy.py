@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from cifar_ablate.analysis.outliers import outliers
 from cifar_ablate.errors import RecordError
 from cifar_ablate.records import Predictions, RecordedRun, StudyRecord, frame_of
 from cifar_ablate.report.types import RunRow, Spread
@@ -88,12 +89,45 @@ class Study:
         return self.class_names[label] if label < len(self.class_names) else f"class {label}"
 
     @cached_property
+    def _environments(self) -> tuple[Mapping[str, Mapping[str, Any]], str]:
+        try:
+            return self.record.details.environments(self.ended), ""
+        except RecordError as error:
+            return {}, str(error)
+
+    @property
     def environments(self) -> Mapping[str, Mapping[str, Any]]:
         """By fingerprint; empty where they cannot be read."""
+        return self._environments[0]
+
+    @property
+    def why_no_environments(self) -> str:
+        return self._environments[1]
+
+    @cached_property
+    def _curves(self) -> tuple[pd.DataFrame | None, str]:
         try:
-            return self.record.details.environments(self.ended)
-        except RecordError:
-            return {}
+            table = self.record.details.curves(self.ended)
+        except RecordError as error:
+            return None, str(error)
+        return (table if "test_accuracy" in table else None), ""
+
+    @property
+    def curves(self) -> pd.DataFrame | None:
+        """Columns fingerprint, epoch, test_accuracy and more, of every run with a result; None where unreadable."""
+        return self._curves[0]
+
+    @property
+    def why_no_curves(self) -> str:
+        return self._curves[1]
+
+    def accuracies(self, arm: str) -> pd.Series:
+        """Test accuracy by seed of an arm's finished runs."""
+        return pd.Series(self.by_seed(arm, "test_accuracy"), dtype=float)
+
+    def outlying(self, arm: str) -> list[int]:
+        """Seeds of runs far from the arm's others."""
+        return outliers(self.accuracies(arm))
 
     def by_seed(self, arm: str, metric: str) -> dict[int, float]:
         """A metric of an arm's finished runs."""

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 INK = "#010203"
 """Stands for the colour of text and axes while drawing; the page decides which one that is."""
+GROUND = "#fdfcfb"
+"""Stands for what the figure is drawn on."""
 GREY = "#8a8a8a"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#a05a00")
 """Okabe and Ito's colours for all kinds of sight, the yellow left out, two darker ones added."""
@@ -89,7 +91,7 @@ def to_svg(canvas: Canvas, ink: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r"(?m)[ \t]+$", "", text)
-    return text.replace(INK, ink)
+    return text.replace(INK, ink).replace(GROUND, "var(--ground)" if ink == "currentColor" else "#ffffff")
 
 
 def slug(label: str) -> str:

@@ -27,6 +27,19 @@ def with_reading_noted(tracking: Tracking, record: StudyRecord) -> StudyRecord:
     return noted(tracking, record, "verdicts", planned)
 
 
+SUFFIXES = {".md": "markdown", ".html": "html", ".htm": "html", ".tex": "latex", ".csv": "csv", ".json": "json"}
+
+
+def format_of(asked: str | None, path: Path | None) -> str:
+    """The format asked for, else the one that the file's name says, else markdown.
+
+    Raises UnknownNameError for one that is not registered.
+    """
+    by_name = SUFFIXES.get(path.suffix.lower(), "markdown") if path is not None else "markdown"
+    FORMATS.get(asked or by_name)
+    return asked or by_name
+
+
 def render(report: Report, format: str) -> Rendered:
     """The report in a format; raises UnknownNameError for one that is not registered."""
     rendered = FORMATS.get(format)(report)

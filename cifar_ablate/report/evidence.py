@@ -11,10 +11,9 @@ from scipy import stats
 from cifar_ablate.analysis import Contrast
 from cifar_ablate.analysis.calibration import Bin, reliability
 from cifar_ablate.analysis.images import class_effects as class_effects_of
-from cifar_ablate.analysis.noise import half_widths
+from cifar_ablate.analysis.noise import half_widths, level_of_one
 from cifar_ablate.analysis.sentences import interval, points
 from cifar_ablate.analysis.types import Interval
-from cifar_ablate.errors import RecordError
 from cifar_ablate.report.accuracy import Study, spread
 from cifar_ablate.report.families import Families, used_seeds
 from cifar_ablate.report.types import Calibration, ClassEffect, Curve, PublishedRow, Spread, WidthCurve
@@ -105,7 +104,7 @@ def _published_text(
     note = f" ({published.note})" if published.note else ""
     said = f"{arm}: {published.accuracy:g}% published{note}"
     if measured is None:
-        return f"{said}; not run here."
+        return f"{said}; no finished run here."
     said += f", {measured.mean:.2f}% here over {measured.num} seeds"
     if is_variant:
         return f"{said}, of a variant: other recipes, so not a repetition."
@@ -122,15 +121,9 @@ def _published_text(
 def curves(study: Study) -> dict[str, dict[int, Curve]]:
     """Test accuracy by epoch of every run with a result."""
     found: dict[str, dict[int, Curve]] = {}
-    if not study.ended:
+    if study.curves is None or not study.ended:
         return found
-    try:
-        table = study.record.details.curves(study.ended)
-    except RecordError:
-        return found
-    if "test_accuracy" not in table:
-        return found
-    table = table.dropna(subset=["test_accuracy"])
+    table = study.curves.dropna(subset=["test_accuracy"])
     of_run: dict[str, list[tuple[int, float]]] = {}
     for fingerprint, epoch, value in zip(table["fingerprint"], table["epoch"], table["test_accuracy"], strict=True):
         of_run.setdefault(str(fingerprint), []).append((int(epoch), float(value)))
@@ -150,7 +143,8 @@ def width_curve(families: Families) -> WidthCurve | None:
     now = min(min(one.num_seeds, one.num_seeds_reference) for one in known)
     nums = _grid(now)
     images = [max(one.image - one.residual, 0.0) for one in (two.new_images for two in of_family) if one is not None]
-    floor = float(stats.norm.isf(0.025)) * median(images) ** 0.5 if images and median(images) > 0 else None
+    level = median(level_of_one(one) or 0.05 for one in known)
+    floor = float(stats.norm.isf(level / 2)) * median(images) ** 0.5 if images and median(images) > 0 else None
     return WidthCurve(tuple(nums), tuple(half_widths(known, nums)), floor, now)
 
 

@@ -14,11 +14,12 @@ from cifar_ablate.analysis.interactions import Effect, interactions, is_ladder
 from cifar_ablate.analysis.looks import LooksTaken, take_looks
 from cifar_ablate.analysis.noise import level_of_one, points_detected
 from cifar_ablate.analysis.sentences import interval
-from cifar_ablate.records import families_of
+from cifar_ablate.records import LedgerEntry, families_of
 from cifar_ablate.report.accuracy import Study
 from cifar_ablate.report.types import Comparison, Family
 from cifar_ablate.spec.delta import Difference, differences_of
 
+ADDED = " Seeds were added after verdicts had been read: take the interval for too narrow."
 LADDER = (
     "Some arms add several changes on top of each other. Whether one of them helps only together with another cannot "
     "be told from such a ladder: an arm with each change alone would show it."
@@ -69,6 +70,13 @@ def all_families(study: Study) -> Families:
     )
 
 
+def seeds_added(study: Study) -> LedgerEntry | None:
+    """When verdicts were last read with fewer seeds planned than now, and no looks declared; None for never."""
+    read = [one for one in study.record.ledger if one.kind == "verdicts" and one.num_runs and one.detail.isdigit()]
+    fewer = [one for one in read if int(one.detail) < len(study.document["seeds"])]
+    return max(fewer, key=lambda one: int(one.detail)) if fewer and not study.looks else None
+
+
 def _comparison(study: Study, contrast: Contrast) -> Comparison:
     differs = between(study, contrast.reference, contrast.arm)
     new_images, p = _new_images(study, contrast), _mcnemar_p(study, contrast)
@@ -79,7 +87,7 @@ def _comparison(study: Study, contrast: Contrast) -> Comparison:
         detectable=points_detected(contrast),
         mcnemar_p=p,
         divergence=divergence_of(contrast),
-        text=_text(contrast, differs, new_images, p),
+        text=_text(contrast, differs, new_images, p) + (ADDED if contrast.ci95 and seeds_added(study) else ""),
     )
 
 
@@ -131,9 +139,11 @@ def _on_new_images(contrast: Contrast, new_images: NewImageInterval | None) -> s
     if new_images is None:
         return "shown for this test set only"
     is_shown = new_images.excludes_zero and (new_images.estimate > 0) == ((contrast.estimate or 0) > 0)
+    fewer = new_images.num_seeds != max(contrast.num_seeds, contrast.num_seeds_reference)
+    seeds = f", from the {new_images.num_seeds} shared seeds" if fewer else ""
     if is_shown:
-        return f"on new images too ({interval(new_images.ci)})"
-    return f"shown for this test set only (on new images {interval(new_images.ci)})"
+        return f"on new images too ({interval(new_images.ci)}{seeds})"
+    return f"shown for this test set only (on new images {interval(new_images.ci)}{seeds})"
 
 
 def _mcnemar_p(study: Study, contrast: Contrast) -> float | None:

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from cifar_ablate.analysis import label
 from cifar_ablate.analysis.sentences import points
-from cifar_ablate.report.canvas import GREY, INK, Pen, drawing, new_canvas, note, pens, short, slug, to_svg
-from cifar_ablate.report.types import Comparison, Figure, StudyReport
+from cifar_ablate.report.canvas import GREY, GROUND, INK, Pen, drawing, new_canvas, note, pens, short, slug, to_svg
+from cifar_ablate.report.types import MAX_ARMS, Comparison, Figure, StudyReport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
-MAX_ARMS = 40
-"""More arms than that are no figure."""
 Draw = Callable[[StudyReport, dict[str, Pen]], "tuple[Canvas, str] | None"]
 
 
@@ -73,7 +71,7 @@ def _forest_row(axes: Any, y: float, one: Comparison, pen: Pen) -> None:
     is_shown = contrast.verdict in ("better", "worse")
     axes.plot([low, high], [y, y], color=pen.color, lw=1)
     axes.plot([low90, high90], [y, y], color=pen.color, lw=3.2, solid_capstyle="butt")
-    face = pen.color if is_shown else "white"
+    face = pen.color if is_shown else GROUND
     axes.plot(contrast.estimate, y, marker=pen.marker, ms=7, mfc=face, mec=pen.color, mew=1.4)
     said = f"{points(contrast.estimate or 0.0)}\N{EN SPACE}{label(contrast.verdict)}"
     axes.text(1.01, y, said, transform=axes.get_yaxis_transform(), fontsize=9, va="center")
@@ -235,8 +233,8 @@ def _width(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | Non
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="seeds per arm", ylabel="half the 95% interval, points")
     return canvas, (
-        "How far a simultaneous 95% interval would reach with more seeds and the spread seen here. No number of seeds "
-        "goes below the dotted floor for new images: that takes a larger test set."
+        "How far a simultaneous 95% interval on this test set would reach with more seeds and the spread seen here. "
+        "Intervals for new images end at the dotted floor, however many seeds: to get below takes a larger test set."
     )
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
+from cifar_ablate.analysis.outliers import OUTLIER_MADS
 from cifar_ablate.analysis.sentences import count, level_name
 from cifar_ablate.records import LedgerEntry
 from cifar_ablate.report.accuracy import Study
-from cifar_ablate.report.families import Families
+from cifar_ablate.report.families import Families, seeds_added
 from cifar_ablate.report.steps import missing_runs
+from cifar_ablate.report.types import MAX_ARMS
+from cifar_ablate.report.words import size
 
 ADDED = "Seeds added by hand"
 TEST_SET_READ = re.compile(r'[\d,]+ runs? read it [^\n]*?, this one included\.|"ledger": \[[^]\n]*\]')
@@ -27,6 +30,7 @@ def must_know(study: Study, families: Families, num_superseded: int) -> Iterator
     yield "Accuracy", "of the last epoch, never of the best one; the test curve is drawn, and nothing is chosen by it."
     yield "Seeds", _seeds(study, families)
     yield from _not_finished(study)
+    yield from _outliers(study)
     if num_superseded:
         yield "Left out", f"{count(num_superseded, 'run')} of recipes or seeds that this study no longer has."
     yield "Comparisons", _comparisons(families)
@@ -39,6 +43,10 @@ def must_know(study: Study, families: Families, num_superseded: int) -> Iterator
         yield "Reliability", "not drawn: this record was made before confidences were kept."
     if study.why_no_predictions:
         yield "Predictions", f"not used: {study.why_no_predictions}."
+    if study.why_no_curves:
+        yield "Curves", f"not drawn: {study.why_no_curves}."
+    if len(study.arms) > MAX_ARMS:
+        yield "Figures", f"not drawn: there are more than {MAX_ARMS} arms."
     yield from _averaging(study)
     yield "Repeatability", _determinism(study)
     precision = ", ".join(dict.fromkeys(arm["precision"] for arm in document["arms"]))
@@ -74,14 +82,23 @@ def _not_finished(study: Study) -> Iterator[tuple[str, str]]:
             yield "Not finished", f"{run.arm} seed {run.seed}: {run.outcome}{f', {run.reason}' if run.reason else ''}."
 
 
+def _outliers(study: Study) -> Iterator[tuple[str, str]]:
+    far = [
+        f"{arm} seed {seed} ({study.accuracies(arm)[seed]:.2f}%)" for arm in study.arms for seed in study.outlying(arm)
+    ]
+    if far:
+        yield (
+            "Outliers",
+            f"{', '.join(far)}: over {OUTLIER_MADS} scaled MAD from the median of the arm's runs. They are kept in "
+            "every number; a verdict that rests on one says so.",
+        )
+
+
 def _comparisons(families: Families) -> str:
     parts = []
     for family in families.families:
-        alone = sum(one.contrast.is_diverged for one in family.comparisons)
-        whole = [one.contrast.num_comparisons for one in family.comparisons if not one.contrast.is_diverged]
         named = ", ".join(f"{one.contrast.arm} - {one.contrast.reference}" for one in family.comparisons)
-        rest = f"; {alone} with a diverged run, each by itself" if alone else ""
-        parts.append(f"{len(family.comparisons)} {family.name} ({named}), one family of {max(whole, default=0)}{rest}")
+        parts.append(f"{len(family.comparisons)} {family.name} ({named}), {size(family)}")
     if not parts:
         return "none: a single arm has nothing to be compared with."
     return (
@@ -96,7 +113,7 @@ def _df(families: Families) -> str:
         return ""
     paired = {one.is_paired for one in known}
     how = "paired by seed" if paired == {True} else "unpaired" if paired == {False} else "paired where seeds are equal"
-    dfs = sorted({round(one.df or 0, 1) for one in known})
+    dfs = dict.fromkeys(round(one.df or 0, 1) for one in known)
     return f"Residual degrees of freedom: {', '.join(f'{df:g}' for df in dfs)}; arms are {how}."
 
 
@@ -144,16 +161,16 @@ def _looks(study: Study, families: Families) -> Iterator[tuple[str, str]]:
 def _added_by_hand(study: Study, earlier: Sequence[LedgerEntry]) -> Iterator[tuple[str, str]]:
     """Marks on a study without looks whose verdicts were read before all its runs were there."""
     planned = len(study.document["seeds"])
-    fewer = [entry for entry in earlier if entry.detail.isdigit() and int(entry.detail) < planned]
-    if fewer:
-        entry = max(fewer, key=lambda one: int(one.detail))
+    entry = seeds_added(study)
+    if entry is not None:
         yield (
             ADDED,
             f"{planned - int(entry.detail)} per arm, after verdicts had been read at {entry.detail} seeds "
             f"({entry.when[:10]}), outside any pre-declared look. Adding seeds until something shows finds a "
             "difference between equal arms in up to 15% of studies instead of 5%; take these intervals for too narrow.",
         )
-    early = [entry for entry in earlier if entry not in fewer and entry.num_runs < len(study.finished)]
+    same = [one for one in earlier if not (one.detail.isdigit() and int(one.detail) < planned)]
+    early = [one for one in same if one.num_runs < len(study.finished)]
     if early:
         yield (
             "Read early",
@@ -164,10 +181,9 @@ def _added_by_hand(study: Study, earlier: Sequence[LedgerEntry]) -> Iterator[tup
 
 
 def _test_set(study: Study) -> str:
-    num_points = sum(_num_evaluations(study.arms[run.arm]["recipe"]) for run in study.ended)
     said = (
-        f"{count(len(study.ended), 'run')} read it {num_points:,} times for their curves and last epochs (run); "
-        "nothing was chosen by that"
+        f"{count(len(study.ended), 'run')} read it {_num_evaluations(study):,} times for their curves and last epochs "
+        "(run); nothing was chosen by that"
     )
     others = study.record.num_superseded()
     said += f"; so did {count(others, 'run')} of recipes or seeds that the study no longer has" if others else ""
@@ -191,9 +207,12 @@ def _num_states_read(study: Study) -> int:
     return len(read) + (not is_entered)
 
 
-def _num_evaluations(recipe: Mapping[str, int]) -> int:
-    every, epochs = recipe["eval_every"], recipe["epochs"]
-    return ((epochs - 1) // every if every else 0) + 1
+def _num_evaluations(study: Study) -> int:
+    """As recorded; as planned where curves cannot be read."""
+    if study.curves is not None:
+        return int(study.curves["test_accuracy"].notna().sum())
+    recipes = [study.arms[run.arm]["recipe"] for run in study.ended]
+    return sum(((one["epochs"] - 1) // one["eval_every"] if one["eval_every"] else 0) + 1 for one in recipes)
 
 
 def _averaging(study: Study) -> Iterator[tuple[str, str]]:
@@ -211,7 +230,7 @@ def _averaging(study: Study) -> Iterator[tuple[str, str]]:
 def _determinism(study: Study) -> str:
     kinds = Counter(environment.get("device_kind", "unknown") for environment in study.environments.values())
     if not kinds:
-        return "environments were not recorded."
+        return f"not known: {study.why_no_environments or 'no run has ended'}."
     threads = sorted({environment.get("threads", 1) for environment in study.environments.values()})
     said = []
     if kinds["cpu"]:

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from cifar_ablate.analysis import Contrast, Verdict
+from cifar_ablate.analysis.interactions import Effect
 from cifar_ablate.analysis.noise import NoiseFloor, points_detected
 from cifar_ablate.analysis.sentences import count, points
 from cifar_ablate.report.accuracy import Study
-from cifar_ablate.report.families import Families
+from cifar_ablate.report.families import Families, between
 from cifar_ablate.report.reproduce import run_command
 from cifar_ablate.report.types import ArmRow, Comparison
 from cifar_ablate.report.words import duration
@@ -25,7 +26,7 @@ def noise_text(floors: Mapping[str, NoiseFloor | None]) -> str:
 
 def _of_family(name: str, floor: NoiseFloor) -> str:
     said = (
-        f"Noise floor{f' {name}' if name else ''}: with this spread and {count(floor.num_seeds, 'seed')}, two equal "
+        f"Noise floor{f' {name}' if name else ''}: with this spread and {_seeds(floor)}, two equal "
         f"arms differ by more than {points(floor.of_one, signed=False)} points in 1 of 20 studies"
     )
     if floor.num_comparisons > 1:
@@ -39,24 +40,39 @@ def _of_family(name: str, floor: NoiseFloor) -> str:
     return f"{said}; {f'{low} is' if low == high else f'{low} to {high} are'} claimed."
 
 
-def next_steps(study: Study, families: Families, rows: Sequence[ArmRow]) -> Iterator[str]:
+def _seeds(floor: NoiseFloor) -> str:
+    fewest, most = floor.num_seeds
+    return count(most, "seed") if fewest == most else f"{fewest} to {most} seeds (the median of the comparisons)"
+
+
+def next_steps(study: Study, families: Families, rows: Sequence[ArmRow], effects: Sequence[Effect]) -> Iterator[str]:
     """What to do now, the most urgent first."""
     yield from _missing(study, families, rows)
     yield from _no_verdict(families)
     yield from _open(study, families, rows)
-    told = {one.contrast.arm for one in families.comparisons if not one.is_confounded}
-    confounded = [one for one in families.comparisons if one.contrast.arm not in told]
-    if confounded:
-        one = confounded[-1]  # against its parent, where it has one: fewer differences
-        keys = " and ".join(one.differs[:2])
-        yield (
-            f"To know what a difference is due to, give {one.contrast.arm} and its reference one difference each: it "
-            f"has {len(one.differs)} ({keys}{', ...' if len(one.differs) > 2 else ''})."
-        )
+    yield from _confounded(study, families, effects)
     if study.document["variant"]:
         yield (
             f"This is a variant ({study.document['variant']}) of the study: what it shows holds for it. "
             f"`cifar-ablate run` without the overlay answers the question for the recipes as written."
+        )
+
+
+def _confounded(study: Study, families: Families, effects: Sequence[Effect]) -> Iterator[str]:
+    """Arms that differ in several things from all that they are compared with, and whose design tells no effects."""
+    told = {one.contrast.arm for one in families.comparisons if not one.is_confounded}
+    told |= {arm for effect in effects for arm in effect.weights}
+    closest = {one.contrast.arm: one.contrast for one in families.comparisons}  # the parent's family is the last one
+    said = []
+    for arm, contrast in closest.items():
+        if arm not in told:
+            keys = [one.key for one in between(study, contrast.reference, arm)]
+            listed = ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
+            said.append(f"{arm} from {contrast.reference} in {len(keys)} ({listed})")
+    if said:
+        yield (
+            "To know what a difference is due to, add arms that differ in one thing each. Now "
+            f"{_listed([said[0].replace(' from ', ' differs from ', 1), *said[1:]], '; ')}."
         )
 
 
@@ -68,7 +84,10 @@ def _no_verdict(families: Families) -> Iterator[str]:
     if names := sorted({one.arm for one in contrasts if one.num_diverged}):
         yield f"Look at why runs diverged ({', '.join(names)}): a lower learning rate or a warmup is the usual cure."
     if names := sorted({one.reference for one in contrasts if one.num_diverged_reference}):
-        yield f"Runs of {', '.join(names)} diverged: nothing compared with it has a verdict until none does."
+        yield (
+            f"Runs of {', '.join(names)} diverged, and what is compared with it has no verdict: compare with a "
+            "recipe that trains."
+        )
     if any(
         one.ci95 is None and one.estimate is not None and min(one.num_seeds, one.num_seeds_reference) > 1
         for one in contrasts
@@ -90,8 +109,8 @@ def _missing(study: Study, families: Families, rows: Sequence[ArmRow]) -> Iterat
     retry = " --retry failed" if counts["failed"] else ""
     yield (
         f"{count(len(waiting), 'planned run')} {'has' if len(waiting) == 1 else 'have'} no result yet"
-        f"{f' ({said})' if said else ''}: `{run_command(study.document)}{retry}` does what is left. Until then all "
-        "verdicts are interim."
+        f"{f' ({said})' if said else ''}: `{run_command(study.document)}{retry}` does what is left."
+        f"{'' if families.looks is not None else ' Until then all verdicts are interim.'}"
     )
 
 
@@ -112,37 +131,60 @@ def _open(study: Study, families: Families, rows: Sequence[ArmRow]) -> Iterator[
             "seeds for the arms that are open."
         )
         return
-    open_ones = [one.contrast for one in _unique(families) if one.contrast.num_more_seeds is not None]
     margin = study.document["margin"]
-    beyond = [one.contrast for one in _unique(families) if _is_out_of_reach(one.contrast)]
-    if beyond and not open_ones and margin > 0:
-        yield (
-            f"With this spread no number of seeds that anyone trains shows a difference of {margin:g} points"
-            f"{_now(beyond)}. Longer trainings and more images spread less; or state a larger margin."
+    open_ones = [one.contrast for one in _unique(families) if _is_open(one.contrast)] if margin > 0 else []
+    near = [one for one in open_ones if one.num_more_seeds is not None and one.num_more_seeds <= MANY_SEEDS]
+    far = [one for one in open_ones if one not in near]
+    if near:
+        named = [f"{one.arm} against {one.reference} (about {one.num_more_seeds})" for one in near]
+        how = (
+            "Train a study with fresh seeds, and looks further out"
+            if study.looks
+            else "Declare them before the first run, as `seeds: {looks: [...]}`, or train a study with fresh seeds"
         )
-    if not open_ones:
-        return
-    fewest, most = (pick(one.num_more_seeds or 0 for one in open_ones) for pick in (min, max))
-    names = ", ".join(dict.fromkeys(one.arm for one in open_ones))
-    number = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
-    yield (
-        f"Open: {names}. To detect {margin:g} points needs about {number} more seeds per arm{_cost(open_ones, rows)}"
-        f"{_now(open_ones)}. "
-        "Declare them before the first run, as `seeds: {looks: [...]}`, or train a study with fresh seeds: seeds added "
-        "after a verdict was read are a second look at the same data, and are marked as such."
-    )
+        yield (
+            f"Open, with the seeds per arm still wanted to detect {margin:g} points: {_listed(named)}"
+            f"{_cost(near, rows)}. {how}: seeds added after a verdict was read are a second look at the same data, and "
+            "are marked as such."
+        )
+    if far:
+        named = [f"{one.arm} against {one.reference}" for one in far]
+        yield (
+            f"Not a matter of seeds: {_listed(named)}. With this spread a difference of {margin:g} points takes "
+            f"{_range([one.num_more_seeds for one in far])} more seeds per arm{_now(far)}. State the margin that "
+            "really matters, if it is larger, or lower the spread: longer trainings and more images spread less."
+        )
 
 
-def _is_out_of_reach(contrast: Contrast) -> bool:
-    """Ruled, not decided, and more than 100,000 seeds away."""
-    return contrast.ci95 is not None and not contrast.verdict.is_decided and contrast.num_more_seeds is None
+MANY_SEEDS = 100
+"""More seeds per arm than anyone is sent off to train."""
+
+
+def _is_open(contrast: Contrast) -> bool:
+    return contrast.ci95 is not None and not contrast.verdict.is_decided
+
+
+def _listed(names: Sequence[str], mark: str = ", ", *, most: int = 6) -> str:
+    more = f"{mark}and {len(names) - most} more" if len(names) > most else ""
+    return mark.join(names[:most]) + more
+
+
+def _range(numbers: Sequence[int | None]) -> str:
+    """``545 to 3,445``; None is over 100,000."""
+    known = [one for one in numbers if one is not None]
+    if not known:
+        return "over 100,000"
+    most = "over 100,000" if len(known) < len(numbers) else f"{max(known):,}"
+    return most if f"{min(known):,}" == most else f"{min(known):,} to {most}"
 
 
 def _now(open_ones: Sequence[Contrast]) -> str:
     """What the present seeds would have shown."""
-    shown = [points_detected(one) for one in open_ones]
-    largest = max((one for one in shown if one is not None), default=None)
-    return "" if largest is None else f"; the present ones detect about {points(largest, signed=False)}"
+    shown = [found for found in map(points_detected, open_ones) if found is not None]
+    if not shown:
+        return ""
+    fewest, most = (points(one, signed=False) for one in (min(shown), max(shown)))
+    return f"; the present ones detect {fewest if fewest == most else f'{fewest} to {most}'}"
 
 
 def _unique(families: Families) -> list[Comparison]:

@@ -5,7 +5,6 @@ A cell that has nothing to show is empty; it never says None or nan.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cifar_ablate.analysis import Interval, Verdict, label
@@ -122,13 +121,12 @@ def verdict_table(study: StudyReport, family: Family) -> Table:
         Column("Verdict", "text"),
         Column("Own-pair p (Holm)"),
     )
-    num = max((one.contrast.num_comparisons for one in family.comparisons), default=0)
     caption = (
-        f"Comparisons {family.name}, one family of {num}. Differences in points of test accuracy, last epoch; errors: "
+        f"Comparisons {family.name}, {words.size(family)}. Differences in points of test accuracy, last epoch; errors: "
         "relative change of the mean test error."
     )
     if any(one.contrast.num_seeds != rows[one.contrast.arm].num_finished for one in family.comparisons):
-        caption += " Differences are those of the last look taken; means are over all finished runs."
+        caption += " Each difference is that of its look; means are over all finished runs."
     return Table(f"verdicts-{study.families.index(family) + 1}", caption, columns, tuple(lines))
 
 
@@ -150,10 +148,20 @@ def _what(one: Comparison) -> tuple[Cell, ...]:
         percent(found.error_change),
         p_value(p),
         number(found.p_superior),
-        bounds(None if one.new_images is None else one.new_images.ci),
+        _new_images(one),
         Cell(label(found.verdict), verdict=found.verdict),
         p_value(own_p),
     )
+
+
+def _new_images(one: Comparison) -> Cell:
+    found = one.new_images
+    if found is None:
+        return Cell()
+    is_fewer = found.num_seeds != max(one.contrast.num_seeds, one.contrast.num_seeds_reference)
+    marks = [f"{found.num_seeds} shared seeds"] if is_fewer else []
+    marks += ["alone"] if one.contrast.is_diverged else []
+    return bounds(found.ci, f" ({', '.join(marks)})" if marks else "")
 
 
 def arms_table(study: StudyReport) -> Table:
@@ -167,7 +175,7 @@ def arms_table(study: StudyReport) -> Table:
     for row in study.rows:
         marks = words.averaged(row)
         cells = [Cell(row.name), Cell(words.differs(row, study.baseline)), number(row.epochs, 0)]
-        cells += [Cell(words.ok_of_planned(row), row.num_finished), mean_and_sd(row.test_accuracy, marks=marks)]
+        cells += [Cell(words.ok_of_planned(row), row.num_finished), _test(row, marks)]
         cells += [mean_and_sd(row.train_accuracy, marks=marks), seconds(row.train_seconds)]
         if has_published:
             figure = published.get(row.name)
@@ -175,6 +183,10 @@ def arms_table(study: StudyReport) -> Table:
         lines.append(tuple(cells))
     caption = "Accuracy of the last epoch, mean over seeds; time is that of one run, mean over the finished ones."
     return Table("arms", caption, tuple(columns), tuple(lines))
+
+
+def _test(row: ArmRow, marks: str) -> Cell:
+    return Cell(words.nothing(row)) if row.test_accuracy is None else mean_and_sd(row.test_accuracy, marks=marks)
 
 
 def classes_table(study: StudyReport) -> Table | None:
@@ -185,7 +197,8 @@ def classes_table(study: StudyReport) -> Table | None:
     arms = list(dict.fromkeys(one.arm for one in study.class_effects))
     classes = list(dict.fromkeys(one.class_name for one in study.class_effects))
     references = ", ".join(dict.fromkeys(one.reference for one in study.class_effects))
-    caption = f"Difference against {references} on the images of each class, points. Marked ones stand out."
+    caption = f"Difference against {references} on the images of each class, points."
+    caption += " Marked ones stand out." if any(one.is_shown for one in study.class_effects) else ""
     if len(classes) <= MAX_CLASS_COLUMNS:
         rows = tuple((Cell(arm), *(_class(found.get((arm, name))) for name in classes)) for arm in arms)
         return Table("classes", caption, (Column("Arm", "name"), *map(Column, classes)), rows)
@@ -272,17 +285,6 @@ def _run(run: RunRow) -> tuple[Cell, ...]:
     accuracies = (number(run.test_accuracy), number(run.train_accuracy), number(run.nll, 3), number(run.ece, 3))
     before, after = (Cell(run.arm), Cell(str(run.seed), run.seed), Cell(outcome)), (run.run_id, run.fingerprint)
     return (*before, *accuracies, seconds(run.train_seconds), *map(Cell, after))
-
-
-def evidence_tables(study: StudyReport) -> Iterator[Table]:
-    """The tables that stand after the verdicts and arms, as far as there are numbers for them."""
-    found: Sequence[Table | None] = (
-        classes_table(study),
-        interactions_table(study),
-        calibration_table(study),
-        published_table(study),
-    )
-    yield from (table for table in found if table is not None)
 
 
 def facts(study: StudyReport) -> str:

@@ -63,6 +63,8 @@ class ArmRow:
     """Runs by outcome."""
     test_accuracy: Spread | None
     train_accuracy: Spread | None
+    outlying_seeds: tuple[int, ...]
+    """Of runs over 5 scaled MAD from the arm's median."""
     sd_floor: float | None
     """Seed spread in points that independent flips of images alone would give; None without predictions."""
     is_sd_lucky: bool
@@ -169,11 +171,13 @@ class WidthCurve:
     half_widths: tuple[float, ...]
     """Points."""
     test_set_floor: float | None
-    """What the size of the test set adds to an interval for new images, however many seeds; None if not known."""
+    """Half the width of an interval for new images that is left with any number of seeds; None if not known."""
     now: int
     """Seeds per arm at present."""
 
 
+MAX_ARMS = 40
+"""More arms than that are no figure."""
 Curve = tuple[tuple[int, float], ...]
 """Points (epoch, test accuracy in percent)."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cifar_ablate.report.types import ArmRow, Spread
+from cifar_ablate.report.types import ArmRow, Family, Spread
 
 
 def ok_of_started(row: ArmRow) -> str:
@@ -18,7 +18,12 @@ def ok_of_planned(row: ArmRow) -> str:
 
 def mean(row: ArmRow) -> str:
     """Mean test accuracy in percent."""
-    return "not run" if row.test_accuracy is None else f"{row.test_accuracy.mean:.2f}" + averaged(row)
+    return nothing(row) if row.test_accuracy is None else f"{row.test_accuracy.mean:.2f}" + averaged(row)
+
+
+def nothing(row: ArmRow) -> str:
+    """Why an arm has no accuracy."""
+    return "none finished" if row.num_started else "not run"
 
 
 def sd_with_floor(row: ArmRow) -> str:
@@ -32,8 +37,19 @@ def sd_with_floor(row: ArmRow) -> str:
 def with_sd(spread: Spread | None, decimals: int = 2) -> str:
     """Mean, and standard deviation in brackets."""
     if spread is None:
-        return "not run"
+        return ""
     return f"{spread.mean:.{decimals}f}" + ("" if spread.sd is None else f" ({spread.sd:.{decimals}f})")
+
+
+def size(family: Family) -> str:
+    """How many comparisons share the level, and what became of the others."""
+    contrasts = [one.contrast for one in family.comparisons]
+    num = max((one.num_comparisons for one in contrasts if not one.is_diverged), default=0)
+    alone = sum(one.is_diverged for one in contrasts)
+    few = len(contrasts) - alone - num
+    said = f"one family of {num}" if num else f"{len(contrasts)} declared, none of them with an interval yet"
+    said += f"; {alone} with a diverged run, each by itself" if alone else ""
+    return said + (f"; {few} with too few finished runs for an interval" if num and few > 0 else "")
 
 
 def averaged(row: ArmRow) -> str:

@@ -82,7 +82,10 @@ ACCENTS = dict(zip(_MARKS, "`'^~\"=.rvHucdb", strict=True))
 
 @FORMATS.register("latex")
 def latex(report: Report) -> str:
-    """A whole document for pdflatex: verdicts as a list, tables in booktabs, plain ASCII throughout."""
+    """A whole document for pdflatex: verdicts as a list, tables in booktabs, plain ASCII throughout.
+
+    It has no figures: pdflatex does not read SVG. The markdown report writes them as files.
+    """
     parts = [_HEAD + r"\begin{document}", r"\section*{Ablation report}"]
     for study in report.studies:
         parts += _study(study)
@@ -111,15 +114,20 @@ def _study(study: StudyReport) -> Iterator[str]:
     for family in study.families:
         yield _table(tables.verdict_table(study, family))
     yield _table(tables.arms_table(study))
-    for table in tables.evidence_tables(study):
-        if len(table.columns) <= tables.MAX_CLASS_COLUMNS:
-            yield _table(table)
     if said := [*(effect.sentence for effect in study.interactions), *filter(None, [study.interaction_note])]:
         yield r"\subsubsection*{Interactions}"
         yield _list(map(escape, said))
+        yield _optional(tables.interactions_table(study))
+    yield r"\subsubsection*{Classes}"
     yield escape(study.classes_text)
+    yield _optional(tables.classes_table(study))
+    if (calibration := tables.calibration_table(study)) is not None:
+        yield r"\subsubsection*{Calibration}"
+        yield _table(calibration)
     if study.published:
+        yield r"\subsubsection*{Published against measured}"
         yield _list(escape(row.text) for row in study.published)
+        yield _optional(tables.published_table(study))
     yield r"\subsubsection*{What the reader must know}"
     yield _list(rf"\textbf{{{escape(keyword)}}}: {_with_code(text)}" for keyword, text in study.must_know)
     yield r"\subsubsection*{How to reproduce}"
@@ -137,6 +145,13 @@ def _reproduce(study: StudyReport) -> Iterator[str]:
 def _list(lines: Iterable[str]) -> str:
     items = [f"\\item {line}" for line in lines]
     return "\n".join([r"\begin{itemize}", *items, r"\end{itemize}"]) if items else ""
+
+
+def _optional(table: Table | None) -> str:
+    """Nothing for a table that has nothing to show, or more columns than a page."""
+    from cifar_ablate.report.tables import MAX_CLASS_COLUMNS
+
+    return "" if table is None or len(table.columns) > MAX_CLASS_COLUMNS else _table(table)
 
 
 def _table(table: Table) -> str:
@@ -185,7 +200,8 @@ def _with_code(text: str) -> str:
 
 def escape(text: str) -> str:
     """Text that LaTeX typesets as it is written, in one paragraph; what pdflatex has no letter for becomes ASCII."""
-    return "".join(map(_character, unicodedata.normalize("NFC", re.sub(r"\s+", " ", text))))
+    escaped = "".join(map(_character, unicodedata.normalize("NFC", re.sub(r"\s+", " ", text))))
+    return re.sub(r"\+\\allowbreak\{\}(?=[\d.])", "+", escaped)  # a number keeps its sign
 
 
 def _character(character: str) -> str:

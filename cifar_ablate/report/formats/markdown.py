@@ -109,9 +109,13 @@ def _calibration(study: StudyReport) -> Iterator[str]:
 
 
 def _published(study: StudyReport) -> Iterator[str]:
-    if study.published:
+    from cifar_ablate.report.tables import published_table
+
+    found = published_table(study)
+    if found is not None:
         yield "### Published against measured"
         yield bullets(escape(row.text) for row in study.published)
+        yield table(found)
 
 
 def _reproduce(study: StudyReport) -> Iterator[str]:
