@@ -149,7 +149,8 @@ def load_curves(folder: Path) -> pd.DataFrame:
 def load_predictions(folder: Path) -> Predictions:
     """Per-image predictions of a compact record; no object arrays, so nothing is unpickled."""
     try:
-        with np.load(folder / "predictions.npz", allow_pickle=False) as arrays:
+        # numpy leaves a damaged file open that it has opened itself
+        with (folder / "predictions.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             names = tuple(str(name) for name in arrays["fingerprints"])
             return Predictions(
                 names,
@@ -215,8 +216,6 @@ def _row(row: Mapping[Any, Any]) -> RecordedRun:
         for name, value in row.items()
         if str(name).startswith(METRIC) and not pd.isna(value)
     }
-    if text["outcome"] == "finished" and not math.isfinite(metrics.get("test_accuracy", 0.0)):
-        raise ValueError(
-            f"runs.csv: {text['arm']} seed {row['seed']} finished with accuracy {metrics['test_accuracy']}"
-        )
+    if text["outcome"] == "finished" and not math.isfinite(metrics.get("test_accuracy", math.nan)):
+        raise ValueError(f"runs.csv: {text['arm']} seed {row['seed']} finished and has no test_accuracy")
     return RecordedRun(**text, seed=int(row["seed"]), metrics=metrics)

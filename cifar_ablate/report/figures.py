@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from math import ceil
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from cifar_ablate.report.types import MAX_ARMS, Comparison, Figure, StudyReport
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
+MINUS = "\N{MINUS SIGN}"
 Draw = Callable[[StudyReport, dict[str, Pen]], "tuple[Canvas, str] | None"]
 
 
@@ -47,7 +49,7 @@ def _differences(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str]
             ticks.append((-line, family))
             line += 1
         _forest_row(axes, -line, one, arms[one.contrast.arm])
-        ticks.append((-line, f"{short(one.contrast.arm)} \N{MINUS SIGN} {short(one.contrast.reference, 20)}"))
+        ticks.append((-line, f"{short(one.contrast.arm)} {MINUS} {short(one.contrast.reference, 20)}"))
         line += 1
     axes.axvspan(-study.margin, study.margin, color=GREY, alpha=0.25, lw=0)
     axes.axvline(0, color=INK, lw=0.8)
@@ -146,7 +148,7 @@ def _classes(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | N
         axes.text(
             x,
             y,
-            points(one.estimate).replace(".00", "") if abs(one.estimate) >= 100 else f"{one.estimate:+.1f}",
+            f"{one.estimate:+.{0 if abs(one.estimate) >= 100 else 1}f}".replace("-", MINUS),
             ha="center",
             va="center",
             fontsize=9,
@@ -177,8 +179,8 @@ def _reliability(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str]
     shown = [one for one in study.calibration if one.bins]
     if not shown:
         return None
-    columns = min(len(shown), 4)
-    rows = -(-len(shown) // columns)
+    rows = ceil(len(shown) / 4)
+    columns = ceil(len(shown) / rows)
     canvas, grid = new_canvas(2.2 * columns + 0.5, 2.45 * rows, columns, rows, sharex=True, sharey=True)
     panels = [grid] if len(shown) == 1 else list(grid.flat)
     for axes, one in zip(panels, shown, strict=False):
@@ -219,16 +221,20 @@ def _width(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | Non
         textcoords="offset points",
         fontsize=9,
     )
-    lines = [(study.margin, "--", f"your margin, {study.margin:g}")]
+    lines = [(study.margin, "--", f"your margin, {study.margin:g}")] if study.margin > 0 else []
     if width.test_set_floor is not None:
         lines.append((width.test_set_floor, ":", f"floor for new images, {width.test_set_floor:.2f}"))
+    axes.set_yscale("log")
+    lowest = min([height for height, _, _ in lines], default=0.0)
     for height, dashes, said in lines:
         axes.axhline(height, color=GREY, ls=dashes, lw=1.2)
-        axes.text(width.num_seeds[-1], height, said, ha="right", va="bottom", fontsize=9)
-    axes.set_yscale("log")
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+        side = "top" if height == lowest and len(lines) > 1 else "bottom"  # the two may lie on each other
+        axes.text(width.num_seeds[-1], height * (0.96 if side == "top" else 1), said, ha="right", va=side, fontsize=9)
+    axes.set_ylim(bottom=0.6 * min(lowest or now, *width.half_widths))
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="seeds per arm", ylabel="half the 95% interval, points")
