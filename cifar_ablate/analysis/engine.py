@@ -63,7 +63,7 @@ def fit_arms(values: Mapping[str, pd.Series]) -> Fit:
     """Ordinary least squares of accuracy on arm, and on seed where all arms have the same seeds.
 
     Args:
-        values: For each arm its accuracies in percent, indexed by seed; at least two each. (statsmodels' OLS.)
+        values: For each arm its accuracies in percent, by seed, increasing; at least two each. (statsmodels' OLS.)
     """
     from statsmodels.regression.linear_model import OLS
 
@@ -85,12 +85,10 @@ def fit_arms(values: Mapping[str, pd.Series]) -> Fit:
 
 def own_se(fit: Fit, weights: Weights) -> float:
     """Standard error from the contrast's own arms alone: of the per-seed differences, or Welch's."""
-    if fit.is_paired:
-        combined = sum(weight * fit.values[arm] for arm, weight in weights.items())
-        return float(stats.sem(combined))
-    return float(
-        np.sqrt(sum(weight**2 * fit.values[arm].var(ddof=1) / len(fit.values[arm]) for arm, weight in weights.items()))
-    )
+    parts = [(weight, fit.values[arm].to_numpy(float)) for arm, weight in weights.items()]
+    if fit.is_paired:  # every arm's values stand in the order of the same seeds
+        return float(stats.sem(np.sum([weight * values for weight, values in parts], axis=0)))
+    return float(np.sqrt(sum(weight**2 * values.var(ddof=1) / len(values) for weight, values in parts)))
 
 
 def guarded(fit: Fit, contrasts: Sequence[Weights]) -> tuple[Array, Array, Array]:

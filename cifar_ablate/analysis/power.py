@@ -74,6 +74,7 @@ def detectable(num_seeds: int, num_arms: int, sd: float, alpha: float = 0.05) ->
     return errors_detected(critical, df) * sd * math.sqrt(2 / num_seeds)
 
 
+@lru_cache(maxsize=1024)
 def errors_detected(critical: float, df: float) -> float:
     """How many standard errors a difference must have to be shown in 80% of studies (noncentral t, the model's df).
 

@@ -125,9 +125,10 @@ class Study:
         """Test accuracy by seed of an arm's finished runs."""
         return pd.Series(self.by_seed(arm, "test_accuracy"), dtype=float)
 
-    def outlying(self, arm: str) -> list[int]:
-        """Seeds of runs far from the arm's others."""
-        return outliers(self.accuracies(arm))
+    @cached_property
+    def outlying(self) -> Mapping[str, list[int]]:
+        """For each arm, seeds of runs far from its others."""
+        return {arm: outliers(self.accuracies(arm)) for arm in self.arms}
 
     def by_seed(self, arm: str, metric: str) -> dict[int, float]:
         """A metric of an arm's finished runs."""

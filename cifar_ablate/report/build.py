@@ -81,7 +81,7 @@ def _row(study: Study, arm: Mapping[str, Any], num_planned: int) -> ArmRow:
         outcomes=Counter(run.outcome for run in study.runs if run.arm == name),
         test_accuracy=accuracy,
         train_accuracy=spread(study.by_seed(name, "train_accuracy").values()),
-        outlying_seeds=tuple(study.outlying(name)),
+        outlying_seeds=tuple(study.outlying[name]),
         sd_floor=flip_floor(np.stack(list(correct.values()))) if len(correct) > 1 else None,
         is_sd_lucky=False,
         is_flip_averaged=bool(arm["recipe"].get("flip_averaging")),

@@ -84,7 +84,9 @@ def _not_finished(study: Study) -> Iterator[tuple[str, str]]:
 
 def _outliers(study: Study) -> Iterator[tuple[str, str]]:
     far = [
-        f"{arm} seed {seed} ({study.accuracies(arm)[seed]:.2f}%)" for arm in study.arms for seed in study.outlying(arm)
+        f"{arm} seed {seed} ({study.accuracies(arm)[seed]:.2f}%)"
+        for arm, seeds in study.outlying.items()
+        for seed in seeds
     ]
     if far:
         yield (
