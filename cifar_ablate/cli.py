@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from cifar_ablate.registry import EXECUTORS, FORMATS
-from cifar_ablate.shell import fail, leaving_at_once, make_console, write
+from cifar_ablate.shell import fail, leaving_at_once, make_console, without_collecting, write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -162,6 +162,7 @@ def sync() -> None:
 
 
 @app.command()
+@without_collecting()
 def report(
     studies: Annotated[list[str] | None, typer.Argument(metavar="[STUDY...]", help="Labels; default: all.")] = None,
     format: Annotated[
@@ -184,7 +185,6 @@ def report(
     from cifar_ablate.report.deliver import REPORTS, format_of, render, with_reading_noted, write_files, write_report
 
     format = format_of(format, output)
-    gc.disable()  # a fifth of the time of a large report, spent on finding nothing: the process ends with it
     if check and output is None and format != "markdown":
         raise UsageError(f"--check --format {format}: name the report to check with --output PATH")
     if record is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import shutil
@@ -185,3 +186,10 @@ def test_a_hundred_arms_with_outliers_are_compared_without_waiting_or_warning() 
         found = compare(frame, baseline="arm 0")
     assert len(found) == 100
     assert found[-1].estimate == pytest.approx(0.0)
+
+
+def test_a_report_leaves_garbage_collection_as_it_was(workshop: Workshop) -> None:
+    report_of(workshop)
+    assert workshop("report", "--record", "nowhere").code != 0
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
