@@ -239,3 +239,10 @@ def test_bad_input_is_one_sentence_with_its_cure(frame: pd.DataFrame, options: d
     with pytest.raises(UsageError) as refused:
         compare(frame, baseline="base", **options)
     assert str(refused.value) == said
+
+
+def test_a_difference_that_is_the_same_by_chance_is_not_blamed_on_the_seed() -> None:
+    found = one({"base": [88.0, 93.5], "arm": [55.5, 61.0]})
+    assert found.verdict is Verdict.PROVISIONAL
+    assert found.ci95 is None
+    assert found.sentence.endswith("in every seed; without a spread of the difference no interval can be given.")

@@ -37,6 +37,13 @@ def test_what_seeds_can_settle_is_told_from_what_they_cannot(workshop: Workshop)
     assert re.search(r"Not a matter of seeds: aggressive against baseline\. .* takes \d+ more seeds per arm", steps)
 
 
+def test_two_seeds_are_sent_for_more_seeds_and_not_for_thousands(workshop: Workshop) -> None:
+    record = edited_record(workshop.folder, lambda table: table[table["seed"] < 2], with_seeds(0, 1))
+    steps = steps_of(report_of(workshop, record))
+    assert "Too few seeds for a verdict: state `seeds: 5` or more" in steps
+    assert "Not a matter of seeds" not in steps
+
+
 def test_every_arm_that_is_confounded_is_named_with_its_keys(workshop: Workshop) -> None:
     steps = steps_of(report_of(workshop))
     assert (

@@ -86,10 +86,12 @@ def contrast_sentence(contrast: Contrast, margin: float) -> str:
     if contrast.verdict is Verdict.SINGLE_RUN:
         return _single_run(contrast, found)
     if contrast.ci95 is None or contrast.ci90 is None:
-        return (
-            f"{arm} against {reference}: {points(found)} points, the same in every seed; where nothing differs between "
-            "seeds no interval can be given (is anything random in these runs?)."
+        why = (
+            "without a spread of the difference no interval can be given"
+            if contrast.is_even_by_chance
+            else "where nothing differs between seeds no interval can be given (is anything random in these runs?)"
         )
+        return f"{arm} against {reference}: {points(found)} points, the same in every seed; {why}."
     more = contrast.num_more_seeds, contrast.num_more_seeds_range
     said = verdict_sentence(
         contrast.verdict,

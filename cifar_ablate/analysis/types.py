@@ -80,6 +80,11 @@ class Contrast:
     """Seeds of the pre-declared look at which it stands; None in a study without looks."""
 
     @property
+    def is_even_by_chance(self) -> bool:
+        """Two seeds that differ, by the same in both arms: no spread of the difference, and nothing to suspect."""
+        return self.ci95 is None and self.num_seeds == 2 and (self.sd or 0.0) > 1e-9
+
+    @property
     def is_diverged(self) -> bool:
         """A run of the arm or of its reference diverged."""
         return bool(self.num_diverged or self.num_diverged_reference)

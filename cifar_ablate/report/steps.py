@@ -9,6 +9,7 @@ from cifar_ablate.analysis import Contrast, Verdict
 from cifar_ablate.analysis.interactions import Effect
 from cifar_ablate.analysis.noise import NoiseFloor, points_detected
 from cifar_ablate.analysis.sentences import count, points
+from cifar_ablate.analysis.verdicts import RULED
 from cifar_ablate.report.accuracy import Study
 from cifar_ablate.report.families import Families, between
 from cifar_ablate.report.reproduce import run_command
@@ -79,7 +80,7 @@ def _confounded(study: Study, families: Families, effects: Sequence[Effect]) -> 
 def _no_verdict(families: Families) -> Iterator[str]:
     """Where seeds are too few, runs diverged, or nothing varies."""
     contrasts = [one.contrast for one in families.comparisons]
-    if any(one.verdict is Verdict.SINGLE_RUN or (one.ci95 and one.verdict is Verdict.PROVISIONAL) for one in contrasts):
+    if any(_is_too_short(one) for one in contrasts):
         yield "Too few seeds for a verdict: state `seeds: 5` or more; `cifar-ablate plan` says what they can detect."
     if names := sorted({one.arm for one in contrasts if one.num_diverged}):
         yield f"Look at why runs diverged ({', '.join(names)}): a lower learning rate or a warmup is the usual cure."
@@ -88,13 +89,19 @@ def _no_verdict(families: Families) -> Iterator[str]:
             f"Runs of {', '.join(names)} diverged, and what is compared with it has no verdict: compare with a "
             "recipe that trains."
         )
-    if any(
-        one.ci95 is None and one.estimate is not None and min(one.num_seeds, one.num_seeds_reference) > 1
-        for one in contrasts
-    ):
+    if any(_has_no_spread(one) and not one.is_even_by_chance for one in contrasts):
         yield "No spread between seeds was seen: make sure that the seed changes anything in these trainings."
     if contrasts and all(one.verdict in CLEAR for one in contrasts):
         yield "All is decided. To be believed elsewhere, repeat what matters on other data or with another network."
+
+
+def _has_no_spread(one: Contrast) -> bool:
+    return one.ci95 is None and one.estimate is not None and min(one.num_seeds, one.num_seeds_reference) > 1
+
+
+def _is_too_short(one: Contrast) -> bool:
+    is_provisional = one.verdict is Verdict.PROVISIONAL and one.estimate is not None
+    return one.verdict is Verdict.SINGLE_RUN or (is_provisional and bool(one.ci95 or one.is_even_by_chance))
 
 
 CLEAR = (Verdict.BETTER, Verdict.WORSE, Verdict.EQUIVALENT)
@@ -161,7 +168,7 @@ MANY_SEEDS = 100
 
 
 def _is_open(contrast: Contrast) -> bool:
-    return contrast.ci95 is not None and not contrast.verdict.is_decided
+    return contrast.verdict in RULED and not contrast.verdict.is_decided
 
 
 def _listed(names: Sequence[str], mark: str = ", ", *, most: int = 6) -> str:
@@ -200,4 +207,4 @@ def _cost(open_ones: Sequence[Contrast], rows: Sequence[ArmRow]) -> str:
         for arm in (one.arm, one.reference):
             more[arm] = max(more.get(arm, 0), one.num_more_seeds or 0)
     known = [num * (seconds[arm] or 0) for arm, num in more.items() if seconds.get(arm)]
-    return f" (about {duration(sum(known))} of training at the recorded pace)" if len(known) == len(more) else ""
+    return f"; about {duration(sum(known))} of training at the recorded pace in all" if len(known) == len(more) else ""
