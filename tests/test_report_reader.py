@@ -16,8 +16,11 @@ import pandas as pd
 import pytest
 
 from cifar_ablate.analysis import compare
+from cifar_ablate.analysis.noise import noise_floor
+from cifar_ablate.report.steps import noise_text
+from tests.accuracies import runs
 from tests.conftest import Workshop
-from tests.recording import PILOT, diverged, edited_record, with_seeds
+from tests.recording import PILOT, diverged, edited_record, keep_arms, with_seeds
 from tests.test_report import decided_early, report_of, with_ledger, with_looks
 
 
@@ -32,7 +35,7 @@ def with_margin(margin: float) -> Callable[[dict[str, Any]], None]:
 
 def test_what_seeds_can_settle_is_told_from_what_they_cannot(workshop: Workshop) -> None:
     steps = steps_of(report_of(workshop, edited_record(workshop.folder, document=with_margin(1.0))))
-    assert "Open, with the seeds per arm still wanted to detect 1 points: +cutmix against mixup+affine (about " in steps
+    assert "Open, with the seeds per arm still wanted to detect 1 point: +cutmix against mixup+affine (about " in steps
     assert re.search(r"label-smoothing against \\\+cutmix|label-smoothing against \+cutmix", steps)
     assert re.search(r"Not a matter of seeds: aggressive against baseline\. .* takes \d+ more seeds per arm", steps)
 
@@ -200,3 +203,23 @@ def test_a_report_leaves_garbage_collection_as_it_was(workshop: Workshop) -> Non
     assert workshop("report", "--record", "nowhere").code != 0
     assert gc.isenabled()
     assert gc.get_freeze_count() == 0
+
+
+def test_a_study_with_looks_says_nothing_of_interactions_that_its_arms_could_not_tell(workshop: Workshop) -> None:
+    def single(study: dict[str, Any]) -> None:
+        with_looks(study)
+        keep_arms("baseline", "mixup+affine")(study)
+        arm = study["arms"][1]
+        arm["recipe"] = {**study["arms"][0]["recipe"], "epochs": 9}
+
+    assert "nteractions are not tested" not in report_of(workshop, edited_record(workshop.folder, document=single))
+
+
+def test_a_noise_floor_of_unlike_comparisons_gives_its_range() -> None:
+    base = [94.0, 93.8, 94.1, 93.9, 94.0]
+    (quiet,) = compare(runs({"base": base, "quiet": [94.1, 93.8, 94.2, 94.0, 94.0]}), baseline="base")
+    (wild,) = compare(runs({"base": base, "wild": [80.0, 90.0, 70.0, 93.0, 60.0]}), baseline="base")
+    assert re.search(
+        r"points \([\d.]+ to [\d.]+, by the arm\) in 1 of 20", noise_text({"": noise_floor([quiet, wild])})
+    )
+    assert "by the arm" not in noise_text({"": noise_floor([quiet])})

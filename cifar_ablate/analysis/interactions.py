@@ -51,7 +51,12 @@ def _excludes_zero(ci95: Interval | None) -> bool:
 
 def is_ladder(factors: Factors) -> bool:
     """Some arm has several changes, and nothing in the design tells how they depend on each other."""
-    return any(len(changes) > 1 for changes in factors.values()) and not any(True for _ in _design(factors))
+    return any(len(changes) > 1 for changes in factors.values()) and not tells_effects(factors)
+
+
+def tells_effects(factors: Factors) -> bool:
+    """Arms with these changes, all of them trained, tell main effects or interactions."""
+    return any(True for _ in _design(factors))
 
 
 def interactions(frame: pd.DataFrame, factors: Factors, *, alpha: float = 0.05) -> tuple[Effect, ...]:

@@ -20,6 +20,8 @@ class NoiseFloor:
 
     of_one: float
     """One pair of equal arms."""
+    of_one_range: tuple[float, float]
+    """The same for the quietest and for the noisiest comparison."""
     of_largest: float
     """The largest of all the family's comparisons, if all arms were equal."""
     num_comparisons: int
@@ -44,8 +46,10 @@ def noise_floor(contrasts: Sequence[Contrast]) -> NoiseFloor | None:
     critical = _against_one(len(known), df).critical(0.05)
     seeds = [min(one.num_seeds, one.num_seeds_reference) for one in known]
     claimed = [abs(one.estimate) for one in known if one.estimate is not None and one.verdict in ("better", "worse")]
+    t = float(stats.t.isf(0.025, df))
     return NoiseFloor(
-        of_one=float(stats.t.isf(0.025, df)) * median(errors),
+        of_one=t * median(errors),
+        of_one_range=(t * min(errors), t * max(errors)),
         of_largest=critical * median(errors),
         num_comparisons=len(known),
         num_seeds=(min(seeds), max(seeds)),

@@ -24,6 +24,11 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
+def in_points(number: float) -> str:
+    """``0.2 points``, ``1 point``."""
+    return f"{number:g} point" + ("" if number == 1 else "s")
+
+
 def level_name(alpha: float) -> str:
     """``95%`` for 0.05, ``99.76%`` for 0.0024."""
     percent = 100 * (1 - alpha)
@@ -54,16 +59,18 @@ def verdict_sentence(
         said = f"{arm} is {verdict} than {reference} by {size} points ({basis})"
         return said + (f", but smaller than your margin of {d}" if -margin < ci90[0] and ci90[1] < margin else "")
     if verdict is Verdict.EQUIVALENT:
-        return f"{arm} is within {d} points of {reference} ({narrow})"
+        return f"{arm} is within {in_points(margin)} of {reference} ({narrow})"
     if verdict is Verdict.PROVISIONAL:
         return (
             f"{arm} against {reference}: {points(estimate)} points ({basis}), provisional: too few seeds for a verdict"
         )
     tail = _more(more, d)
     if verdict is Verdict.NO_WORSE:
-        return f"{arm} is no worse than {reference} by more than {d} points; not shown better ({narrow}){tail}"
+        return f"{arm} is no worse than {reference} by more than {in_points(margin)}; not shown better ({narrow}){tail}"
     if verdict is Verdict.NO_BETTER:
-        return f"{arm} is not better than {reference} by more than {d} points; not shown worse ({narrow}){tail}"
+        return (
+            f"{arm} is not better than {reference} by more than {in_points(margin)}; not shown worse ({narrow}){tail}"
+        )
     return f"{arm} against {reference} is too close to call ({basis}){tail}"
 
 

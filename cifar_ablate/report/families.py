@@ -10,7 +10,7 @@ import numpy as np
 from cifar_ablate.analysis import Contrast, Verdict, compare
 from cifar_ablate.analysis.divergence import divergence_of
 from cifar_ablate.analysis.images import NewImageInterval, mcnemar, new_image_interval
-from cifar_ablate.analysis.interactions import Effect, interactions, is_ladder
+from cifar_ablate.analysis.interactions import Effect, interactions, is_ladder, tells_effects
 from cifar_ablate.analysis.looks import LooksTaken, take_looks
 from cifar_ablate.analysis.noise import level_of_one, points_detected
 from cifar_ablate.analysis.sentences import interval
@@ -168,5 +168,5 @@ def interactions_of(study: Study) -> tuple[tuple[Effect, ...], str]:
     if is_ladder(factors):
         return (), LADDER
     if study.looks:
-        return (), NOT_WITH_LOOKS
+        return (), NOT_WITH_LOOKS if tells_effects(factors) else ""
     return interactions(study.frame, factors), ""

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from cifar_ablate.analysis import label
-from cifar_ablate.analysis.sentences import points
+from cifar_ablate.analysis.sentences import in_points, points
 from cifar_ablate.report.canvas import GREY, GROUND, INK, Pen, drawing, new_canvas, note, pens, short, slug, to_svg
 from cifar_ablate.report.types import MAX_ARMS, Comparison, Figure, StudyReport
 
@@ -62,7 +62,7 @@ def _differences(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str]
     levels = ", each at the level of its look" if study.looks else ""
     caption = (
         f"Differences with simultaneous 95% (thin) and 90% (thick) intervals{levels}; the band is your margin of "
-        f"{study.margin:g} points. A filled mark is a difference that was shown."
+        f"{in_points(study.margin)}. A filled mark is a difference that was shown."
     )
     return canvas, caption
 

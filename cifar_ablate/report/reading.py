@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from cifar_ablate.analysis.outliers import OUTLIER_MADS
-from cifar_ablate.analysis.sentences import count, level_name
+from cifar_ablate.analysis.sentences import count, in_points, level_name
 from cifar_ablate.records import LedgerEntry
 from cifar_ablate.report.accuracy import Study
 from cifar_ablate.report.families import Families, seeds_added
@@ -121,7 +121,7 @@ def _df(families: Families) -> str:
 
 def _margin(study: Study) -> str:
     margin = study.document["margin"]
-    said = f"{margin:g} points, the smallest difference that matters here, as the study states"
+    said = f"{in_points(margin)}, the smallest difference that matters here, as the study states"
     entries = [entry for entry in study.record.ledger if entry.kind == "margin"]
     current = [entry for entry in entries if entry.detail == f"{margin:g}"]
     if not current:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from cifar_ablate.analysis import Contrast, Verdict
 from cifar_ablate.analysis.interactions import Effect
 from cifar_ablate.analysis.noise import NoiseFloor, points_detected
-from cifar_ablate.analysis.sentences import count, points
+from cifar_ablate.analysis.sentences import count, in_points, points
 from cifar_ablate.analysis.verdicts import RULED
 from cifar_ablate.report.accuracy import Study
 from cifar_ablate.report.families import Families, between
@@ -28,7 +28,7 @@ def noise_text(floors: Mapping[str, NoiseFloor | None]) -> str:
 def _of_family(name: str, floor: NoiseFloor) -> str:
     said = (
         f"Noise floor{f' {name}' if name else ''}: with this spread and {_seeds(floor)}, two equal "
-        f"arms differ by more than {points(floor.of_one, signed=False)} points in 1 of 20 studies"
+        f"arms differ by more than {points(floor.of_one, signed=False)} points{_uneven(floor)} in 1 of 20 studies"
     )
     if floor.num_comparisons > 1:
         said += (
@@ -39,6 +39,12 @@ def _of_family(name: str, floor: NoiseFloor) -> str:
         return f"{said}; no difference is claimed."
     low, high = (points(one, signed=False) for one in (floor.smallest_claimed, floor.largest_claimed))
     return f"{said}; {f'{low} is' if low == high else f'{low} to {high} are'} claimed."
+
+
+def _uneven(floor: NoiseFloor) -> str:
+    """Where the quietest comparison has less than half the floor of the noisiest."""
+    low, high = floor.of_one_range
+    return f" ({points(low, signed=False)} to {points(high, signed=False)}, by the arm)" if 2 * low < high else ""
 
 
 def _seeds(floor: NoiseFloor) -> str:
@@ -150,14 +156,14 @@ def _open(study: Study, families: Families, rows: Sequence[ArmRow]) -> Iterator[
             else "Declare them before the first run, as `seeds: {looks: [...]}`, or train a study with fresh seeds"
         )
         yield (
-            f"Open, with the seeds per arm still wanted to detect {margin:g} points: {_listed(named)}"
+            f"Open, with the seeds per arm still wanted to detect {in_points(margin)}: {_listed(named)}"
             f"{_cost(near, rows)}. {how}: seeds added after a verdict was read are a second look at the same data, and "
             "are marked as such."
         )
     if far:
         named = [f"{one.arm} against {one.reference}" for one in far]
         yield (
-            f"Not a matter of seeds: {_listed(named)}. With this spread a difference of {margin:g} points takes "
+            f"Not a matter of seeds: {_listed(named)}. With this spread a difference of {in_points(margin)} takes "
             f"{_range([one.num_more_seeds for one in far])} more seeds per arm{_now(far)}. State the margin that "
             "really matters, if it is larger, or lower the spread: longer trainings and more images spread less."
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cifar_ablate.analysis import Interval, Verdict, label
-from cifar_ablate.analysis.sentences import interval, level_name, points
+from cifar_ablate.analysis.sentences import in_points, interval, level_name, points
 from cifar_ablate.report import words
 from cifar_ablate.report.types import ArmRow, ClassEffect, Comparison, Family, RunRow, Spread, StudyReport
 
@@ -293,5 +293,5 @@ def facts(study: StudyReport) -> str:
     looks = f" (looks at {', '.join(map(str, study.looks))})" if study.looks else ""
     return (
         f"Data: {'; '.join(study.data)}. Baseline: {study.baseline}. Seeds: {seeds}{looks}. "
-        f"Precision: {', '.join(study.precision)}. Margin: {study.margin:g} points."
+        f"Precision: {', '.join(study.precision)}. Margin: {in_points(study.margin)}."
     )
