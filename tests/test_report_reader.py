@@ -66,7 +66,7 @@ def test_a_family_says_which_of_its_comparisons_have_no_part_in_it(workshop: Wor
     report = report_of(workshop, edited_record(workshop.folder, lone))
     assert "one family of 3; 1 with too few finished runs for an interval" in report
     one_seed = edited_record(workshop.folder, lambda table: table[table["seed"] == 0], with_seeds(0))
-    assert "4 declared, none of them with an interval yet" in report_of(workshop, one_seed)
+    assert "4 with too few finished runs for an interval" in report_of(workshop, one_seed)
 
 
 def test_the_noise_floor_names_the_seeds_of_all_its_comparisons(workshop: Workshop) -> None:

@@ -70,16 +70,16 @@ def _confounded(study: Study, families: Families, effects: Sequence[Effect]) -> 
     told = {one.contrast.arm for one in families.comparisons if not one.is_confounded}
     told |= {arm for effect in effects for arm in effect.weights}
     closest = {one.contrast.arm: one.contrast for one in families.comparisons}  # the parent's family is the last one
-    said = []
+    said: list[str] = []
     for arm, contrast in closest.items():
         if arm not in told:
             keys = [one.key for one in between(study, contrast.reference, arm)]
             listed = ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
-            said.append(f"{arm} from {contrast.reference} in {len(keys)} ({listed})")
+            verb = "" if said else " differs"
+            said.append(f"{arm}{verb} from {contrast.reference} in {len(keys)} ({listed})")
     if said:
         yield (
-            "To know what a difference is due to, add arms that differ in one thing each. Now "
-            f"{_listed([said[0].replace(' from ', ' differs from ', 1), *said[1:]], '; ')}."
+            f"To know what a difference is due to, add arms that differ in one thing each. Now {_listed(said, '; ')}."
         )
 
 

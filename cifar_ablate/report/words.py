@@ -47,9 +47,10 @@ def size(family: Family) -> str:
     num = max((one.num_comparisons for one in contrasts if not one.is_diverged), default=0)
     alone = sum(one.is_diverged for one in contrasts)
     few = len(contrasts) - alone - num
-    said = f"one family of {num}" if num else f"{len(contrasts)} declared, none of them with an interval yet"
-    said += f"; {alone} with a diverged run, each by itself" if alone else ""
-    return said + (f"; {few} with too few finished runs for an interval" if num and few > 0 else "")
+    parts = [f"one family of {num}"] if num else []
+    parts += [f"{alone} with a diverged run, each by itself"] if alone else []
+    parts += [f"{few} with too few finished runs for an interval"] if few > 0 else []
+    return "; ".join(parts)
 
 
 def averaged(row: ArmRow) -> str:
