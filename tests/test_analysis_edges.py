@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
 from cifar_ablate.analysis import Contrast, Verdict, compare
 from cifar_ablate.analysis.divergence import divergence_p, divergence_rate
+from cifar_ablate.analysis.engine import Joint
+from cifar_ablate.analysis.noise import half_widths
 from cifar_ablate.errors import UsageError
 from tests.accuracies import DIVERGED, WORKED, runs
 
@@ -246,3 +249,14 @@ def test_a_difference_that_is_the_same_by_chance_is_not_blamed_on_the_seed() -> 
     assert found.verdict is Verdict.PROVISIONAL
     assert found.ci95 is None
     assert found.sentence.endswith("in every seed; without a spread of the difference no interval can be given.")
+
+
+def test_the_curve_of_widths_is_within_its_tolerance_of_integrating_every_point() -> None:
+    arms = {"base": FIVE, "arm": OTHER, "other": [94.4, 94.2, 94.4, 94.1, 94.5]}
+    found = compare(runs(arms), baseline="base")
+    nums = [2, 3, 4, 5, 8, 13, 20, 50]
+    widths = half_widths(found, nums)
+    both = np.array([[1.0, 0.5], [0.5, 1.0]])
+    exact = [Joint(both, 2 * (num - 1)).critical(0.05) / num**0.5 for num in nums]
+    shares = np.array(widths) / exact
+    assert shares == pytest.approx(shares[0], rel=0.006)

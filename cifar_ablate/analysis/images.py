@@ -11,7 +11,7 @@ import pandas as pd
 from scipy import stats
 
 from cifar_ablate.analysis.engine import ZERO
-from cifar_ablate.analysis.types import Interval
+from cifar_ablate.analysis.types import Contrast, Interval
 from cifar_ablate.errors import UsageError
 
 Correct = npt.NDArray[np.bool_]
@@ -40,6 +40,10 @@ class NewImageInterval:
     @property
     def excludes_zero(self) -> bool:
         return self.ci[0] > 0 or self.ci[1] < 0
+
+    def has_fewer_seeds(self, contrast: Contrast) -> bool:
+        """Than the contrast: it takes those that both arms share."""
+        return self.num_seeds != max(contrast.num_seeds, contrast.num_seeds_reference)
 
 
 def new_image_interval(correct_a: Correct, correct_b: Correct, *, alpha: float = 0.05) -> NewImageInterval | None:

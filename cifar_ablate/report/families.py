@@ -139,8 +139,7 @@ def _on_new_images(contrast: Contrast, new_images: NewImageInterval | None) -> s
     if new_images is None:
         return "shown for this test set only"
     is_shown = new_images.excludes_zero and (new_images.estimate > 0) == ((contrast.estimate or 0) > 0)
-    fewer = new_images.num_seeds != max(contrast.num_seeds, contrast.num_seeds_reference)
-    seeds = f", from the {new_images.num_seeds} shared seeds" if fewer else ""
+    seeds = f", from the {new_images.num_seeds} shared seeds" if new_images.has_fewer_seeds(contrast) else ""
     if is_shown:
         return f"on new images too ({interval(new_images.ci)}{seeds})"
     return f"shown for this test set only (on new images {interval(new_images.ci)}{seeds})"

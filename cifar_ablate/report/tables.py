@@ -158,8 +158,7 @@ def _new_images(one: Comparison) -> Cell:
     found = one.new_images
     if found is None:
         return Cell()
-    is_fewer = found.num_seeds != max(one.contrast.num_seeds, one.contrast.num_seeds_reference)
-    marks = [f"{found.num_seeds} shared seeds"] if is_fewer else []
+    marks = [f"{found.num_seeds} shared seeds"] if found.has_fewer_seeds(one.contrast) else []
     marks += ["alone"] if one.contrast.is_diverged else []
     return bounds(found.ci, f" ({', '.join(marks)})" if marks else "")
 
