@@ -116,6 +116,8 @@ def make_plan(study: Study, data: Mapping[DataKey, DataSet], device: Device) -> 
         "arms": arms,
         "published": {name: published.model_dump() for name, published in study.published.items()},
     }
+    if study.tuned is not None:
+        document["tuned"] = study.tuned.model_dump(mode="json")
     return Plan(study, tuple(runs), document)
 
 

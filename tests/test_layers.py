@@ -15,7 +15,7 @@ FLOORS = (
     ("data", "models", "device", "folder", "records", "compact", "environment", "plan"),
     ("augment",),
     ("training", "tracking", "export"),
-    ("report", "runner", "terminal"),
+    ("report", "runner", "tuning", "terminal"),
     ("cli", "shell"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

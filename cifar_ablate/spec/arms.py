@@ -31,6 +31,9 @@ def name_problems(file: StudyFile, tree: Tree) -> list[Problem]:
     for name in file.published:
         if name not in file.arms:
             complain(("published", name), f"there is no arm {shown(name)}{suggest(name, file.arms)}")
+    for name in file.tuned.arms if file.tuned is not None else ():
+        if name not in file.arms:
+            complain(("tuned", "arms", name), f"there is no arm {shown(name)}{suggest(name, file.arms)}")
     return found
 
 

@@ -7,15 +7,17 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
-from cifar_ablate.registry import AUGMENTATIONS, Registry
+from cifar_ablate.registry import AUGMENTATIONS, PRUNERS, SAMPLERS, Registry
 from cifar_ablate.spec.component import COMPONENT_REGISTRIES
 from cifar_ablate.spec.schema import Published, Recipe, StudyFile
+from cifar_ablate.spec.tune import Tune, Tuned
 
 
 def study_json_schema() -> dict[str, Any]:
     """Schema (draft 2020-12) of one study file."""
     published = Published.model_json_schema()
-    study = {name: _field(StudyFile, name) for name in StudyFile.model_fields}
+    tuned = Tuned.model_json_schema()
+    study = {name: _field(StudyFile, name) for name in StudyFile.model_fields if name not in ("tune", "tuned")}
     recipe = _recipe()
     arm = _partial(recipe)
     arm["properties"]["from"] = {"type": "string", "description": "The arm that this one differs from."}
@@ -32,6 +34,8 @@ def study_json_schema() -> dict[str, Any]:
             "additionalProperties": {"anyOf": [{"type": "number", "minimum": 0, "maximum": 100}, published]},
             "description": "Published test accuracy in percent by arm.",
         },
+        "tune": _tune(),
+        "tuned": _inlined(tuned, tuned.pop("$defs")) | _described(StudyFile.model_fields["tuned"]),
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -40,6 +44,21 @@ def study_json_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "required": [name for name, info in StudyFile.model_fields.items() if info.is_required()],
         "properties": study,
+    }
+
+
+def _tune() -> dict[str, Any]:
+    components = {"sampler": SAMPLERS, "pruner": PRUNERS}
+    properties = {
+        name: (_component(components[name]) if name in components else _field(Tune, name)) | _described(info)
+        for name, info in Tune.model_fields.items()
+    }
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["space"],
+        "properties": properties,
+        **_described(StudyFile.model_fields["tune"]),
     }
 
 

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cifar_ablate.errors import UnknownNameError, suggest
-from cifar_ablate.registry import AUGMENTATIONS, Registry
+from cifar_ablate.registry import AUGMENTATIONS, PRUNERS, SAMPLERS, Registry
 from cifar_ablate.spec.component import COMPONENT_REGISTRIES, shown
 from cifar_ablate.spec.schema import Loss, Published, Recipe, StudyFile
 from cifar_ablate.spec.text import Path_
+from cifar_ablate.spec.tune import Choice, Range, Tune, Tuned, TunedArm
 
 Known = Mapping[Path_, Iterable[str]]
 """The keys of each closed mapping, by its path."""
@@ -19,7 +20,21 @@ def study_keys(study: Mapping[str, Any]) -> Known:
     """Keys that the top level of a study knows, and each of its published figures."""
     published = study.get("published")
     arms = published if isinstance(published, dict) else {}
-    return {(): StudyFile.model_fields} | {("published", arm): Published.model_fields for arm in arms}
+    keys: dict[Path_, Iterable[str]] = {("published", arm): Published.model_fields for arm in arms}
+    tune = study.get("tune")
+    space = tune.get("space") if isinstance(tune, dict) else None
+    for field, entry in space.items() if isinstance(space, dict) else ():
+        is_choice = isinstance(entry, dict) and "choices" in entry
+        keys["tune", "space", field] = (Choice if is_choice else Range).model_fields
+    for part, registry in (("sampler", SAMPLERS), ("pruner", PRUNERS)):
+        name = component_name(tune, part)
+        if name in registry.names():
+            keys["tune", part] = ["name", *registry.options(name).model_fields]
+    tuned = study.get("tuned")
+    tuned_arms = tuned.get("arms") if isinstance(tuned, dict) else None
+    for arm in tuned_arms if isinstance(tuned_arms, dict) else ():
+        keys["tuned", "arms", arm] = TunedArm.model_fields
+    return keys | {(): StudyFile.model_fields, ("tune",): Tune.model_fields, ("tuned",): Tuned.model_fields}
 
 
 def recipe_keys(recipe: Mapping[str, Any]) -> Known:

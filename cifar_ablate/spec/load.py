@@ -16,7 +16,9 @@ from cifar_ablate.spec.merge import merge
 from cifar_ablate.spec.messages import in_file_order, problems
 from cifar_ablate.spec.overlay import Overlay
 from cifar_ablate.spec.schema import RECORDING_FIELDS, Arm, Published, Recipe, Study, StudyFile, seeds_of
+from cifar_ablate.spec.space_check import read_space
 from cifar_ablate.spec.text import Tree, dotted, read_yaml
+from cifar_ablate.spec.tune import Parameter
 
 EXAMPLE = "study: NAME, question: ..., recipe: {...}, arms: {...}"
 
@@ -50,6 +52,10 @@ def load_study(path: Path, overlay: Overlay | None = None) -> Study:
     found += name_problems(file, tree)
     merged, recipes, more = _resolve(file, tree)
     found += more or _twins(file, tree, recipes)
+    space: tuple[Parameter, ...] = ()
+    if file.tune is not None and not more:
+        space, wrong = read_space(file.tune, tree.sub("tune"), recipes)
+        found += wrong
     if found:  # a study is valid by itself, so that an overlay never hides what is wrong with it
         raise StudyError(in_file_order(found))
     if overlay.layers:
@@ -73,6 +79,9 @@ def load_study(path: Path, overlay: Overlay | None = None) -> Study:
         looks=looks,
         expected_sd=file.expected_sd,
         file=_from_here(path),
+        space=space,
+        tune=file.tune,
+        tuned=file.tuned,
     )
 
 

@@ -16,11 +16,12 @@ from pydantic import Field, ValidationError
 
 from cifar_ablate.errors import Origin, Problem, StudyError, UsageError, suggest
 from cifar_ablate.registry import MODELS, Registry
+from cifar_ablate.spec.base import Label, Spec
 from cifar_ablate.spec.component import COMPONENT_REGISTRIES, shown
 from cifar_ablate.spec.known import Known, has_option, unknown_key
 from cifar_ablate.spec.merge import merge
 from cifar_ablate.spec.messages import in_file_order, problems
-from cifar_ablate.spec.schema import Label, Recipe, Seeds, Spec
+from cifar_ablate.spec.schema import Recipe, Seeds
 from cifar_ablate.spec.text import Path_, Tree, Written, dotted, parse_yaml, read_yaml, scalar
 
 MAX_VARIANT = 180

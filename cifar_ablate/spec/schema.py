@@ -10,19 +10,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    WithJsonSchema,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from cifar_ablate.fields import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from cifar_ablate.registry import AUGMENTATIONS, DATA, MODELS, OPTIMIZERS, SCHEDULES
+from cifar_ablate.spec.base import Label, Percent, Seed, Spec
 from cifar_ablate.spec.component import Component, ComponentOf, ComponentsOf, failure, said, shown
+from cifar_ablate.spec.tune import Parameter, Tune, Tuned
 
 RECORDING_FIELDS = frozenset({"eval_every", "checkpoint_every"})
 """Recipe fields that decide what is written down, not what is trained: they never enter the fingerprint."""
@@ -54,7 +48,6 @@ def _increasing(looks: list[int]) -> list[int]:
 
 MIN_LOOK, MAX_SEEDS = 3, 1000
 """A look at fewer seeds gives no verdict."""
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 SeedList = Annotated[list[Seed], Field(min_length=1, max_length=MAX_SEEDS), AfterValidator(_no_seed_twice)]
 Looks = Annotated[
     dict[str, Annotated[list[Annotated[int, Field(ge=MIN_LOOK, le=MAX_SEEDS)]], AfterValidator(_increasing)]],
@@ -77,15 +70,6 @@ Looks = Annotated[
 ]
 Seeds = Annotated[int, Field(ge=1, le=MAX_SEEDS)] | SeedList | Looks
 """A number of seeds (5 means 0 to 4), a list of them, or looks."""
-Label = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-
-
-class Spec(BaseModel):
-    """Base of all parts of a study: closed, strict and frozen; the docstring under a field is its description."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True, use_attribute_docstrings=True
-    )
 
 
 class Loss(Spec):
@@ -178,7 +162,7 @@ def _without_name(options: dict[str, Any]) -> dict[str, Any]:
 class Published(Spec):
     """A figure that somebody published for an arm."""
 
-    accuracy: Annotated[float, Field(ge=0, le=100)]
+    accuracy: Percent
     """Test accuracy in percent."""
     note: str = ""
     """What the reader must know about it (rounded, best epoch, another set of images)."""
@@ -197,14 +181,18 @@ class StudyFile(Spec):
     """Smallest difference in test accuracy that would matter to you, in points."""
     expected_sd: Annotated[PositiveFloat, Field(le=100)] | None = None
     """Standard deviation of test accuracy between seeds that you expect, in points; `plan` uses it without runs."""
-    recipe: dict[str, Any] = {}
+    recipe: dict[str, Any] = Field(default={})
     """Shared by all arms."""
     baseline: str = "baseline"
     """The arm that every other arm is compared with."""
     arms: Annotated[dict[str, dict[str, Any] | None], Field(min_length=1)]
     """Each arm states only what differs from the arm named by `from` (default: the baseline); null removes a key."""
-    published: dict[str, Annotated[float, Field(ge=0, le=100)] | Published] = {}
+    published: dict[str, Percent | Published] = Field(default={})
     """Published test accuracy in percent by arm: a number, or {accuracy: ..., note: ...}."""
+    tune: Tune | None = None
+    """What `cifar-ablate tune` searches, and how."""
+    tuned: Tuned | None = None
+    """Written by `cifar-ablate tune --write`: where the arms' values come from."""
 
 
 def seeds_of(written: int | list[int] | dict[str, list[int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -241,6 +229,10 @@ class Study:
     """Standard deviation between seeds as the user expects it, in points."""
     file: str = ""
     """Where it was read, from the folder of the command; its name alone where it lies outside; "" for none."""
+    space: tuple[Parameter, ...] = ()
+    """What is tuned, in the order in which it is set."""
+    tune: Tune | None = None
+    tuned: Tuned | None = None
 
     @property
     def label(self) -> str:
