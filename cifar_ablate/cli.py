@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from cifar_ablate.cli_options import CheckpointSeconds, DeviceName, Files, Jobs, OnOff, Profile, Settings, Threads
+from cifar_ablate.cli_tune import tune
 from cifar_ablate.registry import EXECUTORS, FORMATS
 from cifar_ablate.shell import fail, leaving_at_once, make_console, without_collecting, write
 
@@ -32,16 +34,6 @@ app = typer.Typer(
     epilog="Start with: cifar-ablate run experiments/*.yaml --profile smoke && cifar-ablate report",
 )
 
-Files = Annotated[list[Path], typer.Argument(metavar="STUDY.yaml...", help="Study files.")]
-Profile = Annotated[str | None, typer.Option(metavar="NAME|FILE", help="Overlay: smoke, pilot, or a profile file.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overlay: optimizer.lr=0.1")]
-DeviceName = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads per run (default on a CPU: 1).")]
-Jobs = Annotated[
-    str, typer.Option(metavar="N|auto", envvar="CIFAR_ABLATE_JOBS", help="Runs at a time; auto measures what pays.")
-]
-OnOff = Annotated[str, typer.Option(metavar="auto|on|off", help="Forced, or what pays on the device.")]
-
 
 @app.command()
 def run(
@@ -59,9 +51,7 @@ def run(
     threads: Threads = None,
     compile: OnOff = "auto",
     capture: OnOff = "auto",
-    checkpoint_seconds: Annotated[
-        float, typer.Option(min=0, help="Checkpoint at the end of an epoch when the last one is so old.")
-    ] = 60.0,
+    checkpoint_seconds: CheckpointSeconds = 60.0,
 ) -> None:
     """Train what the record lacks: every arm over every seed; the same command again does what is left."""
     from cifar_ablate.errors import UsageError
@@ -125,6 +115,9 @@ def plan(
     ready = prepare(files, profile, settings, device=device, console=console)
     places, _ = choose_places(runs_left(ready.plans), ready.data, ready.device, num_jobs, threads)
     show_plan(ready.plans, ready.data, places, console)
+
+
+app.command()(tune)
 
 
 @app.command()

@@ -111,6 +111,10 @@ class RunFolder:
         """Has a training been prepared here?"""
         return (self.path / "environment.json").exists()
 
+    def keeps_network(self) -> bool:
+        """Does a finished run leave its network and predictions here? A trial leaves its history alone."""
+        return bool(self.environment().get("keeps_network", True))
+
     def tidy(self) -> None:
         """Remove what an attempt left that was killed while it wrote; only for the process that holds the lock."""
         _remove(*self.path.glob(".?*.[0-9]*"))

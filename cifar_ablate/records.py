@@ -35,6 +35,8 @@ class RunIdentity:
     recipe_id: str
     """Fingerprint without the seed: what all seeds of an arm share."""
     fingerprint: str
+    tags: tuple[tuple[str, str], ...] = ()
+    """Of its MLflow run, beside those that every run has: of a trial, whose trial it is."""
 
     @property
     def key(self) -> Key:

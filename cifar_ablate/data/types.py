@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,8 @@ class DataSet:
     """Training images before any subset."""
     num_test_full: int
     """Test images before any subset."""
+    split: Literal["test", "val"] = "test"
+    """What the network is evaluated on. val: ``test_images`` are held-out training images, see ``validation.py``."""
 
     @property
     def num_classes(self) -> int:
@@ -73,6 +75,8 @@ class DataSet:
     def describe(self) -> str:
         """The data, named for what it is: ``cifar10: 5,000 of 50,000 training images, all 10,000 test images``."""
         train = _share(len(self.train_labels), self.num_train_full)
+        if self.split == "val":
+            return f"{self.name}: {train} training images, and {len(self.test_labels):,} others of them to validate on"
         test = _share(len(self.test_labels), self.num_test_full)
         return f"{self.name}: {train} training images, {test} test images"
 

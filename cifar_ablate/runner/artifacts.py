@@ -16,7 +16,7 @@ def write_artifacts(folder: RunFolder, class_names: Sequence[str]) -> None:
     folder.recipe(), folder.environment()
     _write_history(folder)
     result = folder.result()
-    if result is not None and result.status == "finished":
+    if result is not None and result.status == "finished" and folder.keeps_network():
         draw_confusion(folder, class_names)
 
 

@@ -72,7 +72,7 @@ def _rate(run: PlannedRun, data: DeviceData, engine: Engine, num: int) -> Rate:
     """Of so many in turn, or of as many as there is room for."""
     engine.keep_lanes(num)
     try:
-        return Rate(rate_in_turn([Trial(run, data, engine, lane) for lane in range(num)], SECONDS) / num, num)
+        return Rate(rate_in_turn([Probe(run, data, engine, lane) for lane in range(num)], SECONDS) / num, num)
     except Exception as error:
         if num == 1 or not is_out_of_memory(error):
             return Rate(math.nan, num)
@@ -89,7 +89,7 @@ def num_in_turn(run: PlannedRun, data: DataSet, place: Place) -> int:
     return 1 if alone else place.side_by_side
 
 
-class Trial:
+class Probe:
     """A run's real steps, taken for their time alone; on a CPU with smaller batches."""
 
     def __init__(self, run: PlannedRun, data: DeviceData, engine: Engine | None = None, lane: int = 0) -> None:
@@ -123,14 +123,14 @@ class Trial:
             torch.cuda.synchronize(self.device)
 
 
-def rate_in_turn(trials: Sequence[Trial], seconds: float) -> float:
-    """Images per second of all trials together, one step each in turn, after one to warm up."""
-    steps = 10 if trials[0].device.type == "cuda" else 1  # waiting after each would leave a GPU idle
-    for trial in trials:
-        trial.step()
-    trials[0].wait()
+def rate_in_turn(probes: Sequence[Probe], seconds: float) -> float:
+    """Images per second of all probes together, one step each in turn, after one to warm up."""
+    steps = 10 if probes[0].device.type == "cuda" else 1  # waiting after each would leave a GPU idle
+    for probe in probes:
+        probe.step()
+    probes[0].wait()
     begun, num = time.perf_counter(), 0
     while time.perf_counter() - begun < seconds:
-        num += sum(trial.step() for _ in range(steps) for trial in trials)
-        trials[0].wait()
+        num += sum(probe.step() for _ in range(steps) for probe in probes)
+        probes[0].wait()
     return num / (time.perf_counter() - begun)

@@ -19,7 +19,7 @@ from cifar_ablate.data import DataSet
 from cifar_ablate.device import Device, Place, find_places, give_back_freed_memory, is_out_of_memory, num_cores
 from cifar_ablate.errors import UsageError
 from cifar_ablate.plan import DataKey, PlannedRun
-from cifar_ablate.runner.estimate import Trial, images_of, rate_in_turn
+from cifar_ablate.runner.estimate import Probe, images_of, rate_in_turn
 from cifar_ablate.training.batches import to_device
 from cifar_ablate.training.engine import Engine, EngineOptions, choose_mode, draws_at_random
 
@@ -94,21 +94,21 @@ def _measure_cpu(
     """Threads of this process stand for the worker processes: torch computes outside of Python's lock."""
     images = to_device(data[heaviest.data_key], place.device.torch)
     before = _resident_bytes()
-    trials = [Trial(heaviest, images)]
-    alone = _rate_in_threads(trials, place.threads)
+    probes = [Probe(heaviest, images)]
+    alone = _rate_in_threads(probes, place.threads)
     seconds = sum(images_of(run, data[run.data_key]) for run in runs) / alone
     if seconds < SHORT_SECONDS:
         return 1, f"1 run at a time, for all takes about {seconds:.0f} s and a worker process some 5 s to start"
     limits = {
         "runs": len(runs),
         "cores": num_cores() // place.threads,
-        "memory": _fitting(trials[0].scale * (_resident_bytes() - before)),
+        "memory": _fitting(probes[0].scale * (_resident_bytes() - before)),
     }
     most = max(1, min(limits.values()))
     rates = {1: alone}
     for number in _steps_up_to(most):
-        trials += [Trial(heaviest, images) for _ in range(number - len(trials))]
-        rates[number] = _rate_in_threads(trials, place.threads)
+        probes += [Probe(heaviest, images) for _ in range(number - len(probes))]
+        rates[number] = _rate_in_threads(probes, place.threads)
     chosen = best(rates)
     limited = f" (no more, for lack of {min(limits, key=lambda name: limits[name])})" if chosen == most > 1 else ""
     return chosen, _said(chosen, rates, limited)
@@ -121,13 +121,13 @@ def _measure_gpu(num_runs: int, heaviest: PlannedRun, data: DataSet, place: Plac
         return num_gpus, f"{num_gpus} at a time, one on each GPU: networks with dropout cannot share one"
     images = to_device(data, place.device.torch)
     rates: dict[int, float] = {}
-    trials: list[Trial] = []
+    probes: list[Probe] = []
     for number in LANES:
         if number > max(1, num_runs // num_gpus):
             break
         try:
-            trials += [Trial(heaviest, images, engine, lane) for lane in range(len(trials), number)]
-            rates[number] = rate_in_turn(trials, SECONDS)
+            probes += [Probe(heaviest, images, engine, lane) for lane in range(len(probes), number)]
+            rates[number] = rate_in_turn(probes, SECONDS)
         except Exception as error:
             if not is_out_of_memory(error) or not rates:
                 raise
@@ -152,16 +152,16 @@ def _steps_up_to(most: int) -> Iterable[int]:
         yield most
 
 
-def _rate_in_threads(trials: Sequence[Trial], threads: int) -> float:
-    """Images per second of all trials at once, each in a thread."""
+def _rate_in_threads(probes: Sequence[Probe], threads: int) -> float:
+    """Images per second of all probes at once, each in a thread."""
 
-    def count(trial: Trial) -> float:
+    def count(probe: Probe) -> float:
         torch.set_num_threads(threads)  # of this thread's products
-        trial.step()
-        return _images_per_second(trial.step)
+        probe.step()
+        return _images_per_second(probe.step)
 
-    with ThreadPoolExecutor(len(trials)) as pool:
-        return sum(pool.map(count, trials))
+    with ThreadPoolExecutor(len(probes)) as pool:
+        return sum(pool.map(count, probes))
 
 
 def _images_per_second(step: Callable[[], int]) -> float:

@@ -46,6 +46,8 @@ class GroupTrainer:
     options: EngineOptions = field(default_factory=EngineOptions)
     num_images: Mapping[str, int] = field(default_factory=dict)
     """To be trained by the whole command, by shape."""
+    keep_networks: bool = True
+    """Weights, predictions and training accuracy of finished runs: trials of a tuning leave their history alone."""
     resident: tuple[DataKey, Device, DeviceData] | None = field(default=None, init=False)
     """The data set on the device; one at a time is kept there."""
     engine: Engine | None = field(default=None, init=False)
@@ -111,8 +113,9 @@ class GroupTrainer:
         data = self.data[run.data_key]
         mode = self._engine().mode_of(run.recipe, turn.lane)
         engine = {"compile": mode.compile, "capture": mode.capture, "why": mode.why, "side_by_side": turn.num_lanes}
-        described = {"data": data.describe(), "data_digest": data.digest, "classes": list(data.classes)}
+        described: dict[str, Any] = {"data": data.describe(), "data_digest": data.digest, "classes": list(data.classes)}
         environment = describe_environment(place.device, place.threads)
+        described |= {} if self.keep_networks else {"keeps_network": False}
         return {**environment, **described, "engine": engine, "trainer": TRAINER_VERSION, "seed": run.seed}
 
     def _engine(self) -> Engine:
@@ -136,6 +139,7 @@ class GroupTrainer:
                     checkpoint_seconds=self.checkpoint_seconds,
                     engine=self._engine(),
                     lane=turn.lane,
+                    keep_network=self.keep_networks,
                 )
             )
         except (Stopped, OutputError):

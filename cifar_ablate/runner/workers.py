@@ -12,11 +12,12 @@ import queue
 import signal
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from operator import length_hint
 from typing import Any
 
 from cifar_ablate.device import Place
@@ -34,31 +35,58 @@ GONE = (EOFError, OSError)
 
 
 def train_in_workers(
-    groups: Sequence[Group], train_group: TrainGroup, places: Sequence[Place], channel: Channel
+    groups: Iterable[Group], train_group: TrainGroup, places: Sequence[Place], channel: Channel
 ) -> None:
     """Train all groups with one worker process for each place; raises DeviceError where workers cannot live."""
-    pending = deque(groups)
-    crew = [_Worker(place, train_group) for place in places[: len(groups)]]
+    pending = _Pending(groups)
+    crew = [_Worker(place, train_group) for place in places[: length_hint(groups, len(places))]]
     try:
-        while crew and (pending or any(worker.left for worker in crew)):
+        while crew and (pending.may_have_more or any(worker.left for worker in crew)):
             if channel.should_stop():
                 pending.clear()
             ready = wait([worker.connection for worker in crew], timeout=POLL_SECONDS)
             for worker in list(crew):
                 if worker.connection in ready and not worker.hear(channel):
-                    pending.extendleft(worker.bury(channel))
+                    pending.give_back(worker.bury(channel))
                     crew.remove(worker)
-                    crew += _in_place_of(worker, channel) if pending else []
-                    if pending and not crew:
+                    crew += _in_place_of(worker, channel) if pending.may_have_more else []
+                    if pending.may_have_more and not crew:
                         raise DeviceError(f"worker processes end before they train: one {worker.end()}; try --jobs 1")
-                elif worker.is_idle and pending:
-                    worker.give(pending.popleft())
+                elif worker.is_idle and (group := pending.take()):
+                    worker.give(group)
                 worker.pass_on_stops(channel)
     finally:
         for worker in crew:
             worker.dismiss()
         for worker in crew:
             worker.await_end()
+
+
+class _Pending:
+    """Groups that wait for a worker; each is asked for when there is one."""
+
+    def __init__(self, groups: Iterable[Group]) -> None:
+        self.fresh: Iterator[Group] = iter(groups)
+        self.returned: deque[Group] = deque()
+        """What dead workers left of theirs."""
+
+    @property
+    def may_have_more(self) -> bool:
+        """Of a list it is known; of what is made one by one only when there is no next one."""
+        return bool(self.returned) or length_hint(self.fresh, 1) > 0
+
+    def take(self) -> Group | None:
+        group = self.returned.popleft() if self.returned else next(self.fresh, None)
+        if group is None:
+            self.fresh = iter(())
+        return group
+
+    def give_back(self, groups: Sequence[Group]) -> None:
+        self.returned.extendleft(groups)
+
+    def clear(self) -> None:
+        self.fresh = iter(())
+        self.returned.clear()
 
 
 def _in_place_of(worker: _Worker, channel: Channel) -> list[_Worker]:

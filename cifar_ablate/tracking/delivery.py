@@ -25,7 +25,7 @@ GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """What MLflow says when somebody else took a tag away, or deleted its run."""
 PAGE = 1000
 MAX_TAG = 4500
-_ENDS = {"finished": "FINISHED", "diverged": "FINISHED", "failed": "FAILED", "killed": "KILLED"}
+_ENDS = {"finished": "FINISHED", "diverged": "FINISHED", "failed": "FAILED", "killed": "KILLED", "pruned": "FINISHED"}
 
 
 class Delivery:
@@ -178,7 +178,7 @@ class Delivery:
         self.end(result.status, result.reason)
 
     def end(self, outcome: str, reason: str = "") -> None:
-        """Set how the run ended: finished, diverged, failed or killed."""
+        """Set how the run ended: finished, diverged, failed, killed or (a trial) pruned."""
         with answering():
             self._log(tags={"ablate.outcome": outcome, "ablate.reason": reason[:MAX_TAG]})
             self._drop(self.claim.tag)  # killed after this, the run is RUNNING without an owner, and is delivered again
@@ -236,6 +236,7 @@ def _tags(planned: RunIdentity, environment: Mapping[str, Any]) -> dict[str, str
         "ablate.git_dirty": _as_tag(environment["git_dirty"]),
         "mlflow.source.git.commit": environment["git_commit"],
         "mlflow.source.name": "cifar-ablate",
+        **dict(planned.tags),
     }
 
 

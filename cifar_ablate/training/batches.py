@@ -25,12 +25,15 @@ class DeviceData:
     train_labels: Tensor
     """int64 [N]."""
     test_images: Tensor
+    """What the network is evaluated on: test images, or where ``split`` is val, held-out training images."""
     test_labels: Tensor
     mean: Tensor
     """float32 [1, 3, 1, 1]: of the training images in [0, 1], per channel."""
     std: Tensor
     num_classes: int
     image_size_px: int
+    split: str = "test"
+    """Prefix of the metrics: test or val."""
 
 
 def to_device(data: DataSet, device: torch.device) -> DeviceData:
@@ -54,6 +57,7 @@ def to_device(data: DataSet, device: torch.device) -> DeviceData:
         std=tensor(std.astype(np.float32)).view(1, -1, 1, 1),
         num_classes=data.num_classes,
         image_size_px=data.image_size_px,
+        split=data.split,
     )
 
 

@@ -1,7 +1,8 @@
 """One run: a recipe, a seed and data in; a result, a history and weights in the run's folder out.
 
 Set up, fit, evaluate. Training chooses nothing by the test set: the headline is the last epoch's network, and the test
-curve is only written down.
+curve is only written down. Metrics are named after the split that they are of: ``test_accuracy``, in a trial
+``val_accuracy``.
 """
 
 from __future__ import annotations
@@ -46,26 +47,30 @@ def train_run(
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     engine: Engine | None = None,
     lane: int = 0,
+    keep_network: bool = True,
 ) -> Steps[RunResult]:
     """Train one run to its end, resuming from the folder's newest usable checkpoint where there is one.
 
     A generator, which yields after each step: several may take turns on one device, each in a lane of ``engine``.
-    The result is also written to the folder. A loss that is not finite ends the run as ``diverged``. Raises Stopped,
-    after a checkpoint, when the watcher asks for it: in the middle of an epoch, too.
+    The result is also written to the folder; weights, logits and training accuracy only where ``keep_network`` is set.
+    A loss that is not finite ends the run as ``diverged``. Raises Stopped, after a checkpoint, when the watcher asks
+    for it: in the middle of an epoch, too.
     """
     fit = set_up(recipe, seed, data, precision, engine, lane)
     damaged = resume(fit, folder)
     watcher.on_start(fit.epochs_done, damaged)
     try:
-        return (yield from _fit(fit, folder, watcher, checkpoint_seconds))
+        return (yield from _fit(fit, folder, watcher, checkpoint_seconds, keep_network))
     except Stopped:
         checkpoint_fit(fit, folder)
         raise
 
 
-def _fit(fit: Fit, folder: RunFolder, watcher: Watcher, checkpoint_seconds: float) -> Steps[RunResult]:
+def _fit(
+    fit: Fit, folder: RunFolder, watcher: Watcher, checkpoint_seconds: float, keep_network: bool
+) -> Steps[RunResult]:
     """All epochs that are left, and the end of the run."""
-    recipe = fit.recipe
+    recipe, split = fit.recipe, fit.data.split
     checkpointed = time.monotonic()
     metrics: dict[str, float] = {}
     while fit.epochs_done < recipe.epochs:
@@ -74,11 +79,11 @@ def _fit(fit: Fit, folder: RunFolder, watcher: Watcher, checkpoint_seconds: floa
         if not math.isfinite(line["train_loss"]):
             return _end(fit, folder, epoch, reason=f"the training loss was {line['train_loss']} in epoch {epoch}")
         if epoch == recipe.epochs:
-            metrics = _final_metrics(fit, folder, watcher)
-            if not math.isfinite(metrics["test_nll"]):  # the loss is taken before a step, so the last step escapes it
-                folder.logits.unlink()
+            metrics = _final_metrics(fit, folder, watcher, keep_network)
+            if not math.isfinite(metrics[f"{split}_nll"]):  # the loss is taken before a step: the last one escapes it
+                folder.logits.unlink(missing_ok=True)
                 return _end(fit, folder, epoch, reason="the network's outputs were not finite after the last step")
-            line |= {name: metrics[name] for name in ("test_accuracy", "test_nll")}
+            line |= {name: metrics[name] for name in (f"{split}_accuracy", f"{split}_nll")}
         folder.append_epoch(line)
         fit.epochs_done, fit.steps_done, fit.epoch_seconds = epoch, 0, 0.0
         if recipe.checkpoint_every and epoch % recipe.checkpoint_every == 0:
@@ -87,7 +92,8 @@ def _fit(fit: Fit, folder: RunFolder, watcher: Watcher, checkpoint_seconds: floa
             checkpoint_fit(fit, folder)
             checkpointed = time.monotonic()
         watcher.on_epoch(line)
-    save_weights(folder.weights, fit.evaluated, identity_of(fit, folder))
+    if keep_network:
+        save_weights(folder.weights, fit.evaluated, identity_of(fit, folder))
     return _end(fit, folder, fit.epochs_done, metrics=metrics)
 
 
@@ -108,8 +114,8 @@ def _epoch(fit: Fit, watcher: Watcher) -> Steps[dict[str, Any]]:
         with _evaluation(fit):
             logits = _predict(fit, fit.data.test_images, watcher)
             labels = fit.data.test_labels.cpu()
-            line["test_accuracy"] = accuracy(logits, labels)
-            line["test_nll"] = negative_log_likelihood(logits, labels)
+            line[f"{fit.data.split}_accuracy"] = accuracy(logits, labels)
+            line[f"{fit.data.split}_nll"] = negative_log_likelihood(logits, labels)
     return line
 
 
@@ -134,23 +140,25 @@ def _evaluation(fit: Fit) -> Iterator[None]:
         fit.eval_seconds += time.perf_counter() - begun
 
 
-def _final_metrics(fit: Fit, folder: RunFolder, watcher: Watcher) -> dict[str, float]:
-    """Headline metrics of the last epoch's network; the test logits go to the folder."""
+def _final_metrics(fit: Fit, folder: RunFolder, watcher: Watcher, keep_network: bool) -> dict[str, float]:
+    """Headline metrics of the last epoch's network; its logits go to the folder where it is kept."""
     with _evaluation(fit):
-        data = fit.data
-        test, train = (_predict(fit, images, watcher) for images in (data.test_images, data.train_images))
-        labels = data.test_labels.cpu()
+        data, split = fit.data, fit.data.split
+        logits, labels = _predict(fit, data.test_images, watcher), data.test_labels.cpu()
+        metrics = {
+            f"{split}_accuracy": accuracy(logits, labels),
+            f"{split}_nll": negative_log_likelihood(logits, labels),
+            f"{split}_ece": expected_calibration_error(logits, labels),
+        }
+        if not keep_network:
+            return metrics
+        train = _predict(fit, data.train_images, watcher)
         # the largest logit of each image becomes 0: the same softmax, and float16 keeps the order and cannot overflow
-        kept = (test - test.amax(1, keepdim=True)).to(torch.float16)
+        kept = (logits - logits.amax(1, keepdim=True)).to(torch.float16)
         for path, values in ((folder.logits, kept), (folder.labels, labels)):
             with atomic(path) as temporary, temporary.open("wb") as file:
                 np.save(file, values.numpy(), allow_pickle=False)
-        return {
-            "test_accuracy": accuracy(test, labels),
-            "test_nll": negative_log_likelihood(test, labels),
-            "test_ece": expected_calibration_error(test, labels),
-            "train_accuracy": accuracy(train, data.train_labels.cpu()),
-        }
+        return metrics | {"train_accuracy": accuracy(train, data.train_labels.cpu())}
 
 
 def _end(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from cifar_ablate.registry import EXECUTORS
@@ -13,8 +13,11 @@ if TYPE_CHECKING:  # ``--help`` lists the executors, and shall not wait for torc
 
 
 @EXECUTORS.register("local")
-def local(groups: Sequence[Group], train_group: TrainGroup, places: Sequence[Place], channel: Channel) -> None:
-    """Train on this machine: one group at a time, or with --jobs as many as there are worker processes."""
+def local(groups: Iterable[Group], train_group: TrainGroup, places: Sequence[Place], channel: Channel) -> None:
+    """Train on this machine: one group at a time, or with --jobs as many as there are worker processes.
+
+    A group is asked for when there is a place for it: the next trial may depend on how the last one ended.
+    """
     if len(places) > 1:
         from cifar_ablate.runner.workers import train_in_workers
 

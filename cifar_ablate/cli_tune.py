@@ -1,0 +1,74 @@
+"""The ``tune`` command."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from cifar_ablate.cli_options import CheckpointSeconds, DeviceName, Jobs, OnOff, Profile, Settings, Threads
+from cifar_ablate.registry import EXECUTORS
+from cifar_ablate.shell import make_console
+
+if TYPE_CHECKING:
+    from cifar_ablate.training.engine import Choice
+
+
+def tune(
+    study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="Study file with a `tune` section.")],
+    profile: Profile = None,
+    settings: Settings = None,
+    arm: Annotated[list[str] | None, typer.Option(help="Tune this arm (may be repeated; default: baseline).")] = None,
+    all_arms: Annotated[bool, typer.Option("--all-arms", help="Tune every arm, with one budget and space.")] = False,
+    trials: Annotated[int | None, typer.Option(min=1, help="For each arm, in all; default: the study's.")] = None,
+    write: Annotated[bool, typer.Option("--write", help="Write the best values into a study of their own.")] = False,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="That file; default: STUDY-tuned.yaml.")] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option(metavar="URL|FILE", help="Of Optuna; default: $OPTUNA_STORAGE, or sqlite:///optuna.db."),
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Leave MLflow alone; the next command delivers.")] = False,
+    executor: Annotated[str, typer.Option(help=f"Where trials are trained: {', '.join(EXECUTORS.names())}.")] = "local",
+    device: DeviceName = "auto",
+    jobs: Jobs = "auto",
+    threads: Threads = None,
+    compile: OnOff = "auto",
+    capture: OnOff = "auto",
+    checkpoint_seconds: CheckpointSeconds = 60.0,
+) -> None:
+    """Search better values for what the study's `tune` section names, judged on a part of the training images."""
+    from cifar_ablate.errors import UsageError
+    from cifar_ablate.tuning.start import Wanted, tune_study
+
+    if arm and all_arms:
+        raise UsageError("--arm and --all-arms: give one of the two")
+    if output is not None and not write:
+        raise UsageError(f"--output {output}: it is for --write; add that")
+    from cifar_ablate.training.engine import EngineOptions
+    from cifar_ablate.tuning.closing import exit_code, lines_of
+    from cifar_ablate.tuning.run import TuneOptions
+    from cifar_ablate.tuning.write import write_tuned
+
+    EXECUTORS.get(executor)
+    console = make_console()
+    engine = EngineOptions(cast("Choice", compile), cast("Choice", capture))
+    summary = tune_study(
+        study,
+        Wanted(profile, settings, arm, all_arms, trials),
+        storage=storage,
+        offline=offline,
+        device=device,
+        jobs=jobs,
+        threads=threads,
+        options=TuneOptions(executor, checkpoint_seconds, engine),
+        console=console,
+    )
+    for line in lines_of(summary):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if write and not summary.stopped_because:
+        path = write_tuned(study, summary.results, output, shlex.join(["cifar-ablate", *sys.argv[1:]]))
+        console.print(f"{path}: each arm at its best values", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(exit_code(summary))

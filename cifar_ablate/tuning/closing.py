@@ -1,0 +1,60 @@
+"""What a ``tune`` command says at its end, and its exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cifar_ablate.runner.closing import INTERRUPTED, MAX_NAMED
+from cifar_ablate.tuning.events import in_words
+from cifar_ablate.tuning.result import ArmResult
+from cifar_ablate.tuning.run import TuneSummary
+
+
+def lines_of(summary: TuneSummary) -> Iterator[str]:
+    """Each arm's best, what it cost, and what it is worth."""
+    for result in summary.results:
+        yield from _of_arm(result)
+    most = max((result.num_tried for result in summary.results), default=0)
+    if most > 1:
+        num = len(summary.results[0].plan.data.test_labels)
+        yield (
+            f"The best of {most} trials on {num:,} validation images looks better than it is; the test images were not "
+            "looked at. Write it down with --write, and run that study to learn what it is worth."
+        )
+    if len({(result.num_tried, result.plan.num_wanted) for result in summary.results}) > 1:
+        yield "The arms have unequal budgets so far; an ablation of them would not be fair."
+    if summary.stopped_because:
+        yield f"Stopped: {summary.stopped_because}. The same command again does what is left."
+    for name, trouble in summary.undelivered[:MAX_NAMED]:
+        yield f"not delivered: {name}" + (f": {trouble}" if trouble else "")
+    if summary.undelivered:
+        yield "The same command again delivers what MLflow lacks."
+
+
+def exit_code(summary: TuneSummary) -> int:
+    """130 after a signal; 1 where it stopped, where MLflow lacks something, or where an arm has no value; else 0."""
+    if summary.signal:
+        return INTERRUPTED
+    nothing = any(result.best is None for result in summary.results)
+    return 1 if summary.stopped_because or summary.undelivered or nothing else 0
+
+
+def _of_arm(result: ArmResult) -> Iterator[str]:
+    counts, best, gain = result.counts, result.best, result.gain
+    listed = ", ".join(f"{counts[state]} {state}" for state in ("complete", "pruned", "failed") if counts[state])
+    head = f"{result.plan.arm}: {result.num_tried} of {result.plan.num_wanted} trials ({listed or 'none has ended'})"
+    if counts["running"]:
+        head += f", {counts['running']} with another command"
+    if best is None:
+        yield f"{head}; none has come to a value"
+    elif best.is_present:
+        yield f"{head}; nothing was better than the recipe as it stands, val {best.val_accuracy:.2f}%"
+    else:
+        more = "" if gain is None else f", {gain:+.2f} points over the recipe as it stands"
+        yield f"{head}; best is trial {best.number}, val {best.val_accuracy:.2f}%{more}: {in_words(best.values)}"
+    if result.importances:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in result.importances.items())
+        yield f"  of the differences between complete trials, {shares} (fANOVA)"
+    for one in result.trials:
+        if one.state == "failed":
+            yield f"  failed: trial {one.number} ({in_words(one.values)}): {one.reason}"

@@ -1,0 +1,216 @@
+"""One ``tune`` command, seen from its trials: it asks for them one by one, hears how they fare, and prunes them."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from pathlib import Path
+
+from cifar_ablate.errors import AblateError
+from cifar_ablate.folder import RunFolder
+from cifar_ablate.plan import PlannedRun
+from cifar_ablate.records import Key
+from cifar_ablate.runner.messages import Channel, Ended, EpochEnded, Group, Lost, Message, Noted, Started, Stepped
+from cifar_ablate.runner.stopping import Stops
+from cifar_ablate.tracking import Courier
+from cifar_ablate.tuning.events import TuningEvents
+from cifar_ablate.tuning.trials import ArmTrials, Asked
+
+HEARTBEAT_SECONDS = 30.0
+ALIKE = 3
+"""So many trials of an arm in a row that cannot be trained, for one reason: the others would not, either."""
+
+
+@dataclass
+class Active:
+    """A trial under way, with its trainings."""
+
+    trials: ArmTrials
+    asked: Asked
+    runs: list[PlannedRun]
+    is_pruned: bool = False
+    is_over: bool = False
+    """Told to Optuna; what is left of its trainings is not begun."""
+    ended: set[Key] = field(default_factory=set)
+
+    @property
+    def name(self) -> str:
+        return self.runs[0].arm
+
+
+class TuneCommand(Channel):
+    """Trials of several arms, one arm after the other; a channel that executors talk to."""
+
+    def __init__(
+        self,
+        arms: Sequence[ArmTrials],
+        runs_root: Path,
+        courier: Courier,
+        events: TuningEvents,
+        stops: Stops,
+        *,
+        parents: Mapping[str, str],
+        at_a_time: int = 1,
+    ) -> None:
+        """``parents``: MLflow's run of each arm's tuning. ``at_a_time``: trials that take turns in one place."""
+        self.arms, self.runs_root, self.courier = arms, runs_root, courier
+        self.events, self.stops, self.parents, self.at_a_time = events, stops, parents, at_a_time
+        self.active: dict[Key, Active] = {}
+        self.reasons: list[str] = []
+        """Of the last trials, as long as they could not be trained."""
+        self.is_closed = threading.Event()
+        threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True).start()
+
+    def groups(self) -> Iterator[Group]:
+        """Trials as they are asked for: each may depend on how the ones before it ended."""
+        for arm in self.arms:
+            self.reasons.clear()
+            while not self.should_stop():
+                begun = [one for _ in range(self.at_a_time) if (one := self._begin(arm)) is not None]
+                runs = [run for one in begun for run in one.runs]
+                for _, of_a_shape in groupby(sorted(runs, key=_shape), key=_shape):
+                    yield list(of_a_shape)
+                if len(begun) < self.at_a_time:
+                    break
+
+    def should_stop(self, key: Key | None = None) -> bool:
+        active = None if key is None else self.active.get(key)
+        return self.stops.should_stop(key) or (active is not None and (active.is_pruned or active.is_over))
+
+    def tell(self, message: Message) -> None:
+        if isinstance(message, Noted):
+            self.events.on_note(message.text)
+            return
+        active = self.active[message.key]
+        run = next(run for run in active.runs if run.key == message.key)
+        folder = RunFolder(self.runs_root / run.fingerprint)
+        if isinstance(message, Started):
+            self.courier.begin(run, folder)
+            self._replay(active, folder, message.epochs_done)
+            self.events.on_start(active.trials.plan, active.asked, run, message.epochs_done)
+        elif isinstance(message, Stepped):
+            self.events.on_step(active.trials.plan, active.asked, run, message.epoch, message.step / message.num_steps)
+        elif isinstance(message, EpochEnded):
+            self.courier.news(run.key)
+            self._report(active, message.line["epoch"], message.line.get("val_accuracy"))
+        elif isinstance(message, Lost):
+            self._end(active, run, folder, Ended(message.key, "failed", message.reason))
+        else:
+            self._end(active, run, folder, message)
+
+    def close(self) -> None:
+        """Nothing more will be told: what was asked for and never begun is given back."""
+        self.is_closed.set()
+        for active in list(self.active.values()):
+            if not active.is_over:
+                active.is_over = True
+                active.trials.give_back(active.asked, self.stops.reason or "the command ended")
+
+    def _begin(self, arm: ArmTrials) -> Active | None:
+        asked = arm.begin()
+        if asked is None:
+            return None
+        runs = arm.plan.runs(asked.recipe, asked.number, self.parents.get(arm.plan.identity, ""))
+        every = arm.plan.recipe.eval_every if arm.plan.tune.pruner.name == "none" else 1
+        runs = [_evaluating(run, every) for run in runs]
+        active = Active(arm, asked, runs)
+        self.active |= {run.key: active for run in runs}
+        self.events.on_trial(arm.plan, asked)
+        return active
+
+    def _replay(self, active: Active, folder: RunFolder, epochs_done: int) -> None:
+        """A trial that is taken up again tells its new number what the one before had seen."""
+        for line in folder.history()[:epochs_done]:
+            self._report(active, line["epoch"], line.get("val_accuracy"))
+
+    def _report(self, active: Active, epoch: int, accuracy: float | None) -> None:
+        is_last = epoch == active.asked.recipe.epochs and len(active.asked.finals) == len(active.runs) - 1
+        if accuracy is None or not math.isfinite(accuracy) or active.is_over:
+            return
+        if active.trials.report(active.asked, epoch, accuracy) and not is_last:
+            active.is_pruned = True
+
+    def _end(self, active: Active, run: PlannedRun, folder: RunFolder, ended: Ended) -> None:
+        active.ended.add(run.key)
+        result = ended.result
+        kind = result.status if ended.kind == "shared" and result is not None else ended.kind
+        outcome = "pruned" if kind == "stopped" and active.is_pruned else "killed" if kind == "stopped" else kind
+        self._note_cost(active, folder, ended)
+        if outcome == "elsewhere":
+            self.courier.drop(run.key)
+        elif result is not None or run.key in self.courier.parcels:
+            outcome = outcome if outcome in ("finished", "diverged", "pruned", "killed") else "failed"
+            self.courier.end(run, folder, outcome, result=result, reason=ended.reason)
+        if ended.kind == "shared":
+            self._replay(active, folder, len(folder.history()) - 1)
+        if not active.is_over:
+            self._settle(active, outcome, folder, ended)
+        if ended.halts:
+            self.stops.everything(ended.reason)
+
+    def _note_cost(self, active: Active, folder: RunFolder, ended: Ended) -> None:
+        """What a training took, also before it was taken up again; one that was done before cost this trial nothing."""
+        if ended.kind in ("shared", "elsewhere"):
+            return
+        lines, num = folder.history(), len(active.trials.plan.data.train_labels)
+        active.asked.epochs += len(lines)
+        if ended.result is not None:
+            active.asked.seconds += ended.result.train_seconds + ended.result.eval_seconds
+        else:
+            active.asked.seconds += sum(num / line["images_per_second"] for line in lines)
+
+    def _settle(self, active: Active, outcome: str, folder: RunFolder, ended: Ended) -> None:
+        """What the end of one training means for its trial."""
+        trials, asked = active.trials, active.asked
+        if outcome == "finished" and ended.result is not None:
+            asked.finals.append(ended.result.metrics["val_accuracy"])
+            if active.is_pruned:
+                outcome = "pruned"  # the word came too late for this seed, and ends the others
+            elif len(asked.finals) < len(active.runs):
+                return
+        active.is_over = True
+        if outcome == "finished":
+            value = trials.finish(asked)
+            self.reasons.clear()
+            self.events.on_finished(trials.plan, asked, value)
+        elif outcome == "pruned":
+            trials.prune(asked)
+            folder.drop_checkpoints()
+            self.reasons.clear()
+            self.events.on_ended(trials.plan, asked, "pruned")
+        elif outcome == "killed":
+            trials.give_back(asked, ended.reason or self.stops.reason)
+            self.events.on_ended(trials.plan, asked, "stopped, to be taken up again")
+        elif outcome == "elsewhere":
+            trials.drop(asked, ended.reason)
+            self.events.on_ended(trials.plan, asked, ended.reason)
+        else:
+            trials.fail(asked, ended.reason)
+            self.events.on_ended(trials.plan, asked, f"{outcome}: {ended.reason}")
+            self._judge(trials, outcome, ended.reason)
+
+    def _judge(self, trials: ArmTrials, outcome: str, reason: str) -> None:
+        """What no trial of this arm survives is told once, and not for each of them."""
+        self.reasons = [] if outcome == "diverged" else [*self.reasons, reason.split(";", maxsplit=1)[0]]
+        if len(self.reasons) >= ALIKE and len(set(self.reasons[-ALIKE:])) == 1:
+            self.stops.everything(f"{ALIKE} trials of {trials.plan.arm} in a row ended alike: {reason}")
+
+    def _keep_beating(self) -> None:
+        while not self.is_closed.wait(HEARTBEAT_SECONDS):
+            for active in {id(one): one for one in list(self.active.values())}.values():
+                if not active.is_over:
+                    with suppress(AblateError):  # a heartbeat that is missed is made up for by the next one
+                        active.trials.beat(active.asked)
+
+
+def _shape(run: PlannedRun) -> str:
+    return run.shape
+
+
+def _evaluating(run: PlannedRun, every: int) -> PlannedRun:
+    """The same training, evaluated as often as its pruner asks; that is not part of its fingerprint."""
+    return replace(run, recipe=run.recipe.model_copy(update={"eval_every": every, "checkpoint_every": None}))

@@ -1,0 +1,191 @@
+"""Carry out a tuning: trials are proposed, trained by an executor as runs are, and recorded as they end."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from cifar_ablate.device import Place
+from cifar_ablate.errors import AblateError
+from cifar_ablate.folder import RunFolder
+from cifar_ablate.owner import this_process
+from cifar_ablate.plan import data_key
+from cifar_ablate.records import RunIdentity
+from cifar_ablate.registry import EXECUTORS
+from cifar_ablate.runner.execute import HURRIED_SECONDS, PATIENCE_SECONDS, RUNS_ROOT
+from cifar_ablate.runner.stopping import Stops
+from cifar_ablate.runner.trainer import GroupTrainer
+from cifar_ablate.tracking import Courier, Tracking
+from cifar_ablate.tracking.tunings import OpenedTuning, close_tuning, open_tuning
+from cifar_ablate.training.engine import EngineOptions
+from cifar_ablate.training.train import CHECKPOINT_SECONDS
+from cifar_ablate.tuning.command import TuneCommand
+from cifar_ablate.tuning.events import TuningEvents
+from cifar_ablate.tuning.figures import draw_history, draw_importances
+from cifar_ablate.tuning.plan import ArmPlan
+from cifar_ablate.tuning.result import ArmResult, as_csv, result_of
+from cifar_ablate.tuning.storage import open_storage
+from cifar_ablate.tuning.trials import FINGERPRINTS, RECIPE_ID, ArmTrials
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """How a ``tune`` command goes about its work."""
+
+    executor: str = "local"
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+    engine: EngineOptions = field(default_factory=EngineOptions)
+
+
+@dataclass(frozen=True)
+class TuneSummary:
+    """How a ``tune`` command ended."""
+
+    results: tuple[ArmResult, ...]
+    stopped_because: str
+    signal: str
+    undelivered: tuple[tuple[str, str], ...]
+    """Trials, and parents of them, that MLflow has not got, with what it said."""
+
+
+def tune_arms(
+    plans: Sequence[ArmPlan],
+    *,
+    url: str,
+    tracking: Tracking | None,
+    places: Sequence[Place],
+    events: TuningEvents,
+    stops: Stops,
+    options: TuneOptions | None = None,
+) -> TuneSummary:
+    """Bring every arm to the trials that are wanted of it; raises AblateError where nothing could be started."""
+    options = options or TuneOptions()
+    storage = open_storage(url)
+    arms = [ArmTrials(plan, storage, url) for plan in plans]
+    _tell_of_best(arms, events)
+    opened = {arm.plan.identity: _opened(tracking, arm.plan) for arm in arms} if tracking is not None else {}
+    experiments = {arm.plan.label: opened[arm.plan.identity].experiment_id for arm in arms if opened}
+    courier = Courier(tracking, experiments, on_note=events.on_note, on_taken=stops.withdrawn.__setitem__)
+    for arm in arms if opened else ():
+        _deliver_missed(arm, opened[arm.plan.identity], courier)
+    parents = {identity: each.run_id for identity, each in opened.items()}
+    at_a_time = max(place.side_by_side for place in places)
+    command = TuneCommand(arms, RUNS_ROOT, courier, events, stops, parents=parents, at_a_time=at_a_time)
+    train_group = GroupTrainer(
+        {data_key(plan.recipe): plan.data for plan in plans},
+        RUNS_ROOT.absolute(),
+        retry_failed=True,
+        checkpoint_seconds=options.checkpoint_seconds,
+        step_seconds=events.step_seconds,
+        owner=this_process(),
+        options=options.engine,
+        num_images=_images_by_shape(plans),
+        keep_networks=False,
+    )
+    before = ""
+    try:
+        EXECUTORS.get(options.executor)(command.groups(), train_group, places, command)
+    finally:
+        command.close()
+        before = stops.signal
+        left = courier.close(
+            patience_seconds=HURRIED_SECONDS if before else PATIENCE_SECONDS,
+            hurry=partial(_was_signalled_since, stops, before),
+        )
+    results = tuple(result_of(arm) for arm in arms)
+    undelivered = [(parcel.run.name, parcel.trouble) for parcel in left]
+    if tracking is not None:
+        for result in results:
+            try:
+                _record(tracking, result, opened[result.plan.identity])
+            except AblateError as error:  # the trials are in the storage: the next command records them
+                undelivered.append((f"{result.plan.label} {result.plan.arm}", str(error)))
+    return TuneSummary(results, stops.reason, stops.signal, tuple(undelivered))
+
+
+def _opened(tracking: Tracking, plan: ArmPlan) -> OpenedTuning:
+    return open_tuning(tracking, plan.label, plan.arm, plan.identity, plan.protocol)
+
+
+def _tell_of_best(arms: Sequence[ArmTrials], events: TuningEvents) -> None:
+    for arm in arms:
+        for one in result_of(arm).trials:
+            if one.val_accuracy is not None:
+                events.knows(arm.plan, one.val_accuracy, one.number)
+
+
+def _images_by_shape(plans: Sequence[ArmPlan]) -> dict[str, int]:
+    """Training images of all trials at most, by the shape of the recipes as they stand: does compiling pay?"""
+    totals: dict[str, int] = {}
+    for plan in plans:
+        shape = plan.runs(plan.recipe, 0)[0].shape
+        num = plan.num_wanted * plan.tune.seeds * plan.recipe.epochs * len(plan.data.train_labels)
+        totals[shape] = totals.get(shape, 0) + num
+    return totals
+
+
+def _deliver_missed(arm: ArmTrials, opened: OpenedTuning, courier: Courier) -> None:
+    """Trials that ended while MLflow was away, or offline, are brought to it from their folders."""
+    plan = arm.plan
+    outcomes = {"complete": "finished", "pruned": "pruned"}
+    for one, row in zip(arm.all(), result_of(arm).trials, strict=True):
+        name = f"{plan.arm} trial {one.number}"
+        if row.state not in ("complete", "pruned", "failed") or name in opened.recorded:
+            continue
+        tags = {"ablate.trial": str(one.number), "ablate.tuning": plan.identity, "mlflow.parentRunId": opened.run_id}
+        for seed, fingerprint in zip(plan.seeds, one.user_attrs.get(FINGERPRINTS, ()), strict=False):
+            folder = RunFolder(RUNS_ROOT / fingerprint)
+            if not folder.is_begun():
+                continue
+            result = folder.result()
+            outcome = result.status if result is not None else outcomes.get(row.state, "failed")
+            run = RunIdentity(
+                study=plan.label,
+                arm=name,
+                seed=seed,
+                precision=plan.device.resolve(plan.recipe.precision),
+                recipe_id=one.user_attrs[RECIPE_ID],
+                fingerprint=fingerprint,
+                tags=tuple(tags.items()),
+            )
+            courier.end(run, folder, outcome, result=result, reason=row.reason)
+
+
+def _record(tracking: Tracking, result: ArmResult, opened: OpenedTuning) -> None:
+    """What the parent run shows: accuracy by trial, the best one, the counts, and the figures."""
+    best, counts = result.best, result.counts
+    tags = {f"ablate.{state}": str(counts[state]) for state in ("complete", "pruned", "failed")}
+    tags |= {"ablate.trials": str(result.num_tried), "ablate.wanted": str(result.plan.num_wanted)}
+    if best is not None:
+        tags |= {"ablate.best_trial": str(best.number), "ablate.best_val_accuracy": f"{best.val_accuracy:.4f}"}
+        tags |= {f"ablate.best.{name}": str(value) for name, value in best.values.items()}
+    times = {one.number: _milliseconds(one.ended) for one in result.trials}
+    points = [
+        ("val_accuracy", one.val_accuracy, times[one.number], one.number)
+        for one in result.trials
+        if one.val_accuracy is not None
+    ]
+    points += [("best_val_accuracy", value, times[number], number) for number, value in result.best_so_far()]
+    with tempfile.TemporaryDirectory() as place:
+        files = [Path(place) / "trials.csv"]
+        files[0].write_text(as_csv(result), encoding="utf-8")
+        if result.num_tried:
+            files.append(Path(place) / "history.png")
+            draw_history(result, files[-1])
+        if result.importances:
+            files.append(Path(place) / "importances.png")
+            draw_importances(result, files[-1])
+        close_tuning(tracking, opened.run_id, is_done=result.is_done, tags=tags, points=points, files=files)
+
+
+def _milliseconds(when: object) -> int:
+    from datetime import datetime
+
+    return int(when.timestamp() * 1000) if isinstance(when, datetime) else 0
+
+
+def _was_signalled_since(stops: Stops, before: str) -> bool:
+    return stops.signal != before

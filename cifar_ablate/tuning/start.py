@@ -1,0 +1,95 @@
+"""From a command line to trials: everything that can be wrong is found here, before the first one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from cifar_ablate.device import find_device
+from cifar_ablate.plan import PlannedRun
+from cifar_ablate.runner.jobs import choose_places, parse_jobs
+from cifar_ablate.runner.preflight import describe_places, open_tracking, prepare
+from cifar_ablate.runner.stopping import Stops, signals_stop
+from cifar_ablate.spec.schema import Study
+from cifar_ablate.training.engine import choose_mode
+from cifar_ablate.tuning.events import TuningEvents
+from cifar_ablate.tuning.plan import ArmPlan, plan_tuning
+from cifar_ablate.tuning.run import TuneOptions, TuneSummary, tune_arms
+from cifar_ablate.tuning.storage import storage_url
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a command line asks to be tuned."""
+
+    profile: str | None
+    settings: Sequence[str] | None
+    arms: Sequence[str] | None
+    all_arms: bool
+    trials: int | None
+
+    def arms_of(self, study: Study) -> list[str]:
+        if self.all_arms:
+            return [arm.name for arm in study.arms]
+        return list(self.arms or [study.baseline])
+
+
+def tune_study(
+    file: Path,
+    wanted: Wanted,
+    *,
+    storage: str | None,
+    offline: bool,
+    device: str,
+    jobs: str,
+    threads: int | None,
+    options: TuneOptions,
+    console: Console,
+) -> TuneSummary:
+    """Tune the arms that are wanted of a study; raises AblateError for whatever stands in the way."""
+    num_jobs = parse_jobs(jobs)
+    choose_mode(options.engine, find_device(device))
+    ready = prepare([file], wanted.profile, wanted.settings, device=device, console=console)
+    study = ready.plans[0].study
+    tune = study.tune
+    if tune is not None and wanted.trials is not None:
+        tune = tune.model_copy(update={"trials": wanted.trials})
+    plans = plan_tuning(study, wanted.arms_of(study), ready.data, ready.device, tune=tune)
+    trainings = [run for plan in plans for run in _trainings(plan)]
+    parts = {run.data_key: plan.data for plan in plans for run in plan.runs(plan.recipe, 0)}
+    places, why = choose_places(trainings, parts, ready.device, num_jobs, threads, options.engine)
+    console.print(describe_places(places, why), highlight=False, markup=False)
+    for line in _described(plans):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    stops = Stops()
+    tracking = None if offline else open_tracking()
+    with TuningEvents(console) as events, signals_stop(stops):
+        return tune_arms(
+            plans,
+            url=storage_url(storage),
+            tracking=tracking,
+            places=places,
+            events=events,
+            stops=stops,
+            options=options,
+        )
+
+
+def _trainings(plan: ArmPlan) -> list[PlannedRun]:
+    """As many as there may be at a time, as far as places can be chosen before they are known."""
+    return plan.runs(plan.recipe, 0) * plan.num_wanted
+
+
+def _described(plans: Sequence[ArmPlan]) -> list[str]:
+    first = plans[0]
+    space = "; ".join(f"{name}: {words}" for name, words in first.protocol["space"].items())
+    each = f", {first.tune.seeds} seeds each" if first.tune.seeds > 1 else ""
+    return [
+        f"Tuning {', '.join(plan.arm for plan in plans)}: {first.num_wanted} trials each{each}",
+        f"On {first.data.describe()}",
+        f"Space: {space}",
+        f"Sampler {first.protocol['sampler']}; pruner {first.protocol['pruner']}",
+    ]

@@ -1,0 +1,110 @@
+"""Where tunings are kept: an Optuna storage, one Optuna study for each arm that is tuned."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cifar_ablate.errors import TrackingError
+from cifar_ablate.locks import lock
+from cifar_ablate.tracking.answering import without_password
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+DEFAULT_URL = "sqlite:///optuna.db"
+"""What ``optuna-dashboard sqlite:///optuna.db`` shows in this folder."""
+SQLITE = "sqlite:///"
+PATIENCE_SECONDS = 60
+"""A writer waits so long for another one that holds the database."""
+ATTEMPTS, PAUSE_SECONDS = 5, 1.0
+"""Two processes that make the tables of one fresh server at the same moment: one of them fails, and tries again."""
+
+
+def storage_url(given: str | None) -> str:
+    """The storage's address: what is ``given``, else ``$OPTUNA_STORAGE`` (as Optuna's own tools), else the default."""
+    return given or os.environ.get("OPTUNA_STORAGE") or DEFAULT_URL
+
+
+def open_storage(url: str) -> BaseStorage:
+    """Open a storage, making it whole where it is not there yet: it is safe to do so in several processes at once.
+
+    ``url``: of a database as SQLAlchemy writes it, or the path of a journal file. Raises TrackingError.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with storing(url):
+        if "://" not in url:
+            from optuna.storages import JournalStorage
+            from optuna.storages.journal import JournalFileBackend
+
+            Path(url).parent.mkdir(parents=True, exist_ok=True)
+            journal: BaseStorage = JournalStorage(JournalFileBackend(url))
+            return journal
+        if url.startswith(SQLITE):
+            _make_database(Path(url.removeprefix(SQLITE)))
+            database: BaseStorage = _database(url, connect_args={"timeout": PATIENCE_SECONDS})
+            return database
+        return _on_a_server(url)
+
+
+@contextmanager
+def storing(url: str) -> Iterator[None]:
+    """Raise TrackingError, naming the storage, for whatever Optuna or the database below it raises in the block."""
+    from optuna.exceptions import OptunaError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (OptunaError, SQLAlchemyError, ImportError, OSError, ValueError) as error:
+        cause = error.__cause__ or error
+        first = str(cause).strip().split("\n", 1)[0][:300].replace(url, without_password(url))
+        cure = "check --storage or OPTUNA_STORAGE, or leave both out to use optuna.db in this folder"
+        if isinstance(error, ImportError):
+            cure = "install the database's driver, such as `pip install 'psycopg[binary]'` for postgresql+psycopg://"
+        elif "locked" in first:
+            cure = "another program holds it: end that one, or wait"
+        message = f"the tuning storage at {without_password(url)} does not answer as it should ({first}); {cure}"
+        raise TrackingError(message) from None
+
+
+def _make_database(path: Path) -> None:
+    """Make a fresh SQLite database whole or not at all: processes that build its tables at once spoil it."""
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with lock(path.with_name(f".{path.name}.lock"), on_wait=lambda: None):
+        if path.exists():
+            return
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        unfinished.unlink(missing_ok=True)
+        _database(f"{SQLITE}{unfinished}").engine.dispose()
+        unfinished.replace(path)
+
+
+def _on_a_server(url: str) -> BaseStorage:
+    for attempt in range(ATTEMPTS):
+        try:
+            database: BaseStorage = _database(url, pool_pre_ping=True)
+            return database
+        except ImportError:
+            raise
+        except Exception:
+            if attempt == ATTEMPTS - 1:
+                raise
+            time.sleep(PAUSE_SECONDS)
+    raise AssertionError("unreachable")
+
+
+def _database(url: str, **engine_options: Any) -> Any:
+    from optuna.storages import RDBStorage
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of SQLAlchemy, about what Optuna asks it for
+        return RDBStorage(url, engine_kwargs=engine_options)

@@ -1,0 +1,268 @@
+"""The trials of one arm's tuning, as its Optuna study keeps them: asked for, reported, told, and taken up again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+from pydantic import ValidationError
+
+from cifar_ablate.locks import lock
+from cifar_ablate.owner import owner_from, this_process
+from cifar_ablate.registry import PRUNERS, SAMPLERS
+from cifar_ablate.spec.schema import Recipe
+from cifar_ablate.spec.space import compose
+from cifar_ablate.spec.tune import Choice, Parameter, Range, label_of
+from cifar_ablate.tracking.claims import STALE_SECONDS
+from cifar_ablate.tuning.keyed import KeyedSampler
+from cifar_ablate.tuning.plan import ArmPlan
+from cifar_ablate.tuning.storage import storing
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
+
+DIGITS = 4
+"""Significant digits of a tuned number: enough for any learning rate, and it can be read."""
+LOST, OWNER, BEAT, REASON, PRESENT = "lost", "owner", "beat", "reason", "is_present_recipe"
+VALUES, SECONDS, EPOCHS, FINGERPRINTS, RECIPE_ID = "values", "seconds", "epochs", "fingerprints", "recipe_id"
+"""Names of a trial's attributes, as optuna-dashboard shows them."""
+SURPLUS = "another process had asked for the last trial"
+UNCLAIMED_SECONDS = 60.0
+"""A trial that nobody has claimed for so long after it was made belongs to a process that is gone."""
+
+
+@dataclass
+class Asked:
+    """A trial that is being trained by this process."""
+
+    trial: Trial
+    recipe: Recipe
+    values: dict[str, Any]
+    """The tuned fields as they were set."""
+    finals: list[float] = field(default_factory=list)
+    """Validation accuracy of each seed that has ended."""
+    seconds: float = 0.0
+    epochs: int = 0
+
+    @property
+    def number(self) -> int:
+        return int(self.trial.number)
+
+    @property
+    def is_present(self) -> bool:
+        """Is it the recipe as it stands?"""
+        return PRESENT in self.trial.user_attrs
+
+
+class ArmTrials:
+    """The trials of one arm; every method is safe to call beside other processes at work on the same arm."""
+
+    def __init__(self, plan: ArmPlan, storage: BaseStorage, url: str) -> None:
+        self.plan, self.storage, self.url = plan, storage, url
+        num_epochs = plan.recipe.epochs * plan.tune.seeds
+        make_sampler = SAMPLERS.bind(plan.tune.sampler.name, plan.tune.sampler.kwargs())
+        sampler = KeyedSampler(plan.tune.seed, make_sampler, _place)
+        with storing(url), self._alone():
+            self.study = optuna.create_study(
+                storage=storage,
+                study_name=plan.name,
+                direction="maximize",
+                sampler=sampler,
+                pruner=PRUNERS.bind(plan.tune.pruner.name, plan.tune.pruner.kwargs())(num_epochs),
+                load_if_exists=True,
+            )
+            for name, value in plan.protocol.items():
+                if self.study.user_attrs.get(name) != value:
+                    self.study.set_user_attr(name, value)
+
+    def all(self) -> list[FrozenTrial]:
+        """Every trial that counts, by number: lost ones were taken up again under another number."""
+        with storing(self.url):
+            return [one for one in self.study.get_trials(deepcopy=False) if LOST not in one.user_attrs]
+
+    def begin(self) -> Asked | None:
+        """The next trial; None where there are as many as wanted, or where their time is used up."""
+        while True:
+            with storing(self.url), self._alone():
+                self._take_up_lost()
+                counted = self.all()
+                self._ensure_present(counted)
+                begun = [one for one in counted if one.state != TrialState.WAITING]
+                if len(begun) >= self.plan.num_wanted or self._is_out_of_time(begun):
+                    return None
+                trial = self.study.ask()
+                trial.set_user_attr(OWNER, this_process().to_text())
+                if self._is_surplus(trial):
+                    self._drop(trial._trial_id, SURPLUS)
+                    return None
+                values, chosen = compose(self.plan.space, self.plan.values, partial(suggest, trial))
+            try:
+                recipe = Recipe.model_validate(values)
+            except ValidationError as error:  # fine each for itself, but not together
+                first = error.errors(include_url=False)[0]
+                self._tell_failed(trial, f"the values do not fit together: {first['msg']}")
+                continue
+            return self._prepared(Asked(trial, recipe, chosen))
+
+    def report(self, asked: Asked, epoch: int, accuracy: float) -> bool:
+        """Note the accuracy after an epoch of the seed under way (counted on over seeds); True: prune it."""
+        step = len(asked.finals) * asked.recipe.epochs + epoch
+        mean = (sum(asked.finals) + accuracy) / (len(asked.finals) + 1)
+        with storing(self.url):
+            asked.trial.report(mean, step)
+            return bool(asked.trial.should_prune())
+
+    def finish(self, asked: Asked) -> float:
+        """All seeds have ended; gives the trial's value, their mean accuracy in percent."""
+        value = sum(asked.finals) / len(asked.finals)
+        with storing(self.url):
+            self._note_cost(asked)
+            self.study.tell(asked.trial, value)
+        return value
+
+    def prune(self, asked: Asked) -> None:
+        """It was ended early, for it did worse than others."""
+        with storing(self.url):
+            self._note_cost(asked)
+            self.study.tell(asked.trial, state=TrialState.PRUNED)
+
+    def fail(self, asked: Asked, reason: str) -> None:
+        """It diverged or could not be trained; samplers leave it out."""
+        with storing(self.url):
+            self._note_cost(asked)
+            self._tell_failed(asked.trial, reason)
+
+    def give_back(self, asked: Asked, reason: str) -> None:
+        """It was interrupted: the same values are the first to be tried next, from where they were left."""
+        with storing(self.url), self._alone():
+            self._requeue(self.study.get_trials(deepcopy=False)[asked.number], reason)
+
+    def drop(self, asked: Asked, reason: str) -> None:
+        """It does not count, and is not tried again."""
+        with storing(self.url):
+            self._drop(asked.trial._trial_id, reason)
+
+    def beat(self, asked: Asked) -> None:
+        """Say that this process is alive, for other machines."""
+        with storing(self.url):
+            asked.trial.set_user_attr(BEAT, time.time())
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Among the processes of this folder; those elsewhere are found out by the numbers of their trials."""
+        with lock(Path("mlruns") / "tuning" / f"{self.plan.identity}.lock", on_wait=lambda: None):
+            yield
+
+    def _take_up_lost(self) -> None:
+        for one in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if not is_alive(one):
+                self._requeue(one, "its process ended without a word")
+
+    def _requeue(self, one: FrozenTrial, reason: str) -> None:
+        if not self._drop(one._trial_id, reason):
+            return
+        values = {**one.system_attrs.get("fixed_params", {}), **one.params}
+        attributes = {"taken_up_from": one.number, **({PRESENT: True} if PRESENT in one.user_attrs else {})}
+        self.study.enqueue_trial(values, user_attrs=attributes)
+
+    def _ensure_present(self, counted: list[FrozenTrial]) -> None:
+        if not any(PRESENT in one.user_attrs for one in counted):
+            values = {
+                one.name: _as_choice(one, self.plan.present[one.name])
+                for one in self.plan.space
+                if one.name in self.plan.present
+            }
+            self.study.enqueue_trial(values, user_attrs={PRESENT: True})
+
+    def _is_out_of_time(self, begun: list[FrozenTrial]) -> bool:
+        limit = self.plan.tune.time_limit_seconds
+        used = sum(one.user_attrs.get(SECONDS, 0.0) for one in begun)
+        return limit is not None and bool(begun) and used >= limit
+
+    def _is_surplus(self, trial: Trial) -> bool:
+        """Did processes of other folders ask for all that is wanted at the same moment?"""
+        before = [one for one in self.all() if one.number < trial.number and one.state != TrialState.WAITING]
+        return len(before) >= self.plan.num_wanted
+
+    def _prepared(self, asked: Asked) -> Asked:
+        runs = self.plan.runs(asked.recipe, asked.number)
+        with storing(self.url):
+            asked.trial.set_user_attr(VALUES, asked.values)
+            asked.trial.set_user_attr(FINGERPRINTS, [run.fingerprint for run in runs])
+            asked.trial.set_user_attr(RECIPE_ID, runs[0].recipe_id)
+        return asked
+
+    def _note_cost(self, asked: Asked) -> None:
+        asked.trial.set_user_attr(SECONDS, round(asked.seconds, 3))
+        asked.trial.set_user_attr(EPOCHS, asked.epochs)
+
+    def _tell_failed(self, trial: Trial, reason: str) -> None:
+        with storing(self.url):
+            trial.set_user_attr(REASON, reason)
+            self.study.tell(trial, state=TrialState.FAIL)
+
+    def _drop(self, trial_id: int, reason: str) -> bool:
+        """Take a trial out of the count; False where another process has done so."""
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        try:
+            self.storage.set_trial_user_attr(trial_id, LOST, reason)
+            return bool(self.storage.set_trial_state_values(trial_id, TrialState.FAIL))
+        except UpdateFinishedTrialError:
+            return False
+
+
+def suggest(trial: Trial, parameter: Parameter) -> Any:
+    """A value for a field, as it is trained: numbers with four digits, choices as the study writes them."""
+    entry = parameter.entry
+    if isinstance(entry, Choice):
+        options = [_as_choice(parameter, value) for value in entry.choices]
+        return entry.choices[options.index(trial.suggest_categorical(parameter.name, options))]
+    if parameter.kind == "int":
+        return trial.suggest_int(
+            parameter.name, int(entry.low), int(entry.high), log=entry.log, step=int(entry.step or 1)
+        )
+    value = trial.suggest_float(parameter.name, entry.low, entry.high, log=entry.log, step=entry.step)
+    return value if PRESENT in trial.user_attrs else readable(value, entry)
+
+
+def readable(value: float, entry: Range) -> float:
+    """The number with four significant digits, within its range."""
+    rounded = float(f"{value:.{DIGITS}g}") if entry.step is None else float(f"{value:.12g}")
+    return min(max(rounded, float(entry.low)), float(entry.high))
+
+
+def is_alive(one: FrozenTrial) -> bool:
+    """Is a running trial's process there? One of this machine can be looked for, of another its heartbeat tells."""
+    owner = owner_from(one.user_attrs.get(OWNER, ""))
+    begun = one.datetime_start.timestamp() if one.datetime_start else 0.0
+    if owner is None:
+        return time.time() - begun < UNCLAIMED_SECONDS
+    if owner.is_here():
+        return owner.is_alive()
+    return abs(time.time() - float(one.user_attrs.get(BEAT, begun))) < STALE_SECONDS
+
+
+def _as_choice(parameter: Parameter, value: Any) -> Any:
+    """As Optuna keeps it: plain values as they are, mappings as text."""
+    return label_of(value) if isinstance(parameter.entry, Choice) and isinstance(value, dict) else value
+
+
+def _place(study: optuna.Study, trial: FrozenTrial) -> int:
+    """Of a trial among those that count."""
+    earlier = study._storage.get_all_trials(study._study_id, deepcopy=False)
+    return sum(one.number < trial.number and LOST not in one.user_attrs for one in earlier)
+
+
+def values_of(one: FrozenTrial) -> dict[str, Any]:
+    """The tuned fields of a trial as they were set."""
+    values = one.user_attrs.get(VALUES, {})
+    return dict(json.loads(values)) if isinstance(values, str) else dict(values)
