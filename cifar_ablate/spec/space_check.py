@@ -38,9 +38,8 @@ def read_space(tune: Tune, tree: Tree, recipes: Mapping[str, Recipe]) -> tuple[t
         message = _misplaced(parameter, arms) or _misconditioned(parameter, parameters, arms)
         if message:
             found.append(Problem(parameter.written.origin, parameter.written.path, message))
-    if found:
-        return (), found
-    ordered, circle = _in_order(parameters)
+    wrong = {problem.path for problem in found}
+    ordered, circle = _in_order([one for one in parameters if one.written.path not in wrong])
     if circle:
         message = f"depends on itself, through {', '.join(one.name for one in circle)}; remove one of the conditions"
         return (), [Problem(circle[0].written.origin, circle[0].written.path, message)]

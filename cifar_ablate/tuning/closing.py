@@ -27,7 +27,9 @@ def lines_of(summary: TuneSummary) -> Iterator[str]:
         yield f"Stopped: {summary.stopped_because}. The same command again does what is left."
     for name, trouble in summary.undelivered[:MAX_NAMED]:
         yield f"not delivered: {name}" + (f": {trouble}" if trouble else "")
-    if summary.undelivered:
+    if summary.is_offline:
+        yield "MLflow has none of it yet: the same command without --offline delivers."
+    elif summary.undelivered:
         yield "The same command again delivers what MLflow lacks."
 
 

@@ -125,6 +125,8 @@ class TuneCommand(Channel):
     def _replay(self, active: Active, folder: RunFolder, epochs_done: int) -> None:
         """A trial that is taken up again tells its new number what the one before had seen."""
         for line in folder.history()[:epochs_done]:
+            if active.is_pruned:
+                return
             self._report(active, line["epoch"], line.get("val_accuracy"))
 
     def _report(self, active: Active, epoch: int, accuracy: float | None) -> None:

@@ -49,6 +49,7 @@ class TuneSummary:
     signal: str
     undelivered: tuple[tuple[str, str], ...]
     """Trials, and parents of them, that MLflow has not got, with what it said."""
+    is_offline: bool = False
 
 
 def tune_arms(
@@ -96,14 +97,14 @@ def tune_arms(
             hurry=partial(_was_signalled_since, stops, before),
         )
     results = tuple(result_of(arm) for arm in arms)
-    undelivered = [(parcel.run.name, parcel.trouble) for parcel in left]
+    undelivered = [(parcel.run.name, parcel.trouble) for parcel in left] if tracking is not None else []
     if tracking is not None:
         for result in results:
             try:
                 _record(tracking, result, opened[result.plan.identity])
             except AblateError as error:  # the trials are in the storage: the next command records them
                 undelivered.append((f"{result.plan.label} {result.plan.arm}", str(error)))
-    return TuneSummary(results, stops.reason, stops.signal, tuple(undelivered))
+    return TuneSummary(results, stops.reason, stops.signal, tuple(undelivered), is_offline=tracking is None)
 
 
 def _opened(tracking: Tracking, plan: ArmPlan) -> OpenedTuning:
