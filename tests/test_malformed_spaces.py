@@ -105,7 +105,7 @@ CASES = [
         "whole numbers",
         ADD,
         f"{ADD}\n    batch_size: {{low: 1.5, high: 9}}",
-        "20:23",
+        "20:18",
         "batch_size.low",
         "a whole number",
     ),

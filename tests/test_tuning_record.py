@@ -1,0 +1,307 @@
+"""What a tuning leaves: in MLflow, in Optuna's storage and its dashboard, and as a study of the best values."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import yaml
+
+from tests.comparing import runs_of
+from tests.conftest import Workshop
+from tests.tuning import load, storage_of, studies, trials, write
+
+ONLINE = ("tune", "small.yaml")
+RATE, SAMPLER = "{low: 0.001, high: 0.5, log: true}", "{name: tpe, startup_trials: 3}"
+WITHOUT_SCHEDULE = (
+    "    schedule: [constant, cosine]\n    schedule.warmup: {low: 0.0, high: 0.5, when: {schedule: cosine}}\n",
+    "",
+)
+GRID = (("pruner: none", "pruner: {name: median, startup_trials: 1, warmup_epochs: 0}"), (SAMPLER, "grid"))
+MIXED = (*GRID, (RATE, "[0.02, 0.05, 1.0e-7, 1.0e+30]"), WITHOUT_SCHEDULE)
+"""Trials of every kind: complete, pruned and failed."""
+
+
+def parent_and_children(label: str = "small/tuning") -> tuple[Any, list[Any]]:
+    runs = runs_of(label)
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in children)
+    return parent, sorted(children, key=lambda run: int(run.data.tags["ablate.trial"]))
+
+
+def test_mlflow_has_a_parent_run_with_a_nested_run_for_each_trial(workshop: Workshop) -> None:
+    write(workshop, *MIXED)
+    answer = workshop(*ONLINE, "--trials", "9")
+    assert answer.code == 0, answer.out + answer.err
+    ended = trials(workshop.folder)
+    parent, children = parent_and_children()
+    assert parent.info.status == "FINISHED"
+    assert [int(run.data.tags["ablate.trial"]) for run in children] == [one.number for one in ended]
+    words = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "diverged"}
+    assert [run.data.tags["ablate.outcome"] for run in children] == [words[one.state.name] for one in ended]
+    assert {"finished", "diverged"} <= {run.data.tags["ablate.outcome"] for run in children}
+    client = mlflow.MlflowClient()
+    for run, one in zip(children, ended, strict=True):
+        assert run.data.params["optimizer.lr"] == str(one.user_attrs["values"]["optimizer.lr"])
+        assert not [name for name in run.data.metrics if name.startswith("test_")]
+        curve = client.get_metric_history(run.info.run_id, "val_accuracy")
+        assert {point.step: point.value for point in curve} == pytest.approx(one.intermediate_values)
+        assert run.data.tags["ablate.data"].endswith("others of them to validate on")
+    best = max((one for one in ended if one.state.name == "COMPLETE"), key=lambda one: one.value or 0)
+    assert parent.data.tags["ablate.best_trial"] == str(best.number)
+    assert parent.data.metrics["best_val_accuracy"] == pytest.approx(best.value)
+    assert parent.data.params["space.optimizer.lr"] == "0.02, 0.05, 1e-07, 1e+30"
+    assert parent.data.params["val_fraction"] == "0.2"
+
+
+def test_the_parent_run_has_history_and_importance_as_figures_and_every_trial_as_a_table(workshop: Workshop) -> None:
+    write(workshop)
+    assert workshop(*ONLINE, "--trials", "6").code == 0
+    parent, _ = parent_and_children()
+    client = mlflow.MlflowClient()
+    names = {file.path: file.file_size for file in client.list_artifacts(parent.info.run_id)}
+    assert names.keys() == {"trials.csv", "history.png", "importances.png"}
+    assert names["history.png"] > 10_000
+    table = Path(client.download_artifacts(parent.info.run_id, "trials.csv", str(workshop.folder)))
+    rows = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))))
+    ended = trials(workshop.folder)
+    assert [(int(row["trial"]), float(row["val_accuracy"])) for row in rows] == [
+        (one.number, pytest.approx(one.value, abs=1e-4)) for one in ended
+    ]
+    assert [row["optimizer.lr"] for row in rows] == [str(one.user_attrs["values"]["optimizer.lr"]) for one in ended]
+
+
+def test_tunings_are_no_studies_and_runs_of_the_study_are_not_mixed_with_trials(workshop: Workshop) -> None:
+    write(workshop)
+    assert workshop(*ONLINE, "--trials", "1").code == 0
+    nothing = workshop("report")
+    assert "nothing is recorded" in nothing.err
+    assert workshop("run", "small.yaml", "--arm", "baseline", "--seed", "0").code == 0
+    assert len(runs_of("small")) == 1
+    assert "small/tuning" not in workshop("report").out
+
+
+def test_what_was_tuned_offline_is_delivered_by_the_same_command(workshop: Workshop) -> None:
+    write(workshop, *MIXED)
+    answer = workshop(*ONLINE, "--offline", "--trials", "9")
+    assert answer.code == 0
+    assert "the same command without --offline delivers" in answer.out
+    assert mlflow.MlflowClient().get_experiment_by_name("small/tuning") is None
+    assert workshop(*ONLINE, "--trials", "9").code == 0
+    parent, children = parent_and_children()
+    outcomes = [run.data.tags["ablate.outcome"] for run in children]
+    words = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "diverged"}
+    assert outcomes == [words[one.state.name] for one in trials(workshop.folder)]
+    before = [(run.info.run_id, run.info.end_time) for run in children]
+    assert workshop(*ONLINE, "--trials", "9").code == 0
+    assert [(run.info.run_id, run.info.end_time) for run in parent_and_children()[1]] == before
+    points = mlflow.MlflowClient().get_metric_history(parent.info.run_id, "val_accuracy")
+    assert len({point.step for point in points}) == len(points)
+
+
+# A study of the best values
+
+
+def test_write_makes_a_readable_study_that_says_where_its_values_came_from(workshop: Workshop) -> None:
+    path = write(workshop)
+    answer = workshop(*ONLINE, "--offline", "--all-arms", "--write")
+    assert answer.code == 0, answer.err
+    assert "small-tuned.yaml: each arm at its best values" in answer.out
+    text = (workshop.folder / "small-tuned.yaml").read_text(encoding="utf-8")
+    assert "cifar-ablate run small-tuned.yaml" in text
+    assert "# Written by: cifar-ablate tune small.yaml --offline --all-arms --write" in text
+    assert max(map(len, text.splitlines())) <= 160
+    tuned, before = load(workshop.folder / "small-tuned.yaml"), load(path)
+    assert tuned.name == "small-tuned"
+    assert tuned.seeds == before.seeds
+    assert tuned.tune is None
+    assert tuned.tuned is not None
+    assert tuned.tuned.study == "small"
+    assert tuned.tuned.space["optimizer.lr"] == "0.001 to 0.5 (log)"
+    for arm in ("baseline", "smooth"):
+        ended = trials(workshop.folder, arm)
+        best = max(ended, key=lambda one: (one.value or 0, -one.number))
+        origin = tuned.tuned.arms[arm]
+        assert (origin.trial, origin.trials) == (best.number, 4)
+        assert origin.val_accuracy == pytest.approx(best.value, abs=1e-3)
+        assert origin.present_val_accuracy == pytest.approx(ended[0].value, abs=1e-3)
+        assert origin.epochs == sum(one.user_attrs["epochs"] for one in ended)
+        recipe = tuned.arm(arm).recipe.as_dict()
+        assert recipe["optimizer"]["lr"] == best.user_attrs["values"]["optimizer.lr"]
+        assert recipe["schedule"]["name"] == best.user_attrs["values"]["schedule"]
+        untouched = {key: value for key, value in recipe.items() if key not in ("optimizer", "schedule")}
+        expected = before.arm(arm).recipe.as_dict()
+        assert untouched == {key: value for key, value in expected.items() if key not in ("optimizer", "schedule")}
+    assert workshop("run", "small-tuned.yaml", "--offline", "--seed", "0").code == 0
+
+
+def test_write_keeps_arms_apart_that_were_written_on_top_of_each_other(workshop: Workshop) -> None:
+    study = """
+        study: ladder
+        question: Does each step help?
+        seeds: 1
+        recipe:
+          data: digits
+          train_size: 100
+          model: {name: resnet18-compact, width: 4}
+          epochs: 1
+          batch_size: 50
+          optimizer: {name: sgd, lr: 0.02}
+        arms:
+          baseline:
+          flip: {augment: {hflip: {p: 0.5}}, schedule: cosine}
+          mixed: {from: flip, augment: {mixup: {alpha: 0.2}}}
+          not flipped: {from: mixed, augment: {hflip: null}}
+        tune:
+          space:
+            optimizer.lr: [0.02, 0.05, 0.1]
+            optimizer.momentum: [0.0, 0.5, 0.9]
+            augment.mixup.alpha: {low: 0.1, high: 1.0, when: {augment.mixup: true}}
+            augment.mixup.p: {choices: [0.5, 1.0], when: {augment.mixup: true}}
+          sampler: random
+          pruner: none
+          trials: 5
+          val_fraction: 0.3
+    """
+    before = load(workshop.write("ladder.yaml", study))
+    answer = workshop("tune", "ladder.yaml", "--offline", "--all-arms", "--write", "--output", "best.yaml")
+    assert answer.code == 0, answer.out + answer.err
+    tuned = load(workshop.folder / "best.yaml")
+    assert [(arm.name, arm.parent) for arm in tuned.arms] == [(arm.name, arm.parent) for arm in before.arms]
+    for arm in tuned.arms:
+        ended = trials(workshop.folder, arm.name)
+        best = max(ended, key=lambda one: (one.value or 0, -one.number))
+        expected = before.arm(arm.name).recipe.as_dict()
+        for name, value in best.user_attrs["values"].items():
+            inner = expected
+            *above, last = name.split(".")
+            for part in above:
+                inner = inner[part]
+            inner[last] = value
+        assert arm.recipe.as_dict() == expected
+
+
+def test_write_does_not_take_the_place_of_somebodys_own_file(workshop: Workshop) -> None:
+    path = write(workshop)
+    (workshop.folder / "small-tuned.yaml").write_text(path.read_text().replace("study: small", "study: mine"))
+    answer = workshop(*ONLINE, "--offline", "--trials", "1", "--write")
+    assert answer.code == 2
+    assert "small-tuned.yaml is there, and not of a tuning; name another file with --output" in answer.err
+    assert "study: mine" in (workshop.folder / "small-tuned.yaml").read_text()
+    for _ in range(2):
+        assert workshop(*ONLINE, "--offline", "--trials", "1", "--write", "--output", "mine.yaml").code == 0
+    assert yaml.safe_load((workshop.folder / "mine.yaml").read_text())["tuned"]["arms"].keys() == {"baseline"}
+
+
+def test_write_refuses_values_that_an_overlay_would_change_again(workshop: Workshop) -> None:
+    write(workshop, (RATE, "[0.01, 0.02, 0.04]"))
+    overlay = ("--set", "optimizer.lr={times: 2}")
+    answer = workshop(*ONLINE, *overlay, "--offline", "--write")
+    best = max(trials(workshop.folder), key=lambda one: (one.value or 0, -one.number))
+    if best.number:
+        assert answer.code == 2
+        assert "tune.space.optimizer.lr: is 0.02 in the study and changed by 'optimizer.lr={times: 2}'" in answer.err
+    else:
+        assert answer.code == 0
+
+
+def test_the_options_of_write_are_checked(workshop: Workshop) -> None:
+    write(workshop)
+    answer = workshop(*ONLINE, "--output", "x.yaml")
+    assert (answer.code, answer.err) == (2, "--output x.yaml: it is for --write; add that\n")
+    answer = workshop(*ONLINE, "--arm", "smooth", "--all-arms")
+    assert (answer.code, answer.err) == (2, "--arm and --all-arms: give one of the two\n")
+    assert not (workshop.folder / "optuna.db").exists()
+
+
+# Optuna's own view
+
+
+@pytest.fixture
+def dashboard(workshop: Workshop) -> Iterator[str]:
+    """``optuna-dashboard sqlite:///optuna.db`` in the folder of the test; gives its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with (workshop.folder / "dashboard.log").open("wb") as log:
+        server = subprocess.Popen(
+            [str(Path(sys.executable).parent / "optuna-dashboard"), "sqlite:///optuna.db", "--port", str(port)],
+            cwd=workshop.folder,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def test_optuna_dashboard_shows_the_tunings_of_this_folder(workshop: Workshop, dashboard: str) -> None:
+    write(workshop)
+    assert workshop(*ONLINE, "--offline", "--all-arms", "--trials", "2").code == 0
+    shown = get(f"{dashboard}/api/studies")["study_summaries"]
+    assert sorted(one["study_name"].rpartition(" / ")[0] for one in shown) == ["small / baseline", "small / smooth"]
+    for one in shown:
+        detail = get(f"{dashboard}/api/studies/{one['study_id']}?after=0")
+        assert [trial["state"] for trial in detail["trials"]] == ["Complete", "Complete"]
+        names = {parameter["name"] for parameter in detail["trials"][0]["params"]}
+        assert {"optimizer.lr", "schedule"} <= names
+
+
+def get(address: str) -> Any:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(address, timeout=10) as answer:
+                return json.load(answer)
+        except (urllib.error.URLError, ConnectionError):
+            assert time.monotonic() < deadline, "no dashboard within 60 s"
+            time.sleep(0.2)
+
+
+def test_the_storage_is_where_optunas_own_tools_would_look_for_it(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(workshop)
+    monkeypatch.setenv("OPTUNA_STORAGE", "sqlite:///elsewhere.db")
+    assert workshop(*ONLINE, "--offline", "--trials", "1").code == 0
+    assert studies("sqlite:///elsewhere.db").keys() == {"baseline"}
+    assert not Path("optuna.db").exists()
+    assert workshop(*ONLINE, "--offline", "--trials", "1", "--storage", storage_of(workshop.folder)).code == 0
+    assert Path("optuna.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("sqlite:////proc/none/optuna.db", "the tuning storage at sqlite:////proc/none/optuna.db does not answer"),
+        ("nosuchdb://user:secret@host/db", "the tuning storage at nosuchdb://user:***@host/db does not answer"),
+        ("mysql+nodriver://user:secret@host/db", "mysql+nodriver://user:***@host/db does not answer"),
+    ],
+)
+def test_a_storage_that_cannot_be_had_is_one_sentence_without_the_password(
+    workshop: Workshop, url: str, says: str
+) -> None:
+    write(workshop)
+    answer = workshop(*ONLINE, "--offline", "--trials", "1", "--storage", url)
+    assert answer.code == 1
+    assert says in answer.err
+    assert "secret" not in answer.err
+    assert answer.err.count("\n") == 1
