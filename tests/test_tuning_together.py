@@ -26,7 +26,7 @@ from tests.disturbing import Begin, gone_within, wait_until
 from tests.tuning import TUNE, storage_of, studies, told, trials, write
 
 ONE_RATE = ("{low: 0.001, high: 0.5, log: true}", "{low: 0.001, high: 0.05, log: true}")
-LONG = ("epochs: 3", "epochs: 30")
+LONG = ("epochs: 3", "epochs: 12")
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_four_processes_share_a_journal_file(workshop: Workshop, begin: Begin) -
 def test_several_trials_at_a_time_come_to_the_same_number_and_a_killed_worker_costs_one(
     workshop: Workshop, begin: Begin
 ) -> None:
-    write(workshop, ONE_RATE, ("epochs: 3", "epochs: 60"))
+    write(workshop, ONE_RATE, ("epochs: 3", "epochs: 25"))
     command = begin(*TUNE, "--trials", "5", "--jobs", "2")
     command.wait_for("baseline trial 1: optimizer", seconds=120)
     wait_until(lambda: any(len(lines) > 2 for lines in histories(workshop.folder)), seconds=120)

@@ -48,6 +48,7 @@ class TrialRow:
     epochs: int
     curve: tuple[tuple[int, float], ...]
     """(epoch, accuracy on the validation part), epochs counted on over seeds."""
+    began: datetime | None
     ended: datetime | None
 
 
@@ -151,6 +152,7 @@ def _row(one: FrozenTrial) -> TrialRow:
         seconds=one.user_attrs.get(SECONDS, 0.0),
         epochs=one.user_attrs.get(EPOCHS, 0),
         curve=tuple(sorted(one.intermediate_values.items())),
+        began=one.datetime_start,
         ended=one.datetime_complete,
     )
 
