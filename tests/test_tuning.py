@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -372,3 +374,63 @@ def test_a_study_without_a_space_says_how_to_write_one(workshop: Workshop) -> No
     assert answer.code == 2
     assert answer.err.startswith("small.yaml has no `tune` section; add one, such as `tune: {space: {optimizer.lr: ")
     assert not (workshop.folder / "optuna.db").exists()
+
+
+# Speed
+
+
+def test_one_compiled_network_serves_all_trials_of_a_shape(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Any] = []
+
+    def compile_it(model: Any) -> Any:
+        compiled.append(model)
+        return model
+
+    monkeypatch.setattr("cifar_ablate.training.engine._compiled", compile_it)
+    write(
+        workshop,
+        (
+            f"optimizer.lr: {RATE}",
+            f"optimizer.lr: {RATE}\n    optimizer.momentum: {{low: 0.5, high: 0.99}}\n    "
+            "optimizer.weight_decay: [0.0, 0.001]\n    loss.label_smoothing: {low: 0.0, high: 0.2}",
+        ),
+        ("epochs: 3", "epochs: 1"),
+    )
+    assert workshop(*TUNE, "--compile", "on", "--trials", "6").code == 0
+    tried = trials(workshop.folder)
+    assert len({one.user_attrs["values"]["optimizer.momentum"] for one in tried}) == 6
+    assert len(compiled) == 1
+    write(workshop, (f"optimizer.lr: {RATE}", "batch_size: [20, 40]"), (SAMPLER, "grid"), WITHOUT_WARMUP)
+    compiled.clear()
+    assert workshop(*TUNE, "--compile", "on", "--trials", "9").code == 0
+    sizes = [one.user_attrs["values"]["batch_size"] for one in trials_of_latest(workshop.folder)]
+    assert len(compiled) == 1 + sum(before != after for before, after in itertools.pairwise(sizes))
+
+
+def trials_of_latest(folder: Path) -> list[Any]:
+    import optuna
+
+    url = storage_of(folder)
+    latest = max(optuna.get_all_study_summaries(url), key=lambda one: one.datetime_start)
+    return list(optuna.load_study(study_name=latest.study_name, storage=url).get_trials())
+
+
+def test_trials_that_take_turns_in_one_place_are_all_trained_and_come_to_the_same(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cifar_ablate.runner import jobs
+
+    write(workshop, (SAMPLER, "random"))
+    assert workshop(*TUNE, "--trials", "5").code == 0
+    alone = told(workshop.folder)
+    find = jobs.find_places
+    monkeypatch.setattr(jobs, "find_places", lambda *given: [replace(one, side_by_side=3) for one in find(*given)])
+    monkeypatch.setenv("OPTUNA_STORAGE", "turns.journal")
+    shutil.rmtree(workshop.folder / "mlruns")
+    assert workshop(*TUNE, "--trials", "5").code == 0
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    ended = studies(JournalStorage(JournalFileBackend("turns.journal")))["baseline"].get_trials()
+    in_turn = [(one.state, one.user_attrs["values"], one.value, one.intermediate_values) for one in ended]
+    assert in_turn == alone

@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 
 from cifar_ablate.owner import Owner, this_process
 from cifar_ablate.tuning.trials import is_alive
-from tests.conftest import Workshop
+from tests.conftest import Tried, Workshop
 from tests.disturbing import Begin, gone_within, wait_until
 from tests.tuning import TUNE, storage_of, studies, told, trials, write
 
@@ -48,9 +48,11 @@ def undisturbed(workshop: Workshop) -> Callable[..., list[object]]:
     return tune
 
 
+@pytest.mark.faults
 def test_a_killed_tuning_goes_on_where_it_was_and_ends_as_if_nothing_had_happened(
-    workshop: Workshop, begin: Begin, undisturbed: Callable[..., list[object]]
+    workshop: Workshop, begin: Begin, undisturbed: Callable[..., list[object]], tried: Tried
 ) -> None:
+    tried("tuning killed in the middle of a trial")
     expected = undisturbed(ONE_RATE, LONG, num=4)
     write(workshop, ONE_RATE, LONG)
     command = begin(*TUNE, "--trials", "4", "--checkpoint-seconds", "0")
@@ -77,9 +79,11 @@ def histories(folder: Path) -> list[list[str]]:
     return [path.read_text().splitlines() for path in paths]
 
 
+@pytest.mark.faults
 def test_an_interrupted_tuning_gives_its_trial_back_and_says_how_to_go_on(
-    workshop: Workshop, begin: Begin, undisturbed: Callable[..., list[object]]
+    workshop: Workshop, begin: Begin, undisturbed: Callable[..., list[object]], tried: Tried
 ) -> None:
+    tried("tuning interrupted by Ctrl-C")
     expected = undisturbed(ONE_RATE, LONG, num=3)
     write(workshop, ONE_RATE, LONG)
     command = begin(*TUNE, "--trials", "3")
@@ -119,9 +123,11 @@ def test_four_processes_share_a_journal_file(workshop: Workshop, begin: Begin) -
     assert [one.state for one in ended] == [TrialState.COMPLETE] * 12
 
 
+@pytest.mark.faults
 def test_several_trials_at_a_time_come_to_the_same_number_and_a_killed_worker_costs_one(
-    workshop: Workshop, begin: Begin
+    workshop: Workshop, begin: Begin, tried: Tried
 ) -> None:
+    tried("worker process killed in a tuning")
     write(workshop, ONE_RATE, ("epochs: 3", "epochs: 25"))
     command = begin(*TUNE, "--trials", "5", "--jobs", "2")
     command.wait_for("baseline trial 1: optimizer", seconds=120)
