@@ -26,6 +26,9 @@ def tune(
     trials: Annotated[int | None, typer.Option(min=1, help="For each arm, in all; default: the study's.")] = None,
     write: Annotated[bool, typer.Option("--write", help="Write the best values into a study of their own.")] = False,
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="That file; default: STUDY-tuned.yaml.")] = None,
+    history: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write every trial, and figures, into this folder.")
+    ] = None,
     storage: Annotated[
         str | None,
         typer.Option(metavar="URL|FILE", help="Of Optuna; default: $OPTUNA_STORAGE, or sqlite:///optuna.db."),
@@ -49,6 +52,7 @@ def tune(
         raise UsageError(f"--output {output}: it is for --write; add that")
     from cifar_ablate.training.engine import EngineOptions
     from cifar_ablate.tuning.closing import exit_code, lines_of
+    from cifar_ablate.tuning.history import write_history
     from cifar_ablate.tuning.run import TuneOptions
     from cifar_ablate.tuning.write import write_tuned
 
@@ -68,6 +72,9 @@ def tune(
     )
     for line in lines_of(summary):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if history is not None:
+        write_history(summary.results, history)
+        console.print(f"{history}: every trial, and figures", highlight=False, markup=False, soft_wrap=True)
     if write and not summary.stopped_because:
         path = write_tuned(study, summary.results, output, shlex.join(["cifar-ablate", *sys.argv[1:]]))
         console.print(f"{path}: each arm at its best values", highlight=False, markup=False, soft_wrap=True)

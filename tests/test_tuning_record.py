@@ -114,6 +114,16 @@ def test_what_was_tuned_offline_is_delivered_by_the_same_command(workshop: Works
     assert len({point.step for point in points}) == len(points)
 
 
+def test_every_trial_can_be_written_down_beside_a_report(workshop: Workshop) -> None:
+    write(workshop, ("smooth: {", "../smooth/: {"))
+    answer = workshop(*ONLINE, "--offline", "--all-arms", "--trials", "2", "--history", "reports/small")
+    assert answer.code == 0, answer.err
+    places = sorted(path.relative_to(workshop.folder) for path in (workshop.folder / "reports").rglob("*.*"))
+    folders = [Path("reports/small") / arm for arm in ("baseline", "smooth")]
+    assert places == sorted(folder / name for folder in folders for name in ("trials.csv", "history.png"))
+    assert len((workshop.folder / "reports/small/smooth/trials.csv").read_text().splitlines()) == 3
+
+
 # A study of the best values
 
 

@@ -24,9 +24,9 @@ from cifar_ablate.training.engine import EngineOptions
 from cifar_ablate.training.train import CHECKPOINT_SECONDS
 from cifar_ablate.tuning.command import TuneCommand
 from cifar_ablate.tuning.events import TuningEvents
-from cifar_ablate.tuning.figures import draw_history, draw_importances
+from cifar_ablate.tuning.history import write_files
 from cifar_ablate.tuning.plan import ArmPlan
-from cifar_ablate.tuning.result import ArmResult, as_csv, result_of
+from cifar_ablate.tuning.result import ArmResult, result_of
 from cifar_ablate.tuning.storage import open_storage
 from cifar_ablate.tuning.trials import FINGERPRINTS, RECIPE_ID, ArmTrials
 
@@ -171,14 +171,7 @@ def _record(tracking: Tracking, result: ArmResult, opened: OpenedTuning) -> None
     ]
     points += [("best_val_accuracy", value, times[number], number) for number, value in result.best_so_far()]
     with tempfile.TemporaryDirectory() as place:
-        files = [Path(place) / "trials.csv"]
-        files[0].write_text(as_csv(result), encoding="utf-8")
-        if result.num_tried:
-            files.append(Path(place) / "history.png")
-            draw_history(result, files[-1])
-        if result.importances:
-            files.append(Path(place) / "importances.png")
-            draw_importances(result, files[-1])
+        files = write_files(result, Path(place))
         close_tuning(tracking, opened.run_id, is_done=result.is_done, tags=tags, points=points, files=files)
 
 
