@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -70,12 +71,12 @@ def tune(
         options=TuneOptions(executor, checkpoint_seconds, engine),
         console=console,
     )
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     for line in lines_of(summary):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(line)
     if history is not None:
-        write_history(summary.results, history)
-        console.print(f"{history}: every trial, and figures", highlight=False, markup=False, soft_wrap=True)
+        say(f"{write_history(summary.results, history)}: every trial, and figures")
     if write and not summary.stopped_because:
         path = write_tuned(study, summary.results, output, shlex.join(["cifar-ablate", *sys.argv[1:]]))
-        console.print(f"{path}: each arm at its best values", highlight=False, markup=False, soft_wrap=True)
+        say(f"{path}: each arm at its best values")
     raise typer.Exit(exit_code(summary))

@@ -12,8 +12,8 @@ from cifar_ablate.tuning.figures import draw_history, draw_importances
 from cifar_ablate.tuning.result import ArmResult, as_csv
 
 
-def write_history(results: Sequence[ArmResult], folder: Path) -> None:
-    """Write the trials and figures of each arm into a folder of its own; raises OutputError."""
+def write_history(results: Sequence[ArmResult], folder: Path) -> Path:
+    """Write the trials and figures of each arm into a folder of its own in ``folder``; raises OutputError."""
     names: set[str] = set()
     for number, result in enumerate(results):
         name = re.sub(r"[^A-Za-z0-9]+", "-", result.plan.arm).strip("-").lower() or "arm"
@@ -24,6 +24,7 @@ def write_history(results: Sequence[ArmResult], folder: Path) -> None:
         except OSError as error:
             raise not_written(folder / name, error) from None
         write_files(result, folder / name)
+    return folder
 
 
 def write_files(result: ArmResult, folder: Path) -> list[Path]:
