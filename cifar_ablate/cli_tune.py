@@ -27,13 +27,8 @@ def tune(
     trials: Annotated[int | None, typer.Option(min=1, help="For each arm, in all; default: the study's.")] = None,
     write: Annotated[bool, typer.Option("--write", help="Write the best values into a study of their own.")] = False,
     output: Annotated[Path | None, typer.Option(metavar="FILE", help="That file; default: STUDY-tuned.yaml.")] = None,
-    history: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write every trial, and figures, into this folder.")
-    ] = None,
-    storage: Annotated[
-        str | None,
-        typer.Option(metavar="URL|FILE", help="Of Optuna; default: $OPTUNA_STORAGE, or sqlite:///optuna.db."),
-    ] = None,
+    history: Annotated[Path | None, typer.Option(metavar="DIR", help="Write all trials and figures there.")] = None,
+    storage: Annotated[str | None, typer.Option(metavar="URL|FILE", help="Of Optuna: sqlite:///optuna.db")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Leave MLflow alone; the next command delivers.")] = False,
     executor: Annotated[str, typer.Option(help=f"Where trials are trained: {', '.join(EXECUTORS.names())}.")] = "local",
     device: DeviceName = "auto",
