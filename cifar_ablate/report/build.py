@@ -19,6 +19,7 @@ from cifar_ablate.report.families import all_families, interactions_of
 from cifar_ablate.report.reading import must_know
 from cifar_ablate.report.reproduce import reproduce
 from cifar_ablate.report.steps import missing_runs, next_steps, noise_text
+from cifar_ablate.report.tuned_fields import between
 from cifar_ablate.report.types import ArmRow, Report, StudyReport
 
 
@@ -67,6 +68,13 @@ def _study(record: StudyRecord) -> StudyReport:
     )
 
 
+def _differs(study: Study, arm: Mapping[str, Any]) -> tuple[str, ...]:
+    """From the arm's parent, in words; what the search has found is marked."""
+    if study.tuned is None or arm["parent"] is None:
+        return tuple(arm["differs"])
+    return between(study, arm["parent"], arm["name"]).in_words
+
+
 def _row(study: Study, arm: Mapping[str, Any], num_planned: int) -> ArmRow:
     name = arm["name"]
     accuracy = spread(study.by_seed(name, "test_accuracy").values())
@@ -75,7 +83,7 @@ def _row(study: Study, arm: Mapping[str, Any], num_planned: int) -> ArmRow:
     row = ArmRow(
         name=name,
         parent=arm["parent"],
-        differs=tuple(arm["differs"]),
+        differs=_differs(study, arm),
         epochs=arm["recipe"]["epochs"],
         num_planned=num_planned,
         outcomes=Counter(run.outcome for run in study.runs if run.arm == name),

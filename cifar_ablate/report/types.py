@@ -97,6 +97,8 @@ class Comparison:
     contrast: Contrast
     differs: tuple[str, ...]
     """Between the arm and its reference, in words; with more than one, the effect is confounded."""
+    tuned: tuple[str, ...]
+    """Between the two in fields that were searched for each arm; no confounds."""
     new_images: NewImageInterval | None
     """At the level of one comparison of the family; None without predictions or under 3 seeds."""
     detectable: float | None
