@@ -108,6 +108,7 @@ def _study(study: StudyReport) -> Iterator[str]:
     if not study.families:
         yield "A single arm has nothing to be compared with."
     yield escape(study.noise_text)
+    yield from _tuning(study)
     if study.next_steps:
         yield r"\subsubsection*{What to do next}"
         yield _list(map(_with_code, study.next_steps))
@@ -133,6 +134,23 @@ def _study(study: StudyReport) -> Iterator[str]:
     yield r"\subsubsection*{How to reproduce}"
     yield _list(_reproduce(study))
     yield _table(tables.run_ids_table(study))
+
+
+def _tuning(study: StudyReport) -> Iterator[str]:
+    from cifar_ablate.report.tuned_tables import own_best_table, tuning_table
+
+    tuning = study.tuning
+    if tuning is None:
+        return
+    yield r"\subsubsection*{With each arm's own best recipe}"
+    if tuning.missing:
+        yield _with_code(tuning.missing)
+    yield _list(map(escape, tuning.sentences))
+    beside = own_best_table(tuning)
+    if beside is not None:
+        yield _list(escape(one.text) for one in tuning.comparisons)
+        yield _table(beside)
+    yield _table(tuning_table(tuning))
 
 
 def _reproduce(study: StudyReport) -> Iterator[str]:
