@@ -194,8 +194,8 @@ def _unlike_arms(study: Study, shared: Study, tuned: Tuned) -> Iterator[str]:
             yield f"{name} differs from its shared recipe in what was not searched, too: {'; '.join(beside)}."
     for side, record in (("with the shared recipe", shared), ("here", study)):
         wanted = 0 if record.looks else sum(len(arm["seeds"]) for arm in record.arms.values())
-        if len(record.ended) < wanted:
-            yield f"{side} {wanted - len(record.ended)} of {wanted} planned runs have no result yet."
+        if left := max(0, wanted - len(record.ended)):
+            yield f"{side} {left} of {wanted} planned runs {'has' if left == 1 else 'have'} no result yet."
 
 
 def _seeds(document: Mapping[str, Any]) -> str:

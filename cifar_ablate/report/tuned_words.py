@@ -77,9 +77,7 @@ def _moved(move: Move | None, change: Change) -> str:
         return " Both are of the same recipes: the search changed neither arm."
     moved = f" The difference moved by {points(move.estimate, like=move.ci95)} points (95% CI {interval(move.ci95)})"
     if change.is_flip and not move.is_shown:
-        return (
-            f"{moved}, which chance alone may have done: the verdict changed, a change of the difference is not shown."
-        )
+        return f"{moved}: the verdict changed, but that the difference did is not shown."
     return f"{moved}."
 
 
