@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -24,9 +24,10 @@ from cifar_ablate.analysis.moves import moves
 from cifar_ablate.analysis.types import Verdict
 from cifar_ablate.compact import load_record
 from cifar_ablate.records import StudyRecord
+from cifar_ablate.report.accuracy import Study
 from cifar_ablate.report.build import build_report
 from cifar_ablate.report.deliver import render
-from cifar_ablate.report.tuned import change_of, shared_label, shared_labels
+from cifar_ablate.report.tuned import change_of, shared_label, shared_labels, tuning_report
 from cifar_ablate.report.tuning_types import Change, TunedComparison, TuningReport
 from cifar_ablate.report.types import Report, StudyReport
 from tests.accuracies import runs
@@ -49,13 +50,11 @@ def tuning_of(
     points: Mapping[str, float] = {},
     edit: Edit = lambda document: None,
     *,
-    beside: Sequence[StudyRecord] | None = None,
+    beside: StudyRecord | None = None,
     only: tuple[str, ...] = ARMS,
 ) -> TuningReport:
-    found = build_report(
-        [tuned_record(points, edit, only=only)], beside=[shared_record()] if beside is None else beside
-    )
-    tuning = found.studies[0].tuning
+    tuned, shared = tuned_record(points, edit, only=only), beside or shared_record()
+    tuning = tuning_report(Study(tuned, tuned.current()), Study(shared, shared.current()))
     assert tuning is not None
     return tuning
 
@@ -291,6 +290,57 @@ def test_a_damaged_tuned_section_is_refused_in_a_sentence(workshop: Workshop) ->
     assert "export it again" in answer.err
 
 
+STUDY = """
+    study: NAME
+    question: Does smoothing help a tiny network on digits?
+    seeds: 5
+    recipe:
+      data: digits
+      train_size: 200
+      model: {name: resnet18-compact, width: 4}
+      epochs: 2
+      batch_size: 10
+      optimizer: {name: sgd, lr: 0.05}
+    arms:
+      baseline: BASELINE
+      smooth: {loss: {label_smoothing: 0.1} SMOOTH}
+"""
+TUNED = """
+    tuned:
+      study: tiny
+      variant: epochs=1
+      date: "2026-11-22"
+      data: digits, in words
+      space: {optimizer.lr: 0.01 to 1 (log)}
+      sampler: tpe
+      pruner: median
+      seeds: 1
+      val_fraction: 0.1
+      arms:
+        baseline: {trial: 3, val_accuracy: 31.5, trials: 4, epochs: 4, values: {optimizer.lr: 0.2}}
+        smooth: {trial: 1, val_accuracy: 30.0, trials: 4, epochs: 4, values: {optimizer.lr: 0.3}}
+"""
+
+
+def test_a_study_with_tuned_values_is_run_and_reported_beside_the_one_it_came_from(workshop: Workshop) -> None:
+    shared = STUDY.replace("NAME", "tiny").replace("BASELINE", "").replace("SMOOTH", "")
+    tuned = STUDY.replace("NAME", "tiny-tuned").replace("BASELINE", "{optimizer: {lr: 0.2}}")
+    workshop.write("tiny.yaml", shared)
+    workshop.write("tiny-tuned.yaml", tuned.replace("SMOOTH", ", optimizer: {lr: 0.3}") + TUNED)
+    assert workshop("run", "tiny-tuned.yaml", "--set", "epochs=1").code == 0
+    command = re.search(r"nothing stands beside these verdicts: `cifar-ablate ([^`]*)`", workshop("report").out)
+    assert command is not None
+    assert command[1] == "run tiny.yaml --set epochs=1"
+    assert workshop(*command[1].split()).code == 0
+    report = workshop("report", "tiny-tuned@epochs=1").out
+    assert [line for line in report.splitlines() if line.startswith("## ")] == ["## tiny-tuned@epochs=1"]
+    assert "They are compared each at its own best optimizer.lr." in report
+    assert re.search(r"smooth against baseline (stands|stays open|does not survive|appears only|is )", report)
+    assert "The difference moved by" in report
+    assert "Not like with like" not in report
+    assert "**Tuned counterpart**: tiny-tuned@epochs=1 has each arm at its own best" in workshop("report").out
+
+
 # --- like with like ---
 
 
@@ -318,7 +368,7 @@ def test_records_that_differ_in_more_than_tuned_values_are_not_like_with_like() 
 def test_a_shared_record_with_missing_runs_or_other_arms_is_said_to_have_them() -> None:
     shared = shared_record(lambda study: study["arms"].pop())
     shared = replace(shared, runs=[run for run in shared.runs if (run.arm, run.seed) != ("baseline", 3)])
-    tuning = tuning_of(beside=[shared])
+    tuning = tuning_of(beside=shared)
     assert tuning.unlike == (
         "only one of the two has label-smoothing, so the families have other sizes.",
         "with the shared recipe 1 of 20 planned runs has no result yet.",
