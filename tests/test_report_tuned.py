@@ -189,6 +189,20 @@ def test_runs_that_both_studies_share_count_once_and_move_nothing() -> None:
     assert both.ci95 == pytest.approx(alone.ci95)
 
 
+@pytest.mark.parametrize("spread", [0.3, 0.6])
+def test_where_tuning_changes_nothing_a_move_is_shown_in_about_one_study_of_twenty(spread: float) -> None:
+    """200 studies of three arms and a baseline, whose spread may be twice the others'; 10 expected, sd 3."""
+    rng = np.random.default_rng(1)
+    num_wrong = 0
+    for _ in range(200):
+        seeds = rng.normal(90, 0.2, 5)
+        spreads = dict.fromkeys("XxYyZz", 0.3) | dict.fromkeys("Bb", spread)
+        values = {key: pd.Series(seeds + rng.normal(0, sd, 5)) for key, sd in spreads.items()}
+        found = moves(values, [(arm.upper(), "B", arm, "b") for arm in "xyz"])
+        num_wrong += any(one is not None and one.is_shown for one in found)
+    assert 1 <= num_wrong <= 19
+
+
 def test_too_few_seeds_move_nothing_and_flip_nothing() -> None:
     def two(record: StudyRecord) -> StudyRecord:
         return replace(record, runs=[run for run in record.runs if run.seed < 2])

@@ -41,7 +41,8 @@ _BECOMES = {
 }
 ONLY_TEST = (
     "The best of {trials} on validation images looks better than it is: part of its lead is luck, which was selected. "
-    "Validation accuracies say what the search chose by, and only the columns of test accuracy say what it is worth."
+    "Validation accuracies say what the search chose by, and only the columns of test accuracy say what it is worth. "
+    "Intervals are for the values as found: another search may find others, and no interval here counts that."
 )
 MAX_NAMED = 6
 

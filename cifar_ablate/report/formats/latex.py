@@ -108,10 +108,10 @@ def _study(study: StudyReport) -> Iterator[str]:
     if not study.families:
         yield "A single arm has nothing to be compared with."
     yield escape(study.noise_text)
-    yield from _tuning(study)
     if study.next_steps:
         yield r"\subsubsection*{What to do next}"
         yield _list(map(_with_code, study.next_steps))
+    yield from _tuning(study)
     for family in study.families:
         yield _table(tables.verdict_table(study, family))
     yield _table(tables.arms_table(study))
@@ -174,7 +174,8 @@ def _optional(table: Table | None) -> str:
 
 def _table(table: Table) -> str:
     """A floating table, or one over several pages."""
-    kinds = "".join(_column(column, len(table.columns)) for column in table.columns)
+    num_texts = sum(column.kind != "number" for column in table.columns)
+    kinds = "".join(_column(column, len(table.columns), num_texts) for column in table.columns)
     head = " & ".join(_header(column, len(table.columns)) for column in table.columns) + r" \\"
     rows = [" & ".join(_cell(cell.text, cell.is_shown) for cell in row) + r" \\" for row in table.rows]
     caption = rf"\caption{{{escape(table.caption)}}}"
@@ -200,12 +201,12 @@ def _header(column: Column, num: int) -> str:
     return rf"\shortstack[r]{{{words}}}"
 
 
-def _column(column: Column, num: int) -> str:
-    """The more columns, the narrower those of text."""
+def _column(column: Column, num: int, num_texts: int) -> str:
+    """The more columns, and the more of them text, the narrower those of text."""
     if column.kind == "number":
         return "r"
-    width = {"name": 24, "text": 18, "prose": 56}[column.kind] if num <= 9 else 19 if num <= 11 else 14
-    return f"L{{{width}mm}}"
+    widths = {"name": 17, "text": 14, "prose": 40} if num_texts > 3 else {"name": 24, "text": 18, "prose": 56}
+    return f"L{{{widths[column.kind] if num <= 9 else 19 if num <= 11 else 14}mm}}"
 
 
 def _with_code(text: str) -> str:
