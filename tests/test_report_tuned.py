@@ -203,6 +203,17 @@ def test_where_tuning_changes_nothing_a_move_is_shown_in_about_one_study_of_twen
     assert 1 <= num_wrong <= 19
 
 
+def test_with_looks_differences_are_set_side_by_side_and_no_move_is_given() -> None:
+    def looks(study: dict[str, Any]) -> None:
+        study["looks"] = [3, 5]
+
+    both = tuning_of(POINTS, looks, beside=shared_record(looks))
+    assert comparison(both, "aggressive", "+cutmix").shared is not None
+    assert all(one.move is None and "moved by" not in one.text for one in both.comparisons)
+    assert both.unlike == ()
+    assert tuning_of(POINTS, looks).unlike == ("one of the two has other looks, so their intervals have other levels.",)
+
+
 def test_too_few_seeds_move_nothing_and_flip_nothing() -> None:
     def two(record: StudyRecord) -> StudyRecord:
         return replace(record, runs=[run for run in record.runs if run.seed < 2])
