@@ -19,8 +19,6 @@ from cifar_ablate.registry import EXECUTORS, FORMATS
 from cifar_ablate.shell import fail, leaving_at_once, make_console, without_collecting, write
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from cifar_ablate.tracking import Tracking
     from cifar_ablate.training.engine import Choice
 
@@ -171,25 +169,20 @@ def report(
 
     Without --output it is printed, and its figures go into reports/figures.
     """
-    from cifar_ablate.compact import find_records
-    from cifar_ablate.errors import OutputError, RecordError, UsageError
+    from cifar_ablate.errors import OutputError, UsageError
     from cifar_ablate.report.build import build_report
     from cifar_ablate.report.check import check as check_report
-    from cifar_ablate.report.deliver import REPORTS, format_of, render, with_reading_noted, write_files, write_report
+    from cifar_ablate.report.deliver import REPORTS, format_of, render, write_files, write_report
+    from cifar_ablate.report.gathered import from_folder, from_tracking
 
     format = format_of(format, output)
     if check and output is None and format != "markdown":
         raise UsageError(f"--check --format {format}: name the report to check with --output PATH")
-    if record is not None:
-        records = _chosen(find_records(record), studies, record)
-    else:
-        tracking = _existing_record()
-        labels = studies or tracking.labels()
-        if not labels:
-            raise RecordError(f"nothing is recorded at {tracking.uri} yet; start with `cifar-ablate run STUDY.yaml`")
-        records = [with_reading_noted(tracking, tracking.load(label)) for label in labels]
+    records, beside = (
+        from_folder(record, studies or ()) if record is not None else from_tracking(_existing_record(), studies or ())
+    )
     gc.freeze()  # statsmodels collects before it corrects for many comparisons: 0.3 s
-    found = build_report(records)
+    found = build_report(records, beside=beside)
     rendered = render(found, format)
     if check:
         path = output or REPORTS / "summary.md"
@@ -255,16 +248,6 @@ def _existing_record() -> Tracking:
     if is_empty():
         raise RecordError("nothing is recorded in this folder yet; start with `cifar-ablate run STUDY.yaml`")
     return Tracking()
-
-
-def _chosen(records: Sequence[object], labels: Sequence[str] | None, folder: Path) -> list:  # type: ignore[type-arg]
-    from cifar_ablate.errors import RecordError, suggest
-
-    by_label = {record.label: record for record in records}  # type: ignore[attr-defined]
-    for label in labels or ():
-        if label not in by_label:
-            raise RecordError(f"{folder} holds no record of {label!r}{suggest(label, by_label)}")
-    return [by_label[label] for label in labels or by_label]
 
 
 def main() -> None:

@@ -11,11 +11,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from pydantic import ValidationError
 
+from cifar_ablate.analysis import Contrast, compare
+from cifar_ablate.analysis.looks import LooksTaken, take_looks
 from cifar_ablate.analysis.outliers import outliers
 from cifar_ablate.errors import RecordError
-from cifar_ablate.records import Predictions, RecordedRun, StudyRecord, frame_of
+from cifar_ablate.records import Predictions, RecordedRun, StudyRecord, families_of, frame_of
 from cifar_ablate.report.types import RunRow, Spread
+from cifar_ablate.spec.tune import Tuned
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The contrasts of a study's families, as of its last look."""
+
+    families: Mapping[str, tuple[Contrast, ...]]
+    """By the family's name."""
+    looks: LooksTaken | None
+    """None in a study without looks."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +51,40 @@ class Study:
     @property
     def looks(self) -> tuple[int, ...]:
         return tuple(self.document.get("looks", ()))
+
+    @cached_property
+    def tuned(self) -> Tuned | None:
+        """Where the arms' values come from; None where nothing was searched."""
+        if (found := self.document.get("tuned")) is None:
+            return None
+        try:
+            return Tuned.model_validate(found)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, ("tuned", *first["loc"])))
+            raise RecordError(
+                f"the record of {self.record.label} cannot be read ({where}: {first['msg']}); export it again"
+            ) from None
+
+    @cached_property
+    def compared(self) -> Compared:
+        """Every contrast of the study's families."""
+        declared, margin = families_of(self.document), self.document["margin"]
+        if self.looks:
+            taken = take_looks(
+                self.frame,
+                looks=self.looks,
+                seeds=self.document["seeds"],
+                families=list(declared.values()),
+                margin=margin,
+            )
+            return Compared(dict(zip(declared, taken.families, strict=True)), taken)
+        baseline = self.document["baseline"]
+        found = {
+            name: compare(self.frame, baseline=baseline, references=pairs, margin=margin)
+            for name, pairs in declared.items()
+        }
+        return Compared(found, None)
 
     @cached_property
     def finished(self) -> list[RecordedRun]:

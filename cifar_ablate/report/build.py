@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
@@ -19,17 +19,32 @@ from cifar_ablate.report.families import all_families, interactions_of
 from cifar_ablate.report.reading import must_know
 from cifar_ablate.report.reproduce import reproduce
 from cifar_ablate.report.steps import missing_runs, next_steps, noise_text
+from cifar_ablate.report.tuned import shared_label, tuning_report
+from cifar_ablate.report.tuned_fields import between
+from cifar_ablate.report.tuned_words import counterpart
+from cifar_ablate.report.tuning_types import TuningReport
 from cifar_ablate.report.types import ArmRow, Report, StudyReport
 
 
-def build_report(records: Sequence[StudyRecord]) -> Report:
-    """Everything that a report says of the studies, in the given order."""
-    return Report(tuple(_study(record) for record in records))
+def build_report(records: Sequence[StudyRecord], *, beside: Sequence[StudyRecord] = ()) -> Report:
+    """Everything that a report says of the studies, in the given order.
+
+    Args:
+        records: Of the studies that are reported.
+        beside: Of others that they are compared with: the shared recipes of tuned studies.
+    """
+    studies = [Study(record, record.current()) for record in (*records, *beside)]
+    by_label = {study.record.label: study for study in reversed(studies)}
+    tuned = {study.record.label: _tuning(study, by_label) for study in studies[: len(records)]}
+    return Report(tuple(_study(study, tuned) for study in studies[: len(records)]))
 
 
-def _study(record: StudyRecord) -> StudyReport:
-    study = Study(record, record.current())
-    document = study.document
+def _tuning(study: Study, by_label: Mapping[str, Study]) -> TuningReport | None:
+    return tuning_report(study, by_label.get(shared_label(study.document) or ""))
+
+
+def _study(study: Study, tuned: Mapping[str, TuningReport | None]) -> StudyReport:
+    record, document = study.record, study.document
     families = all_families(study)
     wanted = families.looks.wanted if families.looks is not None else {}
     rows = tuple(_row(study, arm, wanted.get(arm["name"], len(arm["seeds"]))) for arm in document["arms"])
@@ -62,9 +77,24 @@ def _study(record: StudyRecord) -> StudyReport:
         published=published_rows(study, {row.name: row.test_accuracy for row in rows}),
         width=width_curve(families),
         curves=curves(study),
-        must_know=tuple(must_know(study, families, record.num_superseded())),
+        must_know=(*_counterparts(record.label, tuned), *must_know(study, families, record.num_superseded())),
         reproduce=reproduce(study),
+        tuning=tuned[record.label],
     )
+
+
+def _counterparts(label: str, tuned: Mapping[str, TuningReport | None]) -> Iterator[tuple[str, str]]:
+    """Of a shared recipe: what its tuned counterparts come to."""
+    for name, tuning in tuned.items():
+        if tuning is not None and tuning.is_at_hand and tuning.shared == label:
+            yield counterpart(name, tuning)
+
+
+def _differs(study: Study, arm: Mapping[str, Any]) -> tuple[str, ...]:
+    """From the arm's parent, in words; what the search has found is marked."""
+    if study.tuned is None or arm["parent"] is None:
+        return tuple(arm["differs"])
+    return between(study, arm["parent"], arm["name"]).in_words
 
 
 def _row(study: Study, arm: Mapping[str, Any], num_planned: int) -> ArmRow:
@@ -75,7 +105,7 @@ def _row(study: Study, arm: Mapping[str, Any], num_planned: int) -> ArmRow:
     row = ArmRow(
         name=name,
         parent=arm["parent"],
-        differs=tuple(arm["differs"]),
+        differs=_differs(study, arm),
         epochs=arm["recipe"]["epochs"],
         num_planned=num_planned,
         outcomes=Counter(run.outcome for run in study.runs if run.arm == name),

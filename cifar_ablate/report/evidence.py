@@ -68,13 +68,13 @@ def _bins(study: Study, arm: str) -> tuple[Bin, ...]:
 
 def published_rows(study: Study, spreads: Mapping[str, Spread | None]) -> tuple[PublishedRow, ...]:
     """Published figures beside ours; of a variant they are about other recipes."""
-    is_variant = bool(study.document["variant"])
+    why = "of a variant" if study.document["variant"] else "tuned" if study.tuned is not None else ""
     rows = []
     for arm, values in study.document["published"].items():
         published, measured = Published(**values), spreads.get(arm)
         mean_interval, run_interval = _t_intervals(measured)
         difference = None if measured is None else measured.mean - published.accuracy
-        text = _published_text(arm, published, measured, run_interval, is_variant=is_variant)
+        text = _published_text(arm, published, measured, run_interval, why)
         rows.append(
             PublishedRow(
                 arm=arm,
@@ -98,16 +98,15 @@ def _t_intervals(measured: Spread | None) -> tuple[Interval | None, Interval | N
     return (measured.mean - mean, measured.mean + mean), (measured.mean - run, measured.mean + run)
 
 
-def _published_text(
-    arm: str, published: Published, measured: Spread | None, run: Interval | None, *, is_variant: bool
-) -> str:
+def _published_text(arm: str, published: Published, measured: Spread | None, run: Interval | None, why: str) -> str:
+    """``why``: what makes these other recipes than the published ones; empty where nothing does."""
     note = f" ({published.note})" if published.note else ""
     said = f"{arm}: {published.accuracy:g}% published{note}"
     if measured is None:
         return f"{said}; no finished run here."
     said += f", {measured.mean:.2f}% here over {measured.num} seeds"
-    if is_variant:
-        return f"{said}, of a variant: other recipes, so not a repetition."
+    if why:
+        return f"{said}, {why}: other recipes, so not a repetition."
     if run is None:
         return f"{said} ({points(measured.mean - published.accuracy)} points)."
     is_inside = run[0] <= published.accuracy <= run[1]

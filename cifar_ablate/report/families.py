@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from cifar_ablate.analysis import Contrast, Verdict, compare
+from cifar_ablate.analysis import Contrast, Verdict
 from cifar_ablate.analysis.divergence import divergence_of
 from cifar_ablate.analysis.images import NewImageInterval, mcnemar, new_image_interval
 from cifar_ablate.analysis.interactions import Effect, interactions, is_ladder, tells_effects
-from cifar_ablate.analysis.looks import LooksTaken, take_looks
+from cifar_ablate.analysis.looks import LooksTaken
 from cifar_ablate.analysis.noise import level_of_one, points_detected
 from cifar_ablate.analysis.sentences import interval
-from cifar_ablate.records import LedgerEntry, families_of
+from cifar_ablate.records import LedgerEntry
 from cifar_ablate.report.accuracy import Study
+from cifar_ablate.report.tuned_fields import Between, between, own_best_sentence
 from cifar_ablate.report.types import Comparison, Family
-from cifar_ablate.spec.delta import Difference, differences_of
 
 ADDED = " Seeds were added after verdicts had been read: take the interval for too narrow."
 LADDER = (
@@ -45,28 +45,12 @@ class Families:
 
 def all_families(study: Study) -> Families:
     """Every contrast of the study's families, as of its last look."""
-    declared, margin = families_of(study.document), study.document["margin"]
-    taken: LooksTaken | None = None
-    if study.looks:
-        taken = take_looks(
-            study.frame,
-            looks=study.looks,
-            seeds=study.document["seeds"],
-            families=list(declared.values()),
-            margin=margin,
-        )
-        contrasts = taken.families
-    else:
-        contrasts = tuple(
-            compare(study.frame, baseline=study.document["baseline"], references=pairs, margin=margin)
-            for pairs in declared.values()
-        )
     return Families(
         tuple(
             Family(name, tuple(_comparison(study, contrast) for contrast in of_family))
-            for name, of_family in zip(declared, contrasts, strict=True)
+            for name, of_family in study.compared.families.items()
         ),
-        taken,
+        study.compared.looks,
     )
 
 
@@ -78,22 +62,20 @@ def seeds_added(study: Study) -> LedgerEntry | None:
 
 
 def _comparison(study: Study, contrast: Contrast) -> Comparison:
-    differs = between(study, contrast.reference, contrast.arm)
+    found = between(study, contrast.reference, contrast.arm)
     new_images, p = _new_images(study, contrast), _mcnemar_p(study, contrast)
     return Comparison(
         contrast=contrast,
-        differs=tuple(map(str, differs)),
+        differs=tuple(map(str, found.changes)),
+        tuned=tuple(map(str, found.tuned)),
         new_images=new_images,
         detectable=points_detected(contrast),
         mcnemar_p=p,
         divergence=divergence_of(contrast),
-        text=_text(contrast, differs, new_images, p) + (ADDED if contrast.ci95 and seeds_added(study) else ""),
+        text=_text(contrast, new_images, p)
+        + _due_to(study, contrast, found)
+        + (ADDED if contrast.ci95 and seeds_added(study) else ""),
     )
-
-
-def between(study: Study, before: str, after: str) -> list[Difference]:
-    """What differs between the recipes of two arms."""
-    return differences_of(study.arms[before]["recipe"], study.arms[after]["recipe"])
 
 
 def _new_images(study: Study, contrast: Contrast) -> NewImageInterval | None:
@@ -113,9 +95,7 @@ def used_seeds(study: Study, contrast: Contrast) -> set[int]:
     return set(seeds[: contrast.look] if contrast.look else seeds)
 
 
-def _text(
-    contrast: Contrast, differs: Sequence[Difference], new_images: NewImageInterval | None, mcnemar_p: float | None
-) -> str:
+def _text(contrast: Contrast, new_images: NewImageInterval | None, mcnemar_p: float | None) -> str:
     said = contrast.sentence
     if contrast.verdict in (Verdict.BETTER, Verdict.WORSE):
         said = f"{said.removesuffix('.')}; {_on_new_images(contrast, new_images)}."
@@ -126,13 +106,22 @@ def _text(
         said += f" {how} at the look at {contrast.look} seeds."
     for note in contrast.notes:
         said += f" {note[0].upper()}{note[1:]}." if not note.startswith("smaller than") else ""
-    if len(differs) > 1 and contrast.estimate is not None:
-        keys = ", ".join(one.key for one in differs)
-        said += (
-            f" {contrast.arm} differs from {contrast.reference} in {len(differs)} things ({keys}): the difference "
-            "cannot be put down to any one of them."
-        )
     return said
+
+
+def _due_to(study: Study, contrast: Contrast, found: Between) -> str:
+    """What the difference can be put down to, after a space; empty where there is nothing to say."""
+    if contrast.estimate is None:
+        return ""
+    own_best = own_best_sentence(study, contrast.arm, contrast.reference, found)
+    said = f" {own_best}" if own_best else ""
+    if len(found.changes) < 2:
+        return said
+    keys = ", ".join(one.key for one in found.changes)
+    return (
+        f" {contrast.arm} differs from {contrast.reference} in {len(found.changes)} things ({keys}): the difference "
+        f"cannot be put down to any one of them.{said}"
+    )
 
 
 def _on_new_images(contrast: Contrast, new_images: NewImageInterval | None) -> str:
@@ -155,17 +144,24 @@ def _mcnemar_p(study: Study, contrast: Contrast) -> float | None:
 
 def interactions_of(study: Study) -> tuple[tuple[Effect, ...], str]:
     """Effects that the design can tell, and a note where it is a ladder."""
-    baseline = study.document["baseline"]
-    changes = {name: between(study, baseline, name) for name in study.arms}
-    meanings: dict[str, set[str]] = {}
-    for one in (one for of_arm in changes.values() for one in of_arm):
-        meanings.setdefault(one.key, set()).add(str(one))
-    factors = {
-        name: frozenset(one.key if len(meanings[one.key]) == 1 else str(one) for one in of_arm)
-        for name, of_arm in changes.items()
-    }
+    factors = _factors(study)
     if is_ladder(factors):
         return (), LADDER
     if study.looks:
         return (), NOT_WITH_LOOKS if tells_effects(factors) else ""
     return interactions(study.frame, factors), ""
+
+
+def _factors(study: Study) -> dict[str, frozenset[str]]:
+    """What each arm changes; tuned values are no factors, and of arms that differ in nothing else the first counts."""
+    baseline = study.document["baseline"]
+    changes = {name: between(study, baseline, name).changes for name in [baseline, *study.arms]}
+    meanings: dict[str, set[str]] = {}
+    for one in (one for of_arm in changes.values() for one in of_arm):
+        meanings.setdefault(one.key, set()).add(str(one))
+    factors: dict[str, frozenset[str]] = {}
+    for name, of_arm in changes.items():
+        own = frozenset(one.key if len(meanings[one.key]) == 1 else str(one) for one in of_arm)
+        if own not in factors.values():
+            factors[name] = own
+    return factors

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cifar_ablate.analysis import label
 from cifar_ablate.analysis.sentences import in_points, points
 from cifar_ablate.report.canvas import GREY, GROUND, INK, Pen, drawing, new_canvas, note, pens, short, slug, to_svg
+from cifar_ablate.report.tuned_figure import draw_own_best
 from cifar_ablate.report.types import MAX_ARMS, Comparison, Figure, StudyReport
 
 if TYPE_CHECKING:
@@ -246,6 +247,7 @@ def _width(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | Non
 
 DRAWN: tuple[tuple[str, Draw], ...] = (
     ("Differences", _differences),
+    ("Own best recipes", draw_own_best),
     ("Seeds", _seeds),
     ("Curves", _curves),
     ("Classes", _classes),

@@ -11,8 +11,9 @@ from cifar_ablate.analysis.noise import NoiseFloor, points_detected
 from cifar_ablate.analysis.sentences import count, in_points, points
 from cifar_ablate.analysis.verdicts import RULED
 from cifar_ablate.report.accuracy import Study
-from cifar_ablate.report.families import Families, between
+from cifar_ablate.report.families import Families
 from cifar_ablate.report.reproduce import run_command
+from cifar_ablate.report.tuned_fields import between
 from cifar_ablate.report.types import ArmRow, Comparison
 from cifar_ablate.report.words import duration
 
@@ -73,7 +74,7 @@ def _confounded(study: Study, families: Families, effects: Sequence[Effect]) -> 
     said: list[str] = []
     for arm, contrast in closest.items():
         if arm not in told:
-            keys = [one.key for one in between(study, contrast.reference, arm)]
+            keys = [one.key for one in between(study, contrast.reference, arm).changes]
             listed = ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
             verb = "" if said else " differs"
             said.append(f"{arm}{verb} from {contrast.reference} in {len(keys)} ({listed})")

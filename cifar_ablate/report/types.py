@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cifar_ablate.analysis import Contrast
 from cifar_ablate.analysis.calibration import Bin
@@ -17,6 +18,9 @@ from cifar_ablate.analysis.noise import NoiseFloor
 from cifar_ablate.analysis.types import Interval
 from cifar_ablate.records import LedgerEntry
 from cifar_ablate.spec.schema import Published
+
+if TYPE_CHECKING:  # whose types are made of these
+    from cifar_ablate.report.tuning_types import TuningReport
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,8 @@ class Comparison:
     contrast: Contrast
     differs: tuple[str, ...]
     """Between the arm and its reference, in words; with more than one, the effect is confounded."""
+    tuned: tuple[str, ...]
+    """Between the two in fields that were searched for each arm; no confounds."""
     new_images: NewImageInterval | None
     """At the level of one comparison of the family; None without predictions or under 3 seeds."""
     detectable: float | None
@@ -232,6 +238,8 @@ class StudyReport:
     ledger: tuple[LedgerEntry, ...]
     """When the test set was looked at, the margin set, and looks taken."""
     reproduce: Reproduce
+    tuning: TuningReport | None
+    """Beside the shared recipe, where each arm stands at its own best; None where nothing was tuned."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cifar_ablate.registry import FORMATS
 
 if TYPE_CHECKING:
+    from cifar_ablate.report.tuning_types import TunedComparison
     from cifar_ablate.report.types import ArmRow, Comparison, Report, StudyReport
 
 COLUMNS = (
@@ -24,6 +25,10 @@ COLUMNS = (
     *("margin", "num_finished", "num_started", "num_planned", "epochs"),
     *("test_accuracy", "test_accuracy_sd", "sd_floor", "train_accuracy", "train_accuracy_sd", "train_seconds"),
     *("published_accuracy", "differs", "text"),
+    *("shared_verdict", "shared_difference", "shared_ci95_low", "shared_ci95_high", "verdict_change"),
+    *("moved_by", "moved_ci95_low", "moved_ci95_high"),
+    *("is_tuned", "tuned_trial", "tuned_val_accuracy", "tuned_present_val_accuracy"),
+    *("tuned_trials", "tuned_pruned", "tuned_failed", "tuned_epochs", "tuned"),
 )
 SAME = (
     *("reference", "p_adjusted", "own_p_holm", "p_superior", "se", "df", "alpha", "num_comparisons", "is_paired"),
@@ -57,9 +62,12 @@ def _rows(study: StudyReport) -> Iterator[dict[str, Any]]:
     for row in study.rows:
         if row.name not in compared:
             yield {**_of_arm(study, row), "differs": "; ".join(row.differs)}
+    beside = {} if study.tuning is None else {(one.family, one.arm): one for one in study.tuning.comparisons}
     for family in study.families:
         for one in family.comparisons:
-            yield {**_of_arm(study, arms[one.contrast.arm]), "family": family.name, **_of_comparison(one)}
+            arm = one.contrast.arm
+            own = {**_of_arm(study, arms[arm]), "family": family.name, **_of_comparison(one)}
+            yield {**own, **_beside(beside.get((family.name, arm)))}
 
 
 def _of_arm(study: StudyReport, row: ArmRow) -> dict[str, Any]:
@@ -80,6 +88,33 @@ def _of_arm(study: StudyReport, row: ArmRow) -> dict[str, Any]:
         "train_accuracy_sd": train and train.sd,
         "train_seconds": row.train_seconds,
         "published_accuracy": published.get(row.name),
+        **_tuned(study, row.name),
+    }
+
+
+def _tuned(study: StudyReport, arm: str) -> dict[str, Any]:
+    """What tuning cost and found for an arm; nothing in a study without."""
+    rows = () if study.tuning is None else study.tuning.arms
+    for row in (row for row in rows if row.name == arm):
+        names = ("trial", "val_accuracy", "present_val_accuracy", "trials", "pruned", "failed", "epochs")
+        return {
+            "is_tuned": row.tuned is not None,
+            **{f"tuned_{name}": getattr(row.tuned, name, None) for name in names},
+        }
+    return {}
+
+
+def _beside(one: TunedComparison | None) -> dict[str, Any]:
+    """The same comparison with the shared recipe, and what tuning makes of it."""
+    if one is None or one.shared is None:
+        return {}
+    return {
+        "shared_verdict": one.shared.verdict.value,
+        "shared_difference": one.shared.estimate,
+        **_ends("shared_ci95", one.shared.ci95),
+        "verdict_change": one.change.value,
+        "moved_by": one.move and one.move.estimate,
+        **_ends("moved_ci95", one.move.ci95 if one.move else None),
     }
 
 
@@ -95,6 +130,7 @@ def _of_comparison(one: Comparison) -> dict[str, Any]:
         **_ends("new_images", one.new_images.ci if one.new_images else None),
         **_ends("num_more_seeds", found.num_more_seeds_range),
         "differs": "; ".join(one.differs),
+        "tuned": "; ".join(one.tuned),
         "text": one.text,
     }
 

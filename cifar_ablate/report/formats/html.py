@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cifar_ablate.registry import FORMATS
 
 if TYPE_CHECKING:  # `report --help` lists the formats, and must wait neither for pandas nor for jinja2
+    from cifar_ablate.report.tuning_types import TuningReport
     from cifar_ablate.report.types import Figure, Report, StudyReport
 
 
@@ -58,6 +59,7 @@ def _shown(study: StudyReport, anchor: str) -> dict[str, Any]:
         "facts": tables.facts(study),
         "label": label,
         "verdicts": [tables.verdict_table(study, family) for family in study.families],
+        "tuning": None if study.tuning is None else _tuning(study.tuning),
         "arms": tables.arms_table(study),
         "figures": figures,
         "classes": tables.classes_table(study),
@@ -66,6 +68,12 @@ def _shown(study: StudyReport, anchor: str) -> dict[str, Any]:
         "published": tables.published_table(study),
         "runs": tables.runs_table(study),
     }
+
+
+def _tuning(tuning: TuningReport) -> dict[str, Any]:
+    from cifar_ablate.report.tuned_tables import own_best_table, tuning_table
+
+    return {"own_best": own_best_table(tuning), "cost": tuning_table(tuning)}
 
 
 def _inlined(figure: Figure, own: str) -> str:

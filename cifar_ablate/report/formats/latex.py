@@ -111,6 +111,7 @@ def _study(study: StudyReport) -> Iterator[str]:
     if study.next_steps:
         yield r"\subsubsection*{What to do next}"
         yield _list(map(_with_code, study.next_steps))
+    yield from _tuning(study)
     for family in study.families:
         yield _table(tables.verdict_table(study, family))
     yield _table(tables.arms_table(study))
@@ -135,6 +136,23 @@ def _study(study: StudyReport) -> Iterator[str]:
     yield _table(tables.run_ids_table(study))
 
 
+def _tuning(study: StudyReport) -> Iterator[str]:
+    from cifar_ablate.report.tuned_tables import own_best_table, tuning_table
+
+    tuning = study.tuning
+    if tuning is None:
+        return
+    yield r"\subsubsection*{With each arm's own best recipe}"
+    if tuning.missing:
+        yield _with_code(tuning.missing)
+    yield _list(map(escape, tuning.sentences))
+    beside = own_best_table(tuning)
+    if beside is not None:
+        yield _list(escape(one.text) for one in tuning.comparisons)
+        yield _table(beside)
+    yield _table(tuning_table(tuning))
+
+
 def _reproduce(study: StudyReport) -> Iterator[str]:
     again = study.reproduce
     for name, values in (("Command", again.commands), ("Commit", again.commits), ("Data digest", again.data_digests)):
@@ -156,7 +174,8 @@ def _optional(table: Table | None) -> str:
 
 def _table(table: Table) -> str:
     """A floating table, or one over several pages."""
-    kinds = "".join(_column(column, len(table.columns)) for column in table.columns)
+    num_texts = sum(column.kind != "number" for column in table.columns)
+    kinds = "".join(_column(column, len(table.columns), num_texts) for column in table.columns)
     head = " & ".join(_header(column, len(table.columns)) for column in table.columns) + r" \\"
     rows = [" & ".join(_cell(cell.text, cell.is_shown) for cell in row) + r" \\" for row in table.rows]
     caption = rf"\caption{{{escape(table.caption)}}}"
@@ -182,12 +201,12 @@ def _header(column: Column, num: int) -> str:
     return rf"\shortstack[r]{{{words}}}"
 
 
-def _column(column: Column, num: int) -> str:
-    """The more columns, the narrower those of text."""
+def _column(column: Column, num: int, num_texts: int) -> str:
+    """The more columns, and the more of them text, the narrower those of text."""
     if column.kind == "number":
         return "r"
-    width = {"name": 24, "text": 18, "prose": 56}[column.kind] if num <= 9 else 19 if num <= 11 else 14
-    return f"L{{{width}mm}}"
+    widths = {"name": 17, "text": 14, "prose": 40} if num_texts > 3 else {"name": 24, "text": 18, "prose": 56}
+    return f"L{{{widths[column.kind] if num <= 9 else 19 if num <= 11 else 14}mm}}"
 
 
 def _with_code(text: str) -> str:

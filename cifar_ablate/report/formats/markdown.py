@@ -39,6 +39,7 @@ def _study(study: StudyReport, figures: Sequence[Figure]) -> Iterator[str]:
     yield escape(facts(study))
     yield "### Verdicts"
     yield from _verdicts(study)
+    yield from _tuning(study)
     yield "### Table"
     yield from _tables(study)
     if figures:
@@ -76,6 +77,23 @@ def _with_badge(comparison: Comparison) -> str:
     from cifar_ablate.analysis import label
 
     return f"**{label(comparison.contrast.verdict)}**: {escape(comparison.text)}"
+
+
+def _tuning(study: StudyReport) -> Iterator[str]:
+    from cifar_ablate.report.tuned_tables import own_best_table, tuning_table
+
+    tuning = study.tuning
+    if tuning is None:
+        return
+    yield "### With each arm's own best recipe"
+    if tuning.missing:
+        yield keep_code(tuning.missing)
+    yield bullets(map(escape, tuning.sentences))
+    beside = own_best_table(tuning)
+    if beside is not None:
+        yield table(beside)
+        yield bullets(escape(one.text) for one in tuning.comparisons)
+    yield table(tuning_table(tuning))
 
 
 def _tables(study: StudyReport) -> Iterator[str]:
