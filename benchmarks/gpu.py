@@ -1,12 +1,14 @@
-"""What one GPU does, in two commands of less than nine minutes each.
+"""What one GPU does, in three commands of less than nine minutes each.
 
     python -m benchmarks.gpu speed --data DIR [--out speed.json]
     python -m benchmarks.gpu study --data DIR [--out study.json]
+    python -m benchmarks.gpu tune --data DIR [--out tune.json]
 
 ``speed``: the matrix-product peak; the warm epoch of both networks by batch size, each with its steps issued one by
 one, captured, and captured and compiled; several runs of the compact network at once; the plain and the fair loop
 beside it; how far equal seeds come apart. ``study``: the wall time of experiments/readme-augmentation.yaml with all of
-its arms and seeds; the seconds that resnet18 takes to 94%, with and without flip averaging.
+its arms and seeds; the seconds that resnet18 takes to 94%, with and without flip averaging. ``tune``: resnet18 in 30
+epochs, tuned on a validation part, then trained with five seeds; trials and tuned study are written beside --out.
 
 Parts are done in order while time is left (--minutes), the table of all that was measured is printed last, and the JSON
 is written after each part. An epoch is timed over --steps steps and scaled to the data set: "extrapolated" where fewer
@@ -25,10 +27,11 @@ import torch
 from benchmarks.gpu_bench import Bench
 from benchmarks.gpu_speed import speed
 from benchmarks.gpu_study import study
+from benchmarks.gpu_tune import tune
 from benchmarks.task import Task, add_task_options, load, task_of
 from cifar_ablate.device import find_device
 
-PARTS: dict[str, Callable[[Bench], None]] = {"speed": speed, "study": study}
+PARTS: dict[str, Callable[[Bench], None]] = {"speed": speed, "study": study, "tune": tune}
 
 
 def main() -> None:

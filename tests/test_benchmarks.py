@@ -176,3 +176,15 @@ def test_the_benchmark_of_a_gpu_measures_part_by_part_and_says_what_it_left_out(
     assert left_out == ["loop: plain", "loop: fair"] * 2  # a minute each
     assert "| part | what | value | note |" in done.stdout
     assert f"left out, for lack of time: {document['left_out'][0]}" in done.stdout
+
+
+def test_the_benchmark_of_a_gpu_tunes_and_trains_what_came_of_it(tmp_path: Path) -> None:
+    out = tmp_path / "tune.json"
+    command = [sys.executable, "-m", "benchmarks.gpu", "tune", "--data", "digits", "--width", "4", "--out", str(out)]
+    subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    (row,) = json.loads(out.read_text())["rows"]
+    assert 0 < row["value"] < 100, row["note"]
+    assert "baseline: 2 of 2 trials" in row["note"]
+    written = load_study(tmp_path / "tune-k30-tuned.yaml")
+    assert written.tuned is not None
+    assert (tmp_path / "tune-trials.csv").read_text().count("\n") == 3
