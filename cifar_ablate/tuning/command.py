@@ -108,7 +108,8 @@ class TuneCommand(Channel):
         for active in list(self.active.values()):
             if not active.is_over:
                 active.is_over = True
-                active.trials.give_back(active.asked, self.stops.reason or "the command ended")
+                with suppress(AblateError):  # a storage that is gone: the next command finds the trial without us
+                    active.trials.give_back(active.asked, self.stops.reason or "the command ended")
 
     def _begin(self, arm: ArmTrials) -> Active | None:
         asked = arm.begin()
