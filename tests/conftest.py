@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,9 +41,14 @@ def real_archives() -> list[Path]:
 @pytest.fixture(scope="session")
 def cifar_root(real_archives: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root where ``cifar10`` is the real one; its images are decoded once in a session (some 15 s)."""
-    root = tmp_path_factory.mktemp("cifar_root")
+    place = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        place = place.parent  # one for all workers; the package itself sees to it that one decodes and the others wait
+    root = place / "cifar_root"
+    root.mkdir(exist_ok=True)
     for archive in real_archives:
-        (root / archive.name).symlink_to(archive.absolute())
+        with suppress(FileExistsError):
+            (root / archive.name).symlink_to(archive.absolute())
     return root
 
 
@@ -139,9 +145,14 @@ FAULTS: Counter[tuple[str, bool]] = Counter()
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if report.when == "call":
-        FAULTS.update((fault, report.passed) for fault in getattr(item, "faults", ()))
+    report.user_properties.extend(("fault", fault) for fault in getattr(item, "faults", ()))
     return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Called where the summary is printed, with the reports of every worker."""
+    if report.when == "call":
+        FAULTS.update((str(fault), report.passed) for name, fault in report.user_properties if name == "fault")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
