@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -23,6 +24,18 @@ os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # before torch: two threads beside another busy process are 4 times slower
 os.environ.setdefault("CIFAR_ABLATE_JOBS", "1")  # nothing is measured in each of a thousand commands
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_to_collect() -> None:
+    """What earlier tests imported is no garbage and not looked through for any.
+
+    statsmodels collects garbage each time that it corrects for many comparisons. Among the half a million objects of a
+    session that has imported everything this takes 0.3 s, and it was most of the time of the tests of ``compare``.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -78,6 +91,7 @@ class Workshop:
 
         self.capsys.readouterr()
         self.monkeypatch.setattr("sys.argv", ["cifar-ablate", *arguments])
+        gc.freeze()  # see _little_to_collect
         try:
             main()
             code = 0
