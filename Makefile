@@ -10,7 +10,7 @@ demo: $(READY)  ## Run every shipped study in miniature (digits, narrow networks
 	$(BIN)/cifar-ablate report
 
 test: $(READY)  ## What it does; tests on real images need CIFAR_ABLATE_TEST_DATA, a folder with the image archives.
-	$(BIN)/python -m pytest -m "not gpu and not faults and not simulations"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not faults and not simulations"
 
 faults: $(READY)  ## What it survives: processes killed, MLflow away, disks full; prints how often each was tried.
 	$(BIN)/python -m pytest -m faults

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +24,18 @@ os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # before torch: two threads beside another busy process are 4 times slower
 os.environ.setdefault("CIFAR_ABLATE_JOBS", "1")  # nothing is measured in each of a thousand commands
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_to_collect() -> None:
+    """What earlier tests imported is no garbage and not looked through for any.
+
+    statsmodels collects garbage each time that it corrects for many comparisons. Among the half a million objects of a
+    session that has imported everything this takes 0.3 s, and it was most of the time of the tests of ``compare``.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -40,9 +54,14 @@ def real_archives() -> list[Path]:
 @pytest.fixture(scope="session")
 def cifar_root(real_archives: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root where ``cifar10`` is the real one; its images are decoded once in a session (some 15 s)."""
-    root = tmp_path_factory.mktemp("cifar_root")
+    place = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        place = place.parent  # one for all workers; the package itself sees to it that one decodes and the others wait
+    root = place / "cifar_root"
+    root.mkdir(exist_ok=True)
     for archive in real_archives:
-        (root / archive.name).symlink_to(archive.absolute())
+        with suppress(FileExistsError):
+            (root / archive.name).symlink_to(archive.absolute())
     return root
 
 
@@ -72,6 +91,7 @@ class Workshop:
 
         self.capsys.readouterr()
         self.monkeypatch.setattr("sys.argv", ["cifar-ablate", *arguments])
+        gc.freeze()  # see _little_to_collect
         try:
             main()
             code = 0
@@ -139,9 +159,14 @@ FAULTS: Counter[tuple[str, bool]] = Counter()
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if report.when == "call":
-        FAULTS.update((fault, report.passed) for fault in getattr(item, "faults", ()))
+    report.user_properties.extend(("fault", fault) for fault in getattr(item, "faults", ()))
     return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Called where the summary is printed, with the reports of every worker."""
+    if report.when == "call":
+        FAULTS.update((str(fault), report.passed) for name, fault in report.user_properties if name == "fault")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

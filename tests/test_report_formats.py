@@ -136,6 +136,15 @@ def test_ids_of_a_page_are_its_own_and_each_reference_finds_one(name: str, text:
             assert set(named) <= set(ids), (key, value)
 
 
+def test_what_a_page_sorts_by_is_the_same_on_every_machine(text: Text) -> None:
+    """The last digits of a float are those of a processor's matrix products: ``--check`` would fail on another one."""
+    values = [
+        attributes["data-value"] for _, attributes in Page(text("html", "pilot")).tags if "data-value" in attributes
+    ]
+    assert any("." in value for value in values)
+    assert [value for value in values if value != f"{float(value):.9g}"] == []
+
+
 def test_a_page_says_names_as_they_are(text: Text) -> None:
     words = "".join(Page(text("html", "hostile")).words)
     for said in (*NAMES.values(), LABEL, QUESTION):
