@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -79,6 +80,9 @@ class ArmTrials:
                 pruner=PRUNERS.bind(plan.tune.pruner.name, plan.tune.pruner.kwargs())(num_epochs),
                 load_if_exists=True,
             )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                self.study.set_metric_names(["val_accuracy"])  # what the dashboard calls its axes
             for name, value in plan.protocol.items():
                 if self.study.user_attrs.get(name) != value:
                     self.study.set_user_attr(name, value)
