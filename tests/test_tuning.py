@@ -23,6 +23,7 @@ from cifar_ablate.spec.space import compose
 from cifar_ablate.tuning.plan import grid_size, plan_tuning
 from cifar_ablate.tuning.trials import readable
 from tests.conftest import Workshop
+from tests.disturbing import Begin
 from tests.test_test_set import write_images
 from tests.tuning import STUDY, TUNE, load, storage_of, studies, told, trials, write
 
@@ -227,7 +228,8 @@ def test_a_grid_tries_every_combination_once_and_ends(workshop: Workshop) -> Non
         (SAMPLER, "grid"),
     )
     study = load(path)
-    assert grid_size(study.space, study.arms[0].recipe.as_dict()) == 2 * (1 + 3)
+    assert grid_size(study.space, study.arms[0].recipe.as_dict(), 100) == 2 * (1 + 3)
+    assert grid_size(study.space, study.arms[0].recipe.as_dict(), 5) == 5
     assert workshop(*TUNE, "--trials", "50").code == 0
     tried = [json.dumps(one.user_attrs["values"], sort_keys=True) for one in trials(workshop.folder)]
     assert len(tried) == len(set(tried)) == 8
@@ -434,3 +436,79 @@ def test_trials_that_take_turns_in_one_place_are_all_trained_and_come_to_the_sam
     ended = studies(JournalStorage(JournalFileBackend("turns.journal")))["baseline"].get_trials()
     in_turn = [(one.state, one.user_attrs["values"], one.value, one.intermediate_values) for one in ended]
     assert in_turn == alone
+
+
+# What a fresh pair of eyes found
+
+
+def test_trials_of_equal_values_at_once_wait_for_each_other_and_each_has_its_value(
+    workshop: Workshop, begin: Begin
+) -> None:
+    """Two commands tune one recipe in two studies: the same trainings, in the same folders, at the same moment."""
+    write(workshop, (RATE, "[0.02, 0.05]"), WITHOUT_WARMUP, ("epochs: 3", "epochs: 8"))
+    shutil.copy(workshop.folder / "small.yaml", workshop.folder / "twin.yaml")
+    text = (workshop.folder / "twin.yaml").read_text().replace("study: small", "study: twin")
+    (workshop.folder / "twin.yaml").write_text(text)
+    twins = [begin("tune", name, "--offline", "--trials", "4") for name in ("small.yaml", "twin.yaml")]
+    assert [command.end(seconds=280) for command in twins] == [0, 0], [command.said for command in twins]
+    import optuna
+
+    for name in optuna.get_all_study_names(storage_of(workshop.folder)):
+        every = optuna.load_study(study_name=name, storage=storage_of(workshop.folder)).get_trials()
+        assert [one.state for one in every] == [COMPLETE] * 4
+        assert not [one for one in every if "lost" in one.user_attrs]
+
+
+def test_a_choice_with_options_keeps_those_that_it_does_not_name(workshop: Workshop) -> None:
+    path = write(
+        workshop,
+        ("  optimizer: {name", "  augment: {cutmix: {alpha: 1.0, p: 0.5}}\n  optimizer: {name"),
+        (f"optimizer.lr: {RATE}", "augment.cutmix: [null, {alpha: 1.0}, {alpha: 0.3}]"),
+        WITHOUT_WARMUP,
+    )
+    study = load(path)
+    data = {study_key(study): load_data("digits", {}, train_size=200)}
+    (plan,) = plan_tuning(study, ["baseline"], data, find_device("cpu"))
+    assert plan.present["augment.cutmix"] == {"alpha": 1.0}
+    chosen = {"augment.cutmix": {"alpha": 0.3}, "schedule": "constant"}
+    values, _ = compose(study.space, plan.values, lambda one: chosen[one.name])
+    assert values["augment"]["cutmix"] == {"alpha": 0.3, "p": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("field", "kind"),
+    [
+        ("schedule.final: {low: 0, high: 1, when: {schedule: cosine}}", "float"),
+        ("optimizer.weight_decay: {low: 0, high: 1}", "float"),
+        ("batch_size: {low: 10, high: 40}", "int"),
+        ("epochs: {low: 1, high: 4}", "int"),
+        ("model.width: {low: 4, high: 8}", "int"),
+    ],
+)
+def test_whole_numbers_are_searched_only_where_the_field_takes_no_others(
+    workshop: Workshop, field: str, kind: str
+) -> None:
+    study = load(write(workshop, (f"optimizer.lr: {RATE}", field)))
+    assert {one.name: one.kind for one in study.space}[field.partition(":")[0]] == kind
+
+
+def test_the_recipe_as_it_stands_is_never_pruned(workshop: Workshop) -> None:
+    write(
+        workshop,
+        ("lr: 0.02", "lr: 1.0e-7"),
+        (RATE, "[1.0e-7, 0.02, 0.03]"),
+        WITHOUT_WARMUP,
+        (SAMPLER, "random"),
+        ("pruner: none", "pruner: {name: median, startup_trials: 0, warmup_epochs: 0}"),
+    )
+    assert workshop(*TUNE, "--trials", "6").code == 0
+    first, *_ = trials(workshop.folder)
+    assert (first.state, "is_present_recipe" in first.user_attrs) == (COMPLETE, True)
+
+
+@pytest.mark.parametrize("field", ["optimizer.lr.x", "epochs.x", "augment.mixup.alpha.x"])
+def test_a_field_that_leads_too_deep_is_told_with_its_line(workshop: Workshop, field: str) -> None:
+    write(workshop, (f"optimizer.lr: {RATE}", f"{field}: [1, 2]"))
+    answer = workshop(*TUNE)
+    assert answer.code == 2
+    assert answer.err.startswith(f"small.yaml:18:5: tune.space.{field}: is no field: ")

@@ -218,6 +218,22 @@ def test_write_does_not_take_the_place_of_somebodys_own_file(workshop: Workshop)
     assert yaml.safe_load((workshop.folder / "mine.yaml").read_text())["tuned"]["arms"].keys() == {"baseline"}
 
 
+def test_write_loses_no_arm_that_was_written_before_and_shows_no_password(workshop: Workshop) -> None:
+    write(workshop)
+    tune = (*ONLINE, "--offline", "--trials", "1", "--write")
+    assert workshop(*tune, "--arm", "baseline").code == 0
+    before = (workshop.folder / "small-tuned.yaml").read_text()
+    answer = workshop(*tune, "--arm", "smooth")
+    assert answer.code == 2
+    assert "has tuned values of baseline, which would be lost; give --arm baseline --arm smooth" in answer.err
+    assert (workshop.folder / "small-tuned.yaml").read_text() == before
+    assert workshop(*tune, "--arm", "baseline", "--arm", "smooth").code == 0
+    from cifar_ablate.tuning.write import _written_by
+
+    said = "cifar-ablate tune s.yaml --storage postgresql://me:secret@host/db --set 'a=x\ny'"
+    assert _written_by(said) == "cifar-ablate tune s.yaml --storage 'postgresql://me:***@host/db' --set 'a=x y'"
+
+
 def test_write_refuses_values_that_an_overlay_would_change_again(workshop: Workshop) -> None:
     write(workshop, (RATE, "[0.01, 0.02, 0.04]"))
     overlay = ("--set", "optimizer.lr={times: 2}")

@@ -124,7 +124,7 @@ def test_four_processes_share_a_journal_file(workshop: Workshop, begin: Begin) -
 
 
 @pytest.mark.faults
-def test_several_trials_at_a_time_come_to_the_same_number_and_a_killed_worker_costs_one(
+def test_several_trials_at_a_time_come_to_the_same_number_and_a_killed_workers_is_taken_up_again(
     workshop: Workshop, begin: Begin, tried: Tried
 ) -> None:
     tried("worker process killed in a tuning")
@@ -138,9 +138,12 @@ def test_several_trials_at_a_time_come_to_the_same_number_and_a_killed_worker_co
     assert command.end(seconds=280) == 0, command.said
     ended = trials(workshop.folder)
     assert len(ended) == 5
-    failed = [one for one in ended if one.state == TrialState.FAIL]
-    assert len(failed) == 1
-    assert failed[0].user_attrs["reason"].startswith("its worker process was killed by SIGKILL")
+    assert [one.state for one in ended] == [TrialState.COMPLETE] * 5
+    every = studies(storage_of(workshop.folder))["baseline"].get_trials()
+    (lost,) = [one for one in every if "lost" in one.user_attrs]
+    assert lost.user_attrs["lost"].startswith("its worker process was killed by SIGKILL")
+    (taken_up,) = [one for one in ended if one.user_attrs.get("taken_up_from") == lost.number]
+    assert taken_up.params == lost.params
     assert gone_within(workers, 10)
 
 

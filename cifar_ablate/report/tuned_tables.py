@@ -84,7 +84,7 @@ def _row(row: TunedArmRow, *, is_at_hand: bool) -> tuple[Cell, ...]:
     counts = (found.trials, found.pruned, found.failed, found.epochs)
     return (
         Cell(row.name),
-        Cell(f"{found.trial}{'' if found.trial else ' (as it stood)'}", found.trial),
+        Cell(f"{found.trial}{' (as it stood)' if found.is_present else ''}", found.trial),
         Cell("not finite") if present is None else number(present),
         number(found.val_accuracy),
         *(number(one, 0) for one in counts),

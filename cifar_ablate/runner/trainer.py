@@ -29,6 +29,9 @@ from cifar_ablate.training.engine import Engine, EngineOptions, choose_mode
 from cifar_ablate.training.epoch import Steps, Stopped, Watcher
 from cifar_ablate.training.train import train_run
 
+WAIT_SECONDS = 0.5
+"""Between two looks at whether another process is done with a trial of the same values."""
+
 
 @dataclass
 class GroupTrainer:
@@ -71,12 +74,17 @@ class GroupTrainer:
             take_turns([crowded], 1)
 
     def _steps_of(self, run: PlannedRun, place: Place, channel: Channel, turn: Turn) -> Steps[None]:
-        if channel.should_stop(run.key):
-            return
         folder = RunFolder(self.runs_root / run.fingerprint)
-        with lock(folder.lock, note=self.owner.to_text()) as mine:  # of two processes, one trains the run
-            ended = (yield from self._end_of(run, folder, place, channel, turn)) if mine else _elsewhere(run, folder)
-        channel.tell(ended)
+        while not channel.should_stop(run.key):
+            with lock(folder.lock, note=self.owner.to_text()) as mine:  # of two processes, one trains the run
+                if mine or self.keep_networks:
+                    is_mine = self._end_of(run, folder, place, channel, turn)
+                    ended = (yield from is_mine) if mine else _elsewhere(run, folder)
+                    channel.tell(ended)
+                    return
+            if turn.num_lanes == 1:  # a trial waits for its twin, and has its result then
+                time.sleep(WAIT_SECONDS)
+            yield
 
     def _end_of(self, run: PlannedRun, folder: RunFolder, place: Place, channel: Channel, turn: Turn) -> Steps[Ended]:
         """Train a run, or take what its folder holds already."""

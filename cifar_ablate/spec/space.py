@@ -77,6 +77,8 @@ def put(values: Values, path: Path_, value: Any) -> None:
         inner[last] = _component(path[0], inner.get(last), value)
     elif path[0] == "augment" and len(path) == 2 and value is None:
         inner.pop(last, None)
+    elif isinstance(value, Mapping) and isinstance(inner.get(last), Mapping):
+        inner[last] = {**inner[last], **value}
     else:
         inner[last] = copy.deepcopy(value)
 

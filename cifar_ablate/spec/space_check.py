@@ -9,13 +9,15 @@ import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from cifar_ablate.errors import Problem, suggest
+from cifar_ablate.registry import AUGMENTATIONS
 from cifar_ablate.spec.component import COMPONENT_REGISTRIES, shown
 from cifar_ablate.spec.known import component_name, has_option, recipe_keys, unknown_key
 from cifar_ablate.spec.messages import problems
-from cifar_ablate.spec.schema import RECORDING_FIELDS, Recipe
+from cifar_ablate.spec.schema import RECORDING_FIELDS, Loss, MovingAverage, Recipe
 from cifar_ablate.spec.space import MISSING, Values, applies, present, put, same, value_at
 from cifar_ablate.spec.text import Path_, Tree, Written, dotted
 from cifar_ablate.spec.tune import Choice, Parameter, Range, Tune
@@ -31,7 +33,7 @@ def read_space(tune: Tune, tree: Tree, recipes: Mapping[str, Recipe]) -> tuple[t
     """
     arms = {name: recipe.as_dict() for name, recipe in recipes.items()}
     parameters = [
-        Parameter(name, _kind(name, entry, arms), entry, tree.at(("space", name))) for name, entry in tune.space.items()
+        Parameter(name, _kind(name, entry), entry, tree.at(("space", name))) for name, entry in tune.space.items()
     ]
     found: list[Problem] = []
     for parameter in parameters:
@@ -51,23 +53,36 @@ def read_space(tune: Tune, tree: Tree, recipes: Mapping[str, Recipe]) -> tuple[t
     return ordered, found
 
 
-def _kind(name: str, entry: Range | Choice, arms: Mapping[str, Values]) -> Any:
+def _kind(name: str, entry: Range | Choice) -> Any:
     """Whole numbers where both ends are, and where the field takes nothing else."""
     if isinstance(entry, Choice):
         return "choice"
     if isinstance(entry.low, float) or isinstance(entry.high, float) or isinstance(entry.step, float):
         return "float"
-    for values in arms.values():
-        probed = copy.deepcopy(values)
-        put(probed, tuple(name.split(".")), entry.low + 0.5)
-        try:
-            Recipe.model_validate(probed)
-        except ValidationError as error:
-            if any(detail["type"].startswith("int") for detail in error.errors(include_url=False)):
-                return "int"
-        else:
-            return "float"
-    return "int"
+    return "int" if any(_refuses_fractions(info) for info in _fields_at(tuple(name.split(".")))) else "float"
+
+
+def _fields_at(path: Path_) -> list[FieldInfo]:
+    """The fields that stand at this path, in any component."""
+    first, last = path[0], path[-1]
+    models: list[type[BaseModel]] = []
+    if len(path) == 1:
+        models = [Recipe]
+    elif len(path) == 2 and first in COMPONENT_REGISTRIES:
+        models = [COMPONENT_REGISTRIES[first].options(name) for name in COMPONENT_REGISTRIES[first].names()]
+    elif len(path) == 2 and first in ("loss", "ema"):
+        models = [Loss if first == "loss" else MovingAverage]
+    elif len(path) == 3 and first == "augment" and path[1] in AUGMENTATIONS.names():
+        models = [AUGMENTATIONS.options(path[1])]
+    return [model.model_fields[last] for model in models if last in model.model_fields]
+
+
+def _refuses_fractions(info: FieldInfo) -> bool:
+    try:
+        TypeAdapter(info.rebuild_annotation()).validate_python(1.5, strict=True)
+    except ValidationError as error:
+        return any(detail["type"].startswith("int") for detail in error.errors(include_url=False))
+    return False
 
 
 def _misplaced(parameter: Parameter, arms: Mapping[str, Values]) -> str:
@@ -76,6 +91,9 @@ def _misplaced(parameter: Parameter, arms: Mapping[str, Values]) -> str:
         return unknown_key((first,), {(): Recipe.model_fields})
     if first in FIXED:
         return f"{first} cannot be tuned: it is the same for all trials; set it in the recipe"
+    most = 2 if first == "augment" else 1 if first in COMPONENT_REGISTRIES or first in ("loss", "ema") else 0
+    if len(rest) > most or not all(rest):
+        return f"is no field: {first} has no fields so deep; write one such as optimizer.lr or augment.mixup.alpha"
     is_whole = not rest and (first in COMPONENT_REGISTRIES or first in ("augment", "loss", "ema"))
     if is_whole and (isinstance(parameter.entry, Range) or first not in COMPONENT_REGISTRIES):
         examples = {"augment": "augment.mixup.alpha", "loss": "loss.label_smoothing", "ema": "ema.decay"}
@@ -97,7 +115,8 @@ def _misconditioned(parameter: Parameter, space: Sequence[Parameter], arms: Mapp
             return f"`when` asks for {name}, which neither the space nor the recipe has{near}"
         entry = tuned[name].entry if name in tuned else None
         if isinstance(entry, Choice):
-            known |= {one if not isinstance(one, Mapping) else one.get("name", True) for one in entry.choices}
+            named = [one.get("name", True) if isinstance(one, Mapping) else one for one in entry.choices]
+            known |= {one for one in named if _is_plain(one)}
             known |= {False} if path[0] == "augment" and None in entry.choices else set()
         for value in allowed:
             if not isinstance(entry, Range) and not any(same(value, one) for one in known):

@@ -125,7 +125,9 @@ class TunedArm(Spec):
     """Where an arm's tuned values come from, and what they cost."""
 
     trial: NonNegativeInt
-    """Number of the trial; 0 is the recipe as it stood."""
+    """Number of the trial."""
+    is_present: bool = False
+    """Is it the recipe as it stood? Nothing was better then."""
     val_accuracy: Percent
     """Of that trial, in percent, the mean over its seeds."""
     present_val_accuracy: Percent | None = None

@@ -90,15 +90,15 @@ class TuneCommand(Channel):
         folder = RunFolder(self.runs_root / run.fingerprint)
         if isinstance(message, Started):
             self.courier.begin(run, folder)
-            self._replay(active, folder, message.epochs_done)
+            self._replay(active, run, folder, message.epochs_done)
             self.events.on_start(active.trials.plan, active.asked, run, message.epochs_done)
         elif isinstance(message, Stepped):
             self.events.on_step(active.trials.plan, active.asked, run, message.epoch, message.step / message.num_steps)
         elif isinstance(message, EpochEnded):
             self.courier.news(run.key)
-            self._report(active, message.line["epoch"], message.line.get("val_accuracy"))
+            self._report(active, run.seed, message.line["epoch"], message.line.get("val_accuracy"))
         elif isinstance(message, Lost):
-            self._end(active, run, folder, Ended(message.key, "failed", message.reason))
+            self._end(active, run, folder, self._lost(active, message))
         else:
             self._end(active, run, folder, message)
 
@@ -123,18 +123,18 @@ class TuneCommand(Channel):
         self.events.on_trial(arm.plan, asked)
         return active
 
-    def _replay(self, active: Active, folder: RunFolder, epochs_done: int) -> None:
+    def _replay(self, active: Active, run: PlannedRun, folder: RunFolder, epochs_done: int) -> None:
         """A trial that is taken up again tells its new number what the one before had seen."""
         for line in folder.history()[:epochs_done]:
             if active.is_pruned:
                 return
-            self._report(active, line["epoch"], line.get("val_accuracy"))
+            self._report(active, run.seed, line["epoch"], line.get("val_accuracy"))
 
-    def _report(self, active: Active, epoch: int, accuracy: float | None) -> None:
+    def _report(self, active: Active, seed: int, epoch: int, accuracy: float | None) -> None:
         is_last = epoch == active.asked.recipe.epochs and len(active.asked.finals) == len(active.runs) - 1
         if accuracy is None or not math.isfinite(accuracy) or active.is_over:
             return
-        if active.trials.report(active.asked, epoch, accuracy) and not is_last:
+        if active.trials.report(active.asked, seed, epoch, accuracy) and not is_last and not active.asked.is_present:
             active.is_pruned = True
 
     def _end(self, active: Active, run: PlannedRun, folder: RunFolder, ended: Ended) -> None:
@@ -149,11 +149,17 @@ class TuneCommand(Channel):
             outcome = outcome if outcome in ("finished", "diverged", "pruned", "killed") else "failed"
             self.courier.end(run, folder, outcome, result=result, reason=ended.reason)
         if ended.kind == "shared":
-            self._replay(active, folder, len(folder.history()) - 1)
+            self._replay(active, run, folder, len(folder.history()) - (len(active.runs) == 1))
         if not active.is_over:
-            self._settle(active, outcome, folder, ended)
+            self._settle(active, run, outcome, folder, ended)
         if ended.halts:
             self.stops.everything(ended.reason)
+
+    @staticmethod
+    def _lost(active: Active, message: Lost) -> Ended:
+        """Of a worker that is gone: its trial is taken up again once, for the next one may have more memory."""
+        is_second = active.asked.is_taken_up
+        return Ended(message.key, "failed" if is_second else "stopped", message.reason)
 
     def _note_cost(self, active: Active, folder: RunFolder, ended: Ended) -> None:
         """What a training took, also before it was taken up again; one that was done before cost this trial nothing."""
@@ -166,11 +172,11 @@ class TuneCommand(Channel):
         else:
             active.asked.seconds += sum(num / line["images_per_second"] for line in lines)
 
-    def _settle(self, active: Active, outcome: str, folder: RunFolder, ended: Ended) -> None:
+    def _settle(self, active: Active, run: PlannedRun, outcome: str, folder: RunFolder, ended: Ended) -> None:
         """What the end of one training means for its trial."""
         trials, asked = active.trials, active.asked
         if outcome == "finished" and ended.result is not None:
-            asked.finals.append(ended.result.metrics["val_accuracy"])
+            asked.finals[run.seed] = ended.result.metrics["val_accuracy"]
             if active.is_pruned:
                 outcome = "pruned"  # the word came too late for this seed, and ends the others
             elif len(asked.finals) < len(active.runs):

@@ -22,8 +22,6 @@ from cifar_ablate.spec.tune import Choice, Parameter, Tune
 
 SUFFIX = "/tuning"
 """Behind a study's label: the name of the MLflow experiment with its trials, which is no study's."""
-MAX_GRID = 1_000_000
-"""Combinations that are counted; more are as good as endless."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,11 @@ class ArmPlan:
     @cached_property
     def present(self) -> Values:
         """The tuned fields of the recipe as it stands."""
-        return compose(self.space, self.values, lambda one: present(one, self.values))[1]
+        return compose(self.space, self.values, self.at_present)[1]
+
+    def at_present(self, parameter: Parameter) -> Any:
+        """The value of a field in the recipe as it stands; MISSING where the space does not have it."""
+        return present(parameter, self.values)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -72,7 +74,7 @@ class ArmPlan:
         precision = self.device.resolve(self.recipe.precision)
         content = {
             "recipe": fingerprint(self.recipe, None, precision, self.data.digest),
-            "space": self.protocol["space"],
+            "space": {one.name: [one.kind, one.entry.model_dump(mode="json")] for one in self.space},
             **{name: self.protocol[name] for name in ("sampler", "pruner", "seeds", "seed")},
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:20]
@@ -103,7 +105,7 @@ class ArmPlan:
         """Trials in all; a grid ends when all its points are tried."""
         if self.tune.sampler.name != "grid":
             return self.tune.trials
-        return min(self.tune.trials, grid_size(self.space, self.values))
+        return grid_size(self.space, self.values, self.tune.trials)
 
     def runs(self, recipe: Recipe, number: int, parent_run_id: str = "") -> list[PlannedRun]:
         """The trainings of a trial, one for each seed."""
@@ -145,16 +147,19 @@ def plan_tuning(
     if found:
         raise StudyError(list(dict.fromkeys(found)))
     for plan in plans:
+        if Recipe.model_validate(compose(plan.space, plan.values, plan.at_present)[0]) != plan.recipe:
+            raise RuntimeError(f"the first trial of {plan.arm} would not be its recipe as it stands")
+    for plan in plans:
         for recipe in _largest_batches(plan):
             check_batch_size(f"{study.label}, arm {plan.arm!r}, without its validation images", recipe, plan.data)
     return plans
 
 
-def grid_size(space: Sequence[Parameter], values: Values) -> int:
-    """Different combinations of a space of finite parameters."""
+def grid_size(space: Sequence[Parameter], values: Values, most: int) -> int:
+    """Different combinations of a space of finite parameters, counted up to ``most``."""
     left: list[list[Any]] = [[]]
     num = 0
-    while left and num < MAX_GRID:
+    while left and num < most:
         chosen = iter(left.pop())
         open_at: list[Parameter] = []
 

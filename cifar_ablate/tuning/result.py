@@ -65,7 +65,7 @@ class ArmResult:
     def best(self) -> TrialRow | None:
         """The trial of the highest accuracy, of equal ones the earliest: the recipe as it stands before any other."""
         complete = [one for one in self.trials if one.val_accuracy is not None]
-        return max(complete, key=lambda one: (one.val_accuracy or 0.0, -one.number), default=None)
+        return max(complete, key=lambda one: (one.val_accuracy or 0.0, one.is_present, -one.number), default=None)
 
     @property
     def present(self) -> TrialRow | None:
@@ -109,6 +109,7 @@ class ArmResult:
         present = self.present.val_accuracy if self.present is not None else None
         return TunedArm(
             trial=self.best.number,
+            is_present=self.best.is_present,
             val_accuracy=round(self.best.val_accuracy, 3),
             present_val_accuracy=None if present is None else round(present, 3),
             trials=self.num_tried,

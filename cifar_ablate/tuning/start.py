@@ -9,11 +9,13 @@ from pathlib import Path
 from rich.console import Console
 
 from cifar_ablate.device import find_device
+from cifar_ablate.errors import TrackingError
 from cifar_ablate.plan import PlannedRun
 from cifar_ablate.runner.jobs import choose_places, parse_jobs
-from cifar_ablate.runner.preflight import describe_places, open_tracking, prepare
+from cifar_ablate.runner.preflight import describe_places, prepare
 from cifar_ablate.runner.stopping import Stops, signals_stop
 from cifar_ablate.spec.schema import Study
+from cifar_ablate.tracking import Tracking
 from cifar_ablate.training.engine import choose_mode
 from cifar_ablate.tuning.events import TuningEvents
 from cifar_ablate.tuning.plan import ArmPlan, plan_tuning
@@ -65,7 +67,7 @@ def tune_study(
     for line in _described(plans):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     stops = Stops()
-    tracking = None if offline else open_tracking()
+    tracking = None if offline else _open_tracking()
     with TuningEvents(console) as events, signals_stop(stops):
         return tune_arms(
             plans,
@@ -76,6 +78,13 @@ def tune_study(
             stops=stops,
             options=options,
         )
+
+
+def _open_tracking() -> Tracking:
+    try:
+        return Tracking()
+    except TrackingError as error:
+        raise TrackingError(f"{error}; or tune with --offline: the same command delivers later") from None
 
 
 def _trainings(plan: ArmPlan) -> list[PlannedRun]:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 DIGITS = 4
 """Significant digits of a tuned number: enough for any learning rate, and it can be read."""
 LOST, OWNER, BEAT, REASON, PRESENT = "lost", "owner", "beat", "reason", "is_present_recipe"
+TAKEN_UP = "taken_up_from"
 VALUES, SECONDS, EPOCHS, FINGERPRINTS, RECIPE_ID = "values", "seconds", "epochs", "fingerprints", "recipe_id"
 """Names of a trial's attributes, as optuna-dashboard shows them."""
 SURPLUS = "another process had asked for the last trial"
@@ -48,7 +49,7 @@ class Asked:
     recipe: Recipe
     values: dict[str, Any]
     """The tuned fields as they were set."""
-    finals: list[float] = field(default_factory=list)
+    finals: dict[int, float] = field(default_factory=dict)
     """Validation accuracy of each seed that has ended."""
     seconds: float = 0.0
     epochs: int = 0
@@ -61,6 +62,11 @@ class Asked:
     def is_present(self) -> bool:
         """Is it the recipe as it stands?"""
         return PRESENT in self.trial.user_attrs
+
+    @property
+    def is_taken_up(self) -> bool:
+        """Was it begun before, and lost?"""
+        return TAKEN_UP in self.trial.user_attrs
 
 
 class ArmTrials:
@@ -104,6 +110,7 @@ class ArmTrials:
                     return None
                 trial = self.study.ask()
                 trial.set_user_attr(OWNER, this_process().to_text())
+                trial.set_user_attr(BEAT, time.time())
                 if self._is_surplus(trial):
                     self._drop(trial._trial_id, SURPLUS)
                     return None
@@ -116,17 +123,19 @@ class ArmTrials:
                 continue
             return self._prepared(Asked(trial, recipe, chosen))
 
-    def report(self, asked: Asked, epoch: int, accuracy: float) -> bool:
-        """Note the accuracy after an epoch of the seed under way (counted on over seeds); True: prune it."""
-        step = len(asked.finals) * asked.recipe.epochs + epoch
-        mean = (sum(asked.finals) + accuracy) / (len(asked.finals) + 1)
+    def report(self, asked: Asked, seed: int, epoch: int, accuracy: float) -> bool:
+        """Note the accuracy after an epoch of a seed (epochs are counted on over seeds); True: prune the trial."""
+        index = self.plan.seeds.index(seed)
+        step = index * asked.recipe.epochs + epoch
+        before = [asked.finals[one] for one in self.plan.seeds[:index] if one in asked.finals]
+        mean = (sum(before) + accuracy) / (len(before) + 1)
         with storing(self.url):
             asked.trial.report(mean, step)
             return bool(asked.trial.should_prune())
 
     def finish(self, asked: Asked) -> float:
         """All seeds have ended; gives the trial's value, their mean accuracy in percent."""
-        value = sum(asked.finals) / len(asked.finals)
+        value = sum(asked.finals.values()) / len(asked.finals)
         with storing(self.url):
             self._note_cost(asked)
             self.study.tell(asked.trial, value)
@@ -174,7 +183,7 @@ class ArmTrials:
         if not self._drop(one._trial_id, reason):
             return
         values = {**one.system_attrs.get("fixed_params", {}), **one.params}
-        attributes = {"taken_up_from": one.number, **({PRESENT: True} if PRESENT in one.user_attrs else {})}
+        attributes = {TAKEN_UP: one.number, **({PRESENT: True} if PRESENT in one.user_attrs else {})}
         self.study.enqueue_trial(values, user_attrs=attributes)
 
     def _ensure_present(self, counted: list[FrozenTrial]) -> None:

@@ -17,9 +17,10 @@ from cifar_ablate.spec.component import COMPONENT_REGISTRIES, shown
 from cifar_ablate.spec.load import load_study
 from cifar_ablate.spec.merge import merge
 from cifar_ablate.spec.schema import Recipe, Study
-from cifar_ablate.spec.space import put, value_at
+from cifar_ablate.spec.space import put
 from cifar_ablate.spec.text import Tree, read_yaml
 from cifar_ablate.spec.tune import Tuned
+from cifar_ablate.tracking.answering import without_password
 from cifar_ablate.tuning.result import ArmResult
 
 ENDING = "-tuned"
@@ -39,10 +40,10 @@ def write_tuned(source: Path, results: Sequence[ArmResult], output: Path | None,
     Raises UsageError where that file is somebody's own, or where an overlay changes a tuned field, and OutputError.
     """
     path = output or source.with_name(f"{source.stem}{ENDING}.yaml")
-    if path.exists():
-        _check_ours(path)
     study = load_study(source)
     done = [result for result in results if result.best is not None]
+    if path.exists():
+        _check_ours(path, [result.plan.arm for result in done])
     if not done:
         raise UsageError("--write: no trial is complete yet; tune first")
     expected = {arm.name: arm.recipe.as_dict() for arm in study.arms}
@@ -64,13 +65,19 @@ def write_tuned(source: Path, results: Sequence[ArmResult], output: Path | None,
     return path
 
 
-def _check_ours(path: Path) -> None:
+def _check_ours(path: Path, arms: Sequence[str]) -> None:
     try:
-        is_ours = isinstance(read_yaml(path).value, Mapping) and "tuned" in read_yaml(path).value
+        before = load_study(path).tuned
     except StudyError:
-        is_ours = False
-    if not is_ours:
+        before = None
+    if before is None:
         raise UsageError(f"--write: {path} is there, and not of a tuning; name another file with --output")
+    if lost := [arm for arm in before.arms if arm not in arms]:
+        every = " ".join(f"--arm {shlex.quote(arm)}" for arm in (*lost, *arms))
+        raise UsageError(
+            f"--write: {path} has tuned values of {', '.join(lost)}, which would be lost; give {every} (what is tuned "
+            "is not tuned again), or name another file with --output"
+        )
 
 
 def _set_best(values: Plain, study: Study, result: ArmResult) -> None:
@@ -81,14 +88,21 @@ def _set_best(values: Plain, study: Study, result: ArmResult) -> None:
     for one in result.plan.space:
         if one.name not in best.values:
             continue
-        if value_at(values, one.path) != value_at(result.plan.values, one.path):
-            now, overlay = shown(value_at(values, one.path)), shown(result.plan.study.variant)
+        if _at(values, one.path) != _at(result.plan.values, one.path):
+            now, overlay = shown(_at(values, one.path)), shown(result.plan.study.variant)
             message = (
                 f"is {now} in the study and changed by {overlay}, so that a value tuned under it cannot be written "
                 "into the study; take it out of the overlay"
             )
             raise StudyError([Problem(one.written.origin, one.written.path, message)])
         put(values, one.path, best.values[one.name])
+
+
+def _at(values: Mapping[str, Any], path: Sequence[str]) -> Any:
+    found: Any = values
+    for part in path:
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
 
 
 def _content(raw: Plain, study: Study, expected: Mapping[str, Plain], done: Sequence[ArmResult]) -> Plain:
@@ -183,13 +197,13 @@ def _provenance(study: Study, done: Sequence[ArmResult]) -> Plain:
 
 
 def _text(content: Plain, study: Study, done: Sequence[ArmResult], path: Path, command: str) -> str:
-    again = f"cifar-ablate run {path}" + "".join(f" {part}" for part in _overlay_words(command))
+    again = " ".join(["cifar-ablate run", shlex.quote(str(path)), *_overlay_words(command)])
     num = max(result.num_tried for result in done)
     lines = [
         f"# The arms of {study.name}, each at its own best values of {num} trials, chosen by validation images:",
         "# the best of many looks better than it is. What they are worth on the test images says",
         f"#   {again}",
-        f"# Written by: {command}",
+        f"# Written by: {_written_by(command)}",
     ]
     text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=200)
     for line in text.splitlines():
@@ -206,6 +220,11 @@ class _Dumper(yaml.SafeDumper):
         is_plain = all(isinstance(part, yaml.ScalarNode) for part in pairs)
         node.flow_style = is_plain and sum(len(part.value) + 2 for part in pairs) <= MAX_LINE
         return node
+
+
+def _written_by(command: str) -> str:
+    """The command on one line, without the password of a storage."""
+    return " ".join(" ".join(shlex.quote(without_password(word)) for word in shlex.split(command)).split())
 
 
 def _overlay_words(command: str) -> list[str]:
