@@ -38,6 +38,7 @@ def tuned_arm(rate: float) -> dict[str, Any]:
     return {
         "trial": 7,
         "val_accuracy": 53.25,
+        "is_present": False,
         "present_val_accuracy": 51.5,
         "trials": 20,
         "pruned": 8,
