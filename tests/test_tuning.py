@@ -203,7 +203,7 @@ def test_a_trial_is_the_mean_of_its_seeds(workshop: Workshop) -> None:
 
 
 def test_a_diverged_trial_is_failed_with_its_reason_and_the_others_go_on(workshop: Workshop) -> None:
-    write(workshop, (RATE, "[0.02, 1.0e+30]"), (SAMPLER, "grid"))
+    write(workshop, (RATE, "[0.02, 1.0e+30]"), (SAMPLER, "grid"), WITHOUT_WARMUP)
     answer = workshop(*TUNE, "--trials", "20")
     assert answer.code == 0, answer.out
     ended = trials(workshop.folder)

@@ -149,7 +149,7 @@ class TuneCommand(Channel):
             outcome = outcome if outcome in ("finished", "diverged", "pruned", "killed") else "failed"
             self.courier.end(run, folder, outcome, result=result, reason=ended.reason)
         if ended.kind == "shared":
-            self._replay(active, run, folder, len(folder.history()) - (len(active.runs) == 1))
+            self._replay(active, run, folder, len(folder.history()))
         if not active.is_over:
             self._settle(active, run, outcome, folder, ended)
         if ended.halts:
