@@ -24,7 +24,7 @@ from cifar_ablate.runner.reconcile import Reconciled, reconcile
 from cifar_ablate.runner.states import has_ended
 from cifar_ablate.runner.stopping import Stops
 from cifar_ablate.runner.trainer import GroupTrainer
-from cifar_ablate.tracking import Courier, Tracking
+from cifar_ablate.tracking import Courier, Parcel, Tracking
 from cifar_ablate.training.engine import EngineOptions
 from cifar_ablate.training.train import CHECKPOINT_SECONDS
 
@@ -99,10 +99,7 @@ def run_plans(
             opened.read_again()
             standings = opened.standings()
     finally:
-        left = courier.close(
-            patience_seconds=HURRIED_SECONDS if stops.signal else PATIENCE_SECONDS,
-            hurry=partial(_was_signalled_since, stops, stops.signal),
-        )
+        left = close(courier, stops)
     standings = opened.standings() if stops.reason else standings
     waiting = [waiting_line(one, command.why_missing) for one in standings]
     return command.summary(left, [line for line in waiting if line])
@@ -180,6 +177,12 @@ def _execute(
     if runs:
         side_by_side = max(place.side_by_side for place in places)
         EXECUTORS.get(executor)(grouped(runs, len(places), side_by_side), train_group, places, command)
+
+
+def close(courier: Courier, stops: Stops) -> list[Parcel]:
+    """Deliver what is left, in a hurry after a signal; gives what could not be delivered."""
+    patience = HURRIED_SECONDS if stops.signal else PATIENCE_SECONDS
+    return courier.close(patience_seconds=patience, hurry=partial(_was_signalled_since, stops, stops.signal))
 
 
 def _was_signalled_since(stops: Stops, before: str) -> bool:

@@ -51,6 +51,14 @@ def value_at(values: Mapping[str, Any], path: Path_) -> Any:
     return component_name(values, path[0]) if len(path) == 1 and path[0] in COMPONENT_REGISTRIES else found
 
 
+def written_at(values: Mapping[str, Any], path: Path_) -> Any:
+    """What stands at ``path``, whole; MISSING where nothing does."""
+    found: Any = values
+    for part in path:
+        found = found.get(part, MISSING) if isinstance(found, Mapping) else MISSING
+    return found
+
+
 def present(parameter: Parameter, values: Values) -> Any:
     """What the field is in a recipe: a number of the range, one of the choices, or MISSING where it is neither."""
     entry, path = parameter.entry, parameter.path
@@ -95,9 +103,7 @@ def _component(part: str, below: Any, value: Any) -> Values:
 
 def _is_at(values: Values, path: Path_, choice: Any) -> bool:
     """Is this choice what the recipe has at ``path``?"""
-    found: Any = values
-    for part in path:
-        found = found.get(part, MISSING) if isinstance(found, Mapping) else MISSING
+    found = written_at(values, path)
     if path[0] in COMPONENT_REGISTRIES and len(path) == 1:
         choice = {"name": choice} if isinstance(choice, str) else choice
     if isinstance(choice, Mapping):

@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -35,11 +35,6 @@ class Active:
     is_pruned: bool = False
     is_over: bool = False
     """Told to Optuna; what is left of its trainings is not begun."""
-    ended: set[Key] = field(default_factory=set)
-
-    @property
-    def name(self) -> str:
-        return self.runs[0].arm
 
 
 class TuneCommand(Channel):
@@ -124,10 +119,8 @@ class TuneCommand(Channel):
         return active
 
     def _replay(self, active: Active, run: PlannedRun, folder: RunFolder, epochs_done: int) -> None:
-        """A trial that is taken up again tells its new number what the one before had seen."""
+        """A trial that is taken up again, or was trained before, tells its new number what was seen."""
         for line in folder.history()[:epochs_done]:
-            if active.is_pruned:
-                return
             self._report(active, run.seed, line["epoch"], line.get("val_accuracy"))
 
     def _report(self, active: Active, seed: int, epoch: int, accuracy: float | None) -> None:
@@ -138,14 +131,11 @@ class TuneCommand(Channel):
             active.is_pruned = True
 
     def _end(self, active: Active, run: PlannedRun, folder: RunFolder, ended: Ended) -> None:
-        active.ended.add(run.key)
         result = ended.result
         kind = result.status if ended.kind == "shared" and result is not None else ended.kind
         outcome = "pruned" if kind == "stopped" and active.is_pruned else "killed" if kind == "stopped" else kind
         self._note_cost(active, folder, ended)
-        if outcome == "elsewhere":
-            self.courier.drop(run.key)
-        elif result is not None or run.key in self.courier.parcels:
+        if result is not None or run.key in self.courier.parcels:
             outcome = outcome if outcome in ("finished", "diverged", "pruned", "killed") else "failed"
             self.courier.end(run, folder, outcome, result=result, reason=ended.reason)
         if ended.kind == "shared":
@@ -163,7 +153,7 @@ class TuneCommand(Channel):
 
     def _note_cost(self, active: Active, folder: RunFolder, ended: Ended) -> None:
         """What a training took, also before it was taken up again; one that was done before cost this trial nothing."""
-        if ended.kind in ("shared", "elsewhere"):
+        if ended.kind == "shared":
             return
         lines, num = folder.history(), len(active.trials.plan.data.train_labels)
         active.asked.epochs += len(lines)
@@ -177,10 +167,10 @@ class TuneCommand(Channel):
         trials, asked = active.trials, active.asked
         if outcome == "finished" and ended.result is not None:
             asked.finals[run.seed] = ended.result.metrics["val_accuracy"]
-            if active.is_pruned:
+            if len(asked.finals) < len(active.runs):
+                if not active.is_pruned:
+                    return
                 outcome = "pruned"  # the word came too late for this seed, and ends the others
-            elif len(asked.finals) < len(active.runs):
-                return
         active.is_over = True
         if outcome == "finished":
             value = trials.finish(asked)
@@ -194,9 +184,6 @@ class TuneCommand(Channel):
         elif outcome == "killed":
             trials.give_back(asked, ended.reason or self.stops.reason)
             self.events.on_ended(trials.plan, asked, "stopped, to be taken up again")
-        elif outcome == "elsewhere":
-            trials.drop(asked, ended.reason)
-            self.events.on_ended(trials.plan, asked, ended.reason)
         else:
             trials.fail(asked, ended.reason)
             self.events.on_ended(trials.plan, asked, f"{outcome}: {ended.reason}")

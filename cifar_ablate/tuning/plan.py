@@ -17,7 +17,7 @@ from cifar_ablate.plan import DataKey, PlannedRun, check_batch_size, data_key, f
 from cifar_ablate.spec.component import shown
 from cifar_ablate.spec.delta import differences
 from cifar_ablate.spec.schema import Recipe, Study
-from cifar_ablate.spec.space import MISSING, Values, compose, present
+from cifar_ablate.spec.space import MISSING, Values, compose, present, written_at
 from cifar_ablate.spec.tune import Choice, Parameter, Tune
 
 SUFFIX = "/tuning"
@@ -107,11 +107,14 @@ class ArmPlan:
             return self.tune.trials
         return grid_size(self.space, self.values, self.tune.trials)
 
+    def tags(self, number: int, parent_run_id: str) -> tuple[tuple[str, str], ...]:
+        """Of a trial's MLflow runs: whose they are."""
+        parent = (("mlflow.parentRunId", parent_run_id),) if parent_run_id else ()
+        return (("ablate.trial", str(number)), ("ablate.tuning", self.identity), *parent)
+
     def runs(self, recipe: Recipe, number: int, parent_run_id: str = "") -> list[PlannedRun]:
         """The trainings of a trial, one for each seed."""
         precision = self.device.resolve(recipe.precision)
-        tags = {"ablate.trial": str(number), "ablate.tuning": self.identity}
-        tags |= {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
         return [
             PlannedRun(
                 study=self.label,
@@ -121,7 +124,7 @@ class ArmPlan:
                 precision=precision,
                 recipe_id=fingerprint(recipe, None, precision, self.data.digest),
                 fingerprint=fingerprint(recipe, seed, precision, self.data.digest),
-                tags=tuple(tags.items()),
+                tags=self.tags(number, parent_run_id),
             )
             for seed in self.seeds
         ]
@@ -193,7 +196,12 @@ def _not_present(plan: ArmPlan) -> list[Problem]:
     found = []
     for one in plan.space:
         if plan.present.get(one.name) is MISSING:
-            now = shown(_now(plan.values, one))
+            value = written_at(plan.values, one.path)
+            if value is MISSING:
+                message = f"arm {shown(plan.arm)} has no {one.name}; write it into the recipe, or add `when`"
+                found.append(Problem(one.written.origin, one.written.path, message))
+                continue
+            now = shown(value)
             cure = f"add {now} to the choices" if isinstance(one.entry, Choice) else f"widen the range to hold {now}"
             message = (
                 f"is {now} in arm {shown(plan.arm)}, which the space does not have; {cure}, for the first trial is the "
@@ -219,13 +227,6 @@ def _undone(plan: ArmPlan) -> list[Problem]:
         for one in plan.space
         if one.name in plan.present and any(path[: len(one.path)] == one.path for path in changed)
     ]
-
-
-def _now(values: Values, parameter: Parameter) -> Any:
-    found: Any = values
-    for part in parameter.path:
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return found
 
 
 def _largest_batches(plan: ArmPlan) -> list[Recipe]:

@@ -122,8 +122,13 @@ class ArmResult:
 
 def result_of(arm: ArmTrials) -> ArmResult:
     """The tuning of an arm as its storage has it."""
-    rows = tuple(_row(one) for one in arm.all())
+    rows = rows_of(arm)
     return ArmResult(arm.plan, rows, _importances(arm, rows))
+
+
+def rows_of(arm: ArmTrials) -> tuple[TrialRow, ...]:
+    """Every trial that counts, by number."""
+    return tuple(_row(one) for one in arm.all())
 
 
 def as_csv(result: ArmResult) -> str:

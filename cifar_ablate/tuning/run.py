@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from datetime import datetime
 from pathlib import Path
 
 from cifar_ablate.device import Place
@@ -15,7 +15,7 @@ from cifar_ablate.owner import this_process
 from cifar_ablate.plan import data_key
 from cifar_ablate.records import RunIdentity
 from cifar_ablate.registry import EXECUTORS
-from cifar_ablate.runner.execute import HURRIED_SECONDS, PATIENCE_SECONDS, RUNS_ROOT
+from cifar_ablate.runner.execute import RUNS_ROOT, close
 from cifar_ablate.runner.stopping import Stops
 from cifar_ablate.runner.trainer import GroupTrainer
 from cifar_ablate.tracking import Courier, Tracking
@@ -26,7 +26,7 @@ from cifar_ablate.tuning.command import TuneCommand
 from cifar_ablate.tuning.events import TuningEvents
 from cifar_ablate.tuning.history import write_files
 from cifar_ablate.tuning.plan import ArmPlan
-from cifar_ablate.tuning.result import ArmResult, result_of
+from cifar_ablate.tuning.result import ArmResult, result_of, rows_of
 from cifar_ablate.tuning.storage import open_storage
 from cifar_ablate.tuning.trials import FINGERPRINTS, RECIPE_ID, ArmTrials
 
@@ -86,16 +86,11 @@ def tune_arms(
         num_images=_images_by_shape(plans),
         keep_networks=False,
     )
-    before = ""
     try:
         EXECUTORS.get(options.executor)(command.groups(), train_group, places, command)
     finally:
         command.close()
-        before = stops.signal
-        left = courier.close(
-            patience_seconds=HURRIED_SECONDS if before else PATIENCE_SECONDS,
-            hurry=partial(_was_signalled_since, stops, before),
-        )
+        left = close(courier, stops)
     results = tuple(result_of(arm) for arm in arms)
     undelivered = [(parcel.run.name, parcel.trouble) for parcel in left] if tracking is not None else []
     if tracking is not None:
@@ -113,7 +108,7 @@ def _opened(tracking: Tracking, plan: ArmPlan) -> OpenedTuning:
 
 def _tell_of_best(arms: Sequence[ArmTrials], events: TuningEvents) -> None:
     for arm in arms:
-        for one in result_of(arm).trials:
+        for one in rows_of(arm):
             if one.val_accuracy is not None:
                 events.knows(arm.plan, one.val_accuracy, one.number)
 
@@ -132,11 +127,10 @@ def _deliver_missed(arm: ArmTrials, opened: OpenedTuning, courier: Courier) -> N
     """Trials that ended while MLflow was away, or offline, are brought to it from their folders."""
     plan = arm.plan
     outcomes = {"complete": "finished", "pruned": "pruned"}
-    for one, row in zip(arm.all(), result_of(arm).trials, strict=True):
+    for one, row in zip(arm.all(), rows_of(arm), strict=True):
         name = f"{plan.arm} trial {one.number}"
         if row.state not in ("complete", "pruned", "failed") or name in opened.recorded:
             continue
-        tags = {"ablate.trial": str(one.number), "ablate.tuning": plan.identity, "mlflow.parentRunId": opened.run_id}
         for seed, fingerprint in zip(plan.seeds, one.user_attrs.get(FINGERPRINTS, ()), strict=False):
             folder = RunFolder(RUNS_ROOT / fingerprint)
             if not folder.is_begun():
@@ -150,7 +144,7 @@ def _deliver_missed(arm: ArmTrials, opened: OpenedTuning, courier: Courier) -> N
                 precision=plan.device.resolve(plan.recipe.precision),
                 recipe_id=one.user_attrs[RECIPE_ID],
                 fingerprint=fingerprint,
-                tags=tuple(tags.items()),
+                tags=plan.tags(one.number, opened.run_id),
             )
             courier.end(run, folder, outcome, result=result, reason=row.reason)
 
@@ -175,11 +169,5 @@ def _record(tracking: Tracking, result: ArmResult, opened: OpenedTuning) -> None
         close_tuning(tracking, opened.run_id, is_done=result.is_done, tags=tags, points=points, files=files)
 
 
-def _milliseconds(when: object) -> int:
-    from datetime import datetime
-
-    return int(when.timestamp() * 1000) if isinstance(when, datetime) else 0
-
-
-def _was_signalled_since(stops: Stops, before: str) -> bool:
-    return stops.signal != before
+def _milliseconds(when: datetime | None) -> int:
+    return 0 if when is None else int(when.timestamp() * 1000)

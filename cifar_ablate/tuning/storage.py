@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_ablate.errors import TrackingError
+from cifar_ablate.errors import TrackingError, UsageError
 from cifar_ablate.locks import lock
 from cifar_ablate.tracking.answering import without_password
 
@@ -39,6 +39,8 @@ def open_storage(url: str) -> BaseStorage:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if "://" not in url and url.endswith((".db", ".sqlite", ".sqlite3")):
+        raise UsageError(f"--storage {url}: a path is a journal file; for a database write {SQLITE}{url}")
     with storing(url):
         if "://" not in url:
             from optuna.storages import JournalStorage

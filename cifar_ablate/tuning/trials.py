@@ -158,11 +158,6 @@ class ArmTrials:
         with storing(self.url), self._alone():
             self._requeue(self.study.get_trials(deepcopy=False)[asked.number], reason)
 
-    def drop(self, asked: Asked, reason: str) -> None:
-        """It does not count, and is not tried again."""
-        with storing(self.url):
-            self._drop(asked.trial._trial_id, reason)
-
     def beat(self, asked: Asked) -> None:
         """Say that this process is alive, for other machines."""
         with storing(self.url):

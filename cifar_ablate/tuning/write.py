@@ -17,7 +17,7 @@ from cifar_ablate.spec.component import COMPONENT_REGISTRIES, shown
 from cifar_ablate.spec.load import load_study
 from cifar_ablate.spec.merge import merge
 from cifar_ablate.spec.schema import Recipe, Study
-from cifar_ablate.spec.space import put
+from cifar_ablate.spec.space import put, written_at
 from cifar_ablate.spec.text import Tree, read_yaml
 from cifar_ablate.spec.tune import Tuned
 from cifar_ablate.tracking.answering import without_password
@@ -29,6 +29,8 @@ LEFT_OUT = ("tune", "tuned", "published")
 SECTIONS = ("tuned", "recipe", "baseline", "arms")
 """Each begins after an empty line."""
 
+MAX_LABEL = 64
+"""Characters of a study's name."""
 MAX_LINE = 90
 """Characters of a mapping that is written on one line."""
 Plain = dict[str, Any]
@@ -39,11 +41,10 @@ def write_tuned(source: Path, results: Sequence[ArmResult], output: Path | None,
 
     Raises UsageError where that file is somebody's own, or where an overlay changes a tuned field, and OutputError.
     """
-    path = output or source.with_name(f"{source.stem}{ENDING}.yaml")
+    path = target_of(source, output)
     study = load_study(source)
     done = [result for result in results if result.best is not None]
-    if path.exists():
-        _check_ours(path, [result.plan.arm for result in done])
+    check_target(source, output, [result.plan.arm for result in done])
     if not done:
         raise UsageError("--write: no trial is complete yet; tune first")
     expected = {arm.name: arm.recipe.as_dict() for arm in study.arms}
@@ -65,7 +66,21 @@ def write_tuned(source: Path, results: Sequence[ArmResult], output: Path | None,
     return path
 
 
-def _check_ours(path: Path, arms: Sequence[str]) -> None:
+def target_of(source: Path, output: Path | None) -> Path:
+    """The file that is written: the one that was asked for, or ``STUDY-tuned.yaml`` beside the study."""
+    return output or source.with_name(f"{source.stem}{ENDING}.yaml")
+
+
+def check_target(source: Path, output: Path | None, arms: Sequence[str]) -> None:
+    """Raise UsageError where the file is somebody's own, or has tuned arms that would be lost; asked first."""
+    path = target_of(source, output)
+    name = load_study(source).name
+    if len(name + ENDING) > MAX_LABEL:
+        raise UsageError(
+            f"--write: the name {name}{ENDING} has over {MAX_LABEL} characters; give the study a shorter one"
+        )
+    if not path.exists():
+        return
     try:
         before = load_study(path).tuned
     except StudyError:
@@ -88,21 +103,14 @@ def _set_best(values: Plain, study: Study, result: ArmResult) -> None:
     for one in result.plan.space:
         if one.name not in best.values:
             continue
-        if _at(values, one.path) != _at(result.plan.values, one.path):
-            now, overlay = shown(_at(values, one.path)), shown(result.plan.study.variant)
+        if written_at(values, one.path) != written_at(result.plan.values, one.path):
+            now, overlay = shown(written_at(values, one.path)), shown(result.plan.study.variant)
             message = (
                 f"is {now} in the study and changed by {overlay}, so that a value tuned under it cannot be written "
                 "into the study; take it out of the overlay"
             )
             raise StudyError([Problem(one.written.origin, one.written.path, message)])
         put(values, one.path, best.values[one.name])
-
-
-def _at(values: Mapping[str, Any], path: Sequence[str]) -> Any:
-    found: Any = values
-    for part in path:
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return found
 
 
 def _content(raw: Plain, study: Study, expected: Mapping[str, Plain], done: Sequence[ArmResult]) -> Plain:
