@@ -44,7 +44,7 @@ def tune(bench: Bench) -> None:
         "arms": {"baseline": None},
         "tune": {
             "space": SPACE,
-            "pruner": {"name": "median", "warmup_epochs": 8},
+            "pruner": {"name": "median", "warmup": 0.25},
             "trials": 2 if bench.task.width else 60,
             "time_limit_seconds": max(1.0, (1 - RUN_SHARE) * bench.time_left()),
         },

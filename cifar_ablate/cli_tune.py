@@ -30,6 +30,7 @@ def tune(
     history: Annotated[Path | None, typer.Option(metavar="DIR", help="Write all trials and figures there.")] = None,
     storage: Annotated[str | None, typer.Option(metavar="URL|FILE", help="Of Optuna: sqlite:///optuna.db")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Leave MLflow alone; the next command delivers.")] = False,
+    retry: Annotated[str | None, typer.Option(metavar="failed", help="Try failed trials again.")] = None,
     executor: Annotated[str, typer.Option(help=f"Where trials are trained: {', '.join(EXECUTORS.names())}.")] = "local",
     device: DeviceName = "auto",
     jobs: Jobs = "auto",
@@ -46,24 +47,28 @@ def tune(
         raise UsageError("--arm and --all-arms: give one of the two")
     if output is not None and not write:
         raise UsageError(f"--output {output}: it is for --write; add that")
+    if retry not in (None, "failed"):
+        raise UsageError(f"--retry {retry}: only failed trials can be tried again; write --retry failed")
     from cifar_ablate.training.engine import EngineOptions
-    from cifar_ablate.tuning.closing import exit_code, lines_of
+    from cifar_ablate.tuning.closing import exit_code, lines_of, under_way
     from cifar_ablate.tuning.history import write_history
     from cifar_ablate.tuning.run import TuneOptions
-    from cifar_ablate.tuning.write import write_tuned
+    from cifar_ablate.tuning.write import target_of, write_tuned
 
     EXECUTORS.get(executor)
     console = make_console()
     engine = EngineOptions(cast("Choice", compile), cast("Choice", capture))
+    target = target_of(study, output)
+    wanted = Wanted(profile, settings, arm, all_arms, trials, target if write else None, history)
     summary = tune_study(
         study,
-        Wanted(profile, settings, arm, all_arms, trials),
+        wanted,
         storage=storage,
         offline=offline,
         device=device,
         jobs=jobs,
         threads=threads,
-        options=TuneOptions(executor, checkpoint_seconds, engine),
+        options=TuneOptions(executor, retry == "failed", checkpoint_seconds, engine),
         console=console,
     )
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
@@ -71,7 +76,7 @@ def tune(
         say(line)
     if history is not None:
         say(f"{write_history(summary.results, history)}: every trial, and figures")
-    if write and not summary.stopped_because:
-        path = write_tuned(study, summary.results, output, shlex.join(["cifar-ablate", *sys.argv[1:]]))
-        say(f"{path}: each arm at its best values")
+    if write and not summary.stopped_because and not under_way(summary):
+        write_tuned(study, summary.results, target, wanted.overlay, shlex.join(["cifar-ablate", *sys.argv[1:]]))
+        say(f"{target}: each arm at its best values")
     raise typer.Exit(exit_code(summary))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.disturbing import Begin, Undisturbed
+    from tests.disturbing import Begin, SmallDisk, Undisturbed
 
 os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
@@ -150,6 +150,18 @@ def begin(workshop: Workshop) -> Iterator[Begin]:
     from tests.disturbing import commands_in
 
     yield from commands_in(workshop)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    from tests.disturbing import MEGABYTES, SmallDisk
+
+    disk = SmallDisk(tmp_path / "small")
+    disk.path.mkdir()
+    if (done := disk.mount()).returncode:
+        pytest.skip(f"a file system of {MEGABYTES} MB takes the right to mount one ({done.stderr.strip()})")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk.path)], check=True)
 
 
 FAULTS: Counter[tuple[str, bool]] = Counter()

@@ -194,6 +194,34 @@ def gone_within(processes: Sequence[psutil.Process], seconds: float) -> bool:
     return not psutil.wait_procs(processes, timeout=seconds)[1]
 
 
+MEGABYTES = 20
+
+
+class SmallDisk:
+    """A file system of 20 MB, mounted at a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.filler = path, path / "filler"
+
+    def mount(self, *options: str) -> subprocess.CompletedProcess[str]:
+        words = ["mount", "-t", "tmpfs", "-o", ",".join((f"size={MEGABYTES}m", *options)), "tmpfs", str(self.path)]
+        return subprocess.run(words, capture_output=True, text=True, check=False)
+
+    def fill(self, *, leave_kib: int = 0) -> None:
+        """Take all room but this."""
+        with self.filler.open("ab", buffering=0) as file:
+            free = os.statvfs(self.path)
+            try:
+                file.write(bytes(max(0, free.f_bavail * free.f_frsize - leave_kib * 1024)))
+                while not leave_kib:
+                    file.write(bytes(4096))
+            except OSError:
+                return
+
+    def clear(self) -> None:
+        self.filler.unlink()
+
+
 Begin = Callable[..., Command]
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ from tests.disturbing import (
     RUN,
     STUDY,
     Begin,
+    SmallDisk,
     Undisturbed,
     assert_readable,
     assert_undisturbed,
@@ -28,43 +27,6 @@ from tests.disturbing import (
 )
 
 pytestmark = pytest.mark.faults
-
-MEGABYTES = 20
-
-
-class SmallDisk:
-    """A file system of 20 MB, mounted at a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.filler = path, path / "filler"
-
-    def mount(self, *options: str) -> subprocess.CompletedProcess[str]:
-        words = ["mount", "-t", "tmpfs", "-o", ",".join((f"size={MEGABYTES}m", *options)), "tmpfs", str(self.path)]
-        return subprocess.run(words, capture_output=True, text=True, check=False)
-
-    def fill(self, *, leave_kib: int = 0) -> None:
-        """Take all room but this."""
-        with self.filler.open("ab", buffering=0) as file:
-            free = os.statvfs(self.path)
-            try:
-                file.write(bytes(max(0, free.f_bavail * free.f_frsize - leave_kib * 1024)))
-                while not leave_kib:
-                    file.write(bytes(4096))
-            except OSError:
-                return
-
-    def clear(self) -> None:
-        self.filler.unlink()
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    disk = SmallDisk(tmp_path / "small")
-    disk.path.mkdir()
-    if (done := disk.mount()).returncode:
-        pytest.skip(f"a file system of {MEGABYTES} MB takes the right to mount one ({done.stderr.strip()})")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk.path)], check=True)
 
 
 def use(disk: SmallDisk, workshop: Workshop, *, for_what: str) -> None:

@@ -117,6 +117,14 @@ CASES = [
         "batch_size",
         "batch_size 999 is more than train_size",
     ),
+    (
+        "a condition that is never met",
+        "when: {schedule: cosine}",
+        "when: {optimizer.lr: 0.05}",
+        "20:5",
+        "schedule.warmup",
+        "`when` asks for optimizer.lr to be 0.05, which is never drawn from a range; list its values instead",
+    ),
     ("endless grid", "{name: tpe, startup_trials: 3}", "grid", "18:5", "optimizer.lr", "a grid needs a `step`"),
 ]
 
@@ -178,6 +186,22 @@ def test_a_field_in_which_an_arm_differs_on_purpose_cannot_be_tuned_away(worksho
     answer = workshop("tune", "small.yaml", "--offline", "--all-arms")
     assert answer.code == 2
     assert "is what arm 'smooth' changes in 'baseline': tuned, they would not differ in it any more" in answer.err
+
+
+def test_nor_one_in_which_an_arm_below_it_differs_on_purpose(workshop: Workshop) -> None:
+    upper = "smooth: {optimizer: {lr: 0.1}}\n  smoother: {from: smooth, loss: {label_smoothing: 0.2}}"
+    workshop.write("small.yaml", SPACE.replace("smooth: {loss: {label_smoothing: 0.1}}", upper))
+    answer = workshop("tune", "small.yaml", "--offline", "--arm", "smoother")
+    assert answer.code == 2
+    assert "is what arm 'smoother' has from 'smooth', which changes it in 'baseline': tuned, they would" in answer.err
+
+
+def test_a_field_that_an_arm_lacks_is_told_with_the_cure(workshop: Workshop) -> None:
+    workshop.write("small.yaml", SPACE.replace(", when: {schedule: cosine}", ""))
+    answer = workshop("tune", "small.yaml", "--offline")
+    assert answer.code == 2
+    assert "tune.space.schedule.warmup" in answer.err
+    assert "`when: {schedule: [" in answer.err or "or add `when`" in answer.err
 
 
 def test_a_validation_part_that_cannot_be_had_and_a_batch_larger_than_the_rest_are_told_first(

@@ -106,6 +106,7 @@ GOLDEN = {
     "dropout": "80c5d8b2",
     "onecycle": "4b4843389d63",
     "readme-augmentation": "26f80e9e2159bc344af0",
+    "readme-augmentation-tuned": "5ce2e2035cfb5fc9d1dc",
 }
 
 

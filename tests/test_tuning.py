@@ -21,7 +21,7 @@ from cifar_ablate.errors import DataError
 from cifar_ablate.registry import PRUNERS, SAMPLERS
 from cifar_ablate.spec.space import compose
 from cifar_ablate.tuning.plan import grid_size, plan_tuning
-from cifar_ablate.tuning.trials import readable
+from cifar_ablate.tuning.suggest import readable
 from tests.conftest import Workshop
 from tests.disturbing import Begin
 from tests.test_test_set import write_images
@@ -76,7 +76,10 @@ def test_equal_seeds_give_equal_trials_also_where_the_tuning_was_taken_up_again(
     assert len({json.dumps(values) for _, values, _, _ in whole}) > 3
     write(workshop, ("trials: 4", "trials: 4\n  seed: 1"))
     shutil.move(workshop.folder / "small.yaml", "small.yaml")
-    assert workshop(*TUNE, "--trials", "5", "--storage", "other.journal").code == 0
+    assert workshop(*TUNE, "--trials", "5", "--storage", "sqlite:///other/optuna.db").code == 0
+    other = told(workshop.folder / "again" / "other")
+    assert other[0] == whole[0], "the recipe as it stands"
+    assert not [values for _, values, *_ in other[1:] if values in [before for _, before, *_ in whole]]
 
 
 def test_arms_are_tuned_with_one_budget_and_see_the_same_values_first(workshop: Workshop) -> None:
@@ -254,7 +257,7 @@ def test_every_sampler_proposes_values_that_can_be_trained(workshop: Workshop, n
 @pytest.mark.parametrize("name", PRUNERS.names())
 def test_every_pruner_ends_bad_trials_early_or_none_at_all(workshop: Workshop, name: str) -> None:
     options = {
-        "median": "{name: median, startup_trials: 1, warmup_epochs: 0}",
+        "median": "{name: median, startup_trials: 1, warmup: 0}",
         "hyperband": "{name: hyperband, min_epochs: 1, reduction_factor: 2}",
         "none": "none",
     }[name]
@@ -307,6 +310,98 @@ def test_what_cannot_be_trained_at_all_is_told_after_three_trials(
     assert ended[0].user_attrs["reason"] == "RuntimeError: the device is on fire"
 
 
+def test_trials_that_could_not_be_trained_are_tried_again_when_asked_and_count_no_more(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cifar_ablate.training import train
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the device is on fire")
+
+    write(workshop, (RATE, "[0.02, 0.05, 1.0e+30]"), (SAMPLER, "random"), WITHOUT_WARMUP)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "set_up", broken)
+        answer = workshop(*TUNE, "--trials", "2")
+    assert "Try failed trials again with --retry failed once the cause is gone." in answer.out
+    assert workshop(*TUNE, "--trials", "2").out.count("failed: trial") == 2
+    answer = workshop(*TUNE, "--trials", "2", "--retry", "failed")
+    assert answer.code == 0, answer.out
+    assert "baseline: 2 failed trials are tried again" in answer.out
+    assert "baseline: 2 of 2 trials" in answer.out
+    assert "failed: trial 0" not in answer.out
+    every = studies(storage_of(workshop.folder))["baseline"].get_trials()
+    again = {one.user_attrs["taken_up_from"]: one for one in every if "taken_up_from" in one.user_attrs}
+    assert {number: one.params for number, one in again.items()} == {one.number: one.params for one in every[:2]}
+    assert again[0].user_attrs["is_present_recipe"]
+    before = len(every)
+    assert workshop(*TUNE, "--trials", "2", "--retry", "failed").code == 0
+    assert len(studies(storage_of(workshop.folder))["baseline"].get_trials()) == before, "nothing is left to be tried"
+    wrong = workshop(*TUNE, "--retry", "all")
+    assert (wrong.code, wrong.err) == (2, "--retry all: only failed trials can be tried again; write --retry failed\n")
+
+
+def test_what_diverged_would_again_and_is_not_tried_again(workshop: Workshop) -> None:
+    write(
+        workshop,
+        (RATE, "[0.02, 1.0e+30]"),
+        (SAMPLER, "grid"),
+        ("    schedule: [constant, cosine]\n", ""),
+        WITHOUT_WARMUP,
+    )
+    answer = workshop(*TUNE)
+    assert "1 failed" in answer.out
+    assert "--retry" not in answer.out
+    before = told(workshop.folder)
+    assert workshop(*TUNE, "--retry", "failed").code == 0
+    assert told(workshop.folder) == before
+
+
+def test_a_trial_that_another_command_has_taken_over_is_left_to_it(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a night of sleep: the heartbeat had stopped, another machine took the trial, then this one wakes up."""
+    from cifar_ablate.tuning.trials import ArmTrials
+
+    report = ArmTrials.report
+    taken: list[int] = []
+
+    def report_after_sleep(arm: ArmTrials, asked: Any, seed: int, epoch: int, accuracy: float) -> bool:
+        if asked.number == 1 and not taken:
+            taken.append(1)
+            (study,) = studies(storage_of(workshop.folder)).values()
+            theirs = study.get_trials()[1]
+            study._storage.set_trial_user_attr(theirs._trial_id, "lost", "its process ended without a word")
+            study._storage.set_trial_state_values(theirs._trial_id, FAIL)
+            study.enqueue_trial(theirs.params, user_attrs={"taken_up_from": 1})
+        return report(arm, asked, seed, epoch, accuracy)
+
+    monkeypatch.setattr(ArmTrials, "report", report_after_sleep)
+    write(workshop)
+    answer = workshop(*TUNE, "--trials", "3")
+    assert answer.code == 0, answer.out + answer.err
+    assert "baseline trial 1: another command took it over, having heard nothing of this one for minutes" in answer.out
+    assert [one.state for one in trials(workshop.folder)] == [COMPLETE] * 3
+    assert [one.number for one in trials(workshop.folder)] == [0, 2, 3]
+
+
+def test_a_pruner_that_comes_too_late_is_told_at_the_start(workshop: Workshop) -> None:
+    write(workshop, ("pruner: none", "pruner: {name: hyperband, min_epochs: 3}"))
+    answer = workshop(*TUNE, "--all-arms", "--trials", "1")
+    assert "Not pruned, with at most 3 epochs a trial: baseline, smooth\n" in answer.out
+    write(workshop, ("pruner: none", "pruner: {name: median, warmup: 0.5}"))
+    assert "Not pruned" not in workshop(*TUNE, "--trials", "1").out
+
+
+@pytest.mark.parametrize(
+    ("warmup", "num_epochs", "num_warmup"), [(0.0, 10, 0), (0.1, 30, 3), (0.7, 10, 7), (0.35, 6, 3), (0.33, 9, 3)]
+)
+def test_the_warmup_of_the_median_pruner_is_a_share_of_the_epochs(
+    warmup: float, num_epochs: int, num_warmup: int
+) -> None:
+    pruner = PRUNERS.bind("median", {"warmup": warmup})(num_epochs)
+    assert pruner._n_warmup_steps == num_warmup
+
+
 def test_values_that_do_not_fit_together_are_a_failed_trial_and_no_stop(workshop: Workshop) -> None:
     write(
         workshop,
@@ -352,7 +447,8 @@ def test_numbers_are_trained_as_they_are_shown_with_four_digits_and_within_their
     for one in trials(workshop.folder):
         folder = workshop.folder / "mlruns/runs" / one.user_attrs["fingerprints"][0]
         assert f"lr: {one.user_attrs['values']['optimizer.lr']}" in (folder / "recipe.yaml").read_text()
-        assert len(f"{one.user_attrs['values']['optimizer.lr']:e}".rstrip("0").partition("e")[0].rstrip("0")) <= 6
+        rate = one.user_attrs["values"]["optimizer.lr"]
+        assert rate == float(f"{rate:.4g}")
 
 
 def test_a_condition_decides_which_fields_apply(workshop: Workshop) -> None:
@@ -499,7 +595,7 @@ def test_the_recipe_as_it_stands_is_never_pruned(workshop: Workshop) -> None:
         (RATE, "[1.0e-7, 0.02, 0.03]"),
         WITHOUT_WARMUP,
         (SAMPLER, "random"),
-        ("pruner: none", "pruner: {name: median, startup_trials: 0, warmup_epochs: 0}"),
+        ("pruner: none", "pruner: {name: median, startup_trials: 0, warmup: 0}"),
     )
     assert workshop(*TUNE, "--trials", "6").code == 0
     first, *_ = trials(workshop.folder)

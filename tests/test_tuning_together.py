@@ -20,7 +20,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from cifar_ablate.owner import Owner, this_process
+from cifar_ablate.tuning.storage import opened
 from cifar_ablate.tuning.trials import is_alive
+from tests.comparing import runs_of
 from tests.conftest import Tried, Workshop
 from tests.disturbing import Begin, gone_within, wait_until
 from tests.tuning import TUNE, storage_of, studies, told, trials, write
@@ -107,6 +109,10 @@ def test_four_processes_share_a_fresh_database_and_ask_for_no_trial_too_many(wor
     assert codes == [0] * 4, [command.said for command in commands]
     ended = trials(workshop.folder)
     assert [one.state for one in ended] == [TrialState.COMPLETE] * 12
+    recorded = runs_of("small/tuning")
+    assert len([run for run in recorded if "mlflow.parentRunId" not in run.data.tags]) == 1
+    nested = [run for run in recorded if run.data.tags.get("ablate.outcome") == "finished"]
+    assert sorted(int(run.data.tags["ablate.trial"]) for run in nested) == [one.number for one in ended]
     assert "is_present_recipe" in ended[0].user_attrs
     assert sum("is_present_recipe" in one.user_attrs for one in ended) == 1
     owners = {json.loads(one.user_attrs["owner"])["pid"] for one in ended}
@@ -210,6 +216,7 @@ def test_four_processes_share_a_fresh_postgresql_server(workshop: Workshop, begi
     write(workshop)
     commands = [begin(*TUNE, "--trials", "12", "--storage", postgres) for _ in range(4)]
     assert [command.end(seconds=280) for command in commands] == [0] * 4, [command.said for command in commands]
-    ended = [one for one in studies(postgres)["baseline"].get_trials() if "lost" not in one.user_attrs]
+    with opened(postgres) as storage:
+        ended = [one for one in studies(storage)["baseline"].get_trials() if "lost" not in one.user_attrs]
     assert [one.state for one in ended] == [TrialState.COMPLETE] * 12
     assert not [one.number for one in ended if one.user_attrs.get("fingerprints") is None]

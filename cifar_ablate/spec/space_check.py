@@ -118,6 +118,9 @@ def _misconditioned(parameter: Parameter, space: Sequence[Parameter], arms: Mapp
             named = [one.get("name", True) if isinstance(one, Mapping) else one for one in entry.choices]
             known |= {one for one in named if _is_plain(one)}
             known |= {False} if path[0] == "augment" and None in entry.choices else set()
+        if isinstance(entry, Range) and tuned[name].kind == "float" and entry.step is None:
+            listed = " or ".join(map(shown, allowed))
+            return f"`when` asks for {name} to be {listed}, which is never drawn from a range; list its values instead"
         for value in allowed:
             if not isinstance(entry, Range) and not any(same(value, one) for one in known):
                 listed = ", ".join(sorted(map(shown, known)))
@@ -171,7 +174,8 @@ def _of_setting(
             message = f"arm {shown(arm)} has no ema; write `ema: {{decay: ...}}` into the recipe"
         return [Problem(parameter.written.origin, parameter.written.path, message)]
     found: list[Problem] = []
-    for key, value in _ends(parameter):
+    keys = ("",) * len(ends(parameter)) if isinstance(parameter.entry, Choice) else ("low", "high")
+    for key, value in zip(keys, ends(parameter), strict=True):
         found += _problems_of(parameter, values, key, value, tree, space)
     return found
 
@@ -249,11 +253,10 @@ def _condition_for(parameter: Parameter, space: Sequence[Parameter]) -> str:
     return f"; write `when: {{{part}: [{', '.join(having)}]}}`" if having else ""
 
 
-def _ends(parameter: Parameter) -> list[tuple[str, Any]]:
+def ends(parameter: Parameter) -> list[Any]:
+    """The choices of a field, or the ends of its range."""
     entry = parameter.entry
-    if isinstance(entry, Choice):
-        return [("", value) for value in entry.choices]
-    return [("low", entry.low), ("high", entry.high)]
+    return list(entry.choices) if isinstance(entry, Choice) else [entry.low, entry.high]
 
 
 def _is_there(values: Values, path: Path_) -> bool:

@@ -140,6 +140,8 @@ class TunedArm(Spec):
     """Trained by all trials together."""
     values: dict[str, Any] = Field(default={})
     """The tuned fields as they were set."""
+    optuna_study: str = ""
+    """Its name in the storage, where every trial is."""
 
 
 class Tuned(Spec):
@@ -156,6 +158,8 @@ class Tuned(Spec):
     space: dict[str, str]
     """What was searched, in words, by field."""
     sampler: str
+    sampler_seed: Seed = 0
+    """With it and one trial at a time, the same trials are proposed again."""
     pruner: str
     seeds: PositiveInt
     """For each trial."""

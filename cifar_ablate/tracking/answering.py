@@ -35,9 +35,8 @@ def answering() -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in CURES:
             raise not_written(Path(error.filename or "mlruns"), error) from None
         uri = get_tracking_uri()
-        words = next((words for words in _DISK_WORDS if words in str(error)), None)
-        if words and uri.startswith("sqlite:///"):
-            raise OutputError(Path(uri.removeprefix("sqlite:///")), words, _DISK_WORDS[words]) from None
+        if disk := disk_error(error, uri):
+            raise disk from None
         first = str(error).strip().split("\n", 1)[0][:300]
         cure = "check MLFLOW_TRACKING_URI, or unset it to use mlflow.db in this folder"
         if "database is locked" in str(error):
@@ -45,6 +44,14 @@ def answering() -> Iterator[None]:
         raise TrackingError(
             f"the tracking store at {without_password(uri)} does not answer as it should ({first}); {cure}"
         ) from None
+
+
+def disk_error(error: Exception, uri: str) -> OutputError | None:
+    """What SQLite means by a failure, where it is its disk that is full or may not be written."""
+    words = next((words for words in _DISK_WORDS if words in str(error)), None)
+    if words is None or not uri.startswith("sqlite:///"):
+        return None
+    return OutputError(Path(uri.removeprefix("sqlite:///")), words, _DISK_WORDS[words])
 
 
 def without_password(uri: str) -> str:

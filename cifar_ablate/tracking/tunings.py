@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cifar_ablate.locks import lock
 from cifar_ablate.tracking.answering import answering
 from cifar_ablate.tracking.store import Tracking
 
@@ -15,6 +16,7 @@ TUNING = "ablate.tuning"
 """Tag of a parent and of its trials: the identity of the tuning."""
 PARENT = "mlflow.parentRunId"
 PAGE = 1000
+MAX_RUNS = 50_000
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,13 @@ class OpenedTuning:
     experiment_id: str
     run_id: str
     """Of the parent."""
-    recorded: frozenset[str]
-    """Trials (``arm trial number``) that MLflow has to their end."""
+    recorded: frozenset[tuple[str, str]]
+    """(``arm trial number``, fingerprint) of each training that MLflow has to its end."""
 
 
 def open_tuning(tracking: Tracking, label: str, arm: str, identity: str, protocol: Mapping[str, Any]) -> OpenedTuning:
     """The parent run of a tuning, made where there is none, and RUNNING now."""
+    from mlflow.entities import Param
     from mlflow.exceptions import MlflowException
 
     client = tracking.client
@@ -41,19 +44,52 @@ def open_tuning(tracking: Tracking, label: str, arm: str, identity: str, protoco
             with suppress(MlflowException):  # another process was first
                 client.create_experiment(label)
         experiment_id = tracking.experiment_id(label)
-        found = client.search_runs([experiment_id], f"tags.`{TUNING}` = '{identity}'", max_results=50_000)
-        parents = [run for run in found if PARENT not in run.data.tags]
-        parents.sort(key=lambda run: (run.info.start_time, run.info.run_id))
-        if parents:
-            run_id = str(parents[0].info.run_id)
+        with lock(Path("mlruns") / "tuning" / f"{identity}.mlflow.lock", on_wait=lambda: None):
+            if not _parents(_runs(tracking, experiment_id, identity)):
+                tags = {TUNING: identity, "ablate.arm": arm, "mlflow.source.name": "cifar-ablate"}
+                client.create_run(experiment_id, run_name=f"{arm} tuning", tags=tags)
+            found = _runs(tracking, experiment_id, identity)
+            parent, *doubles = _parents(found)
+            for double in doubles:  # of another folder, at the same moment; one that is in use has parameters
+                if not double.data.params:
+                    client.delete_run(double.info.run_id)
+            run_id = str(parent.info.run_id)
+            params = {name: str(value)[:6000] for name, value in flat(protocol).items()}
+            lacking = [Param(name, value) for name, value in params.items() if name not in parent.data.params]
+            if lacking:  # new, or its command was killed before it could write them
+                client.log_batch(run_id, params=lacking)
             client.update_run(run_id, status="RUNNING")
-        else:
-            tags = {TUNING: identity, "ablate.arm": arm, "mlflow.source.name": "cifar-ablate"}
-            run_id = str(client.create_run(experiment_id, run_name=f"{arm} tuning", tags=tags).info.run_id)
-            for name, value in flat(protocol).items():
-                client.log_param(run_id, name, str(value)[:6000])
-        ended = {run.data.tags.get("ablate.arm", "") for run in found if run.info.status in ("FINISHED", "FAILED")}
-    return OpenedTuning(experiment_id, run_id, frozenset(ended))
+    ended = [run.data.tags for run in found if run.info.status in ("FINISHED", "FAILED") and PARENT in run.data.tags]
+    recorded = frozenset((tags.get("ablate.arm", ""), tags.get("ablate.fingerprint", "")) for tags in ended)
+    return OpenedTuning(experiment_id, run_id, recorded)
+
+
+def record_untrained(
+    tracking: Tracking, opened: OpenedTuning, name: str, tags: Mapping[str, str], params: Mapping[str, Any], reason: str
+) -> None:
+    """A nested run, FAILED, for a trial whose values made no recipe: nothing of it could be trained."""
+    from mlflow.entities import Param
+
+    with answering():
+        found = _runs(tracking, opened.experiment_id, tags[TUNING])
+        if any(run.data.tags.get("ablate.arm") == name for run in found):
+            return
+        tags = {**tags, "ablate.arm": name, "ablate.outcome": "failed", "ablate.reason": reason}
+        run = tracking.client.create_run(opened.experiment_id, run_name=name, tags=tags)
+        tracking.client.log_batch(
+            run.info.run_id, params=[Param(key, str(value)) for key, value in flat(params).items()]
+        )
+        tracking.client.set_terminated(run.info.run_id, "FAILED")
+
+
+def _runs(tracking: Tracking, experiment_id: str, identity: str) -> list[Any]:
+    return list(tracking.client.search_runs([experiment_id], f"tags.`{TUNING}` = '{identity}'", max_results=MAX_RUNS))
+
+
+def _parents(runs: Iterable[Any]) -> list[Any]:
+    """The oldest first."""
+    parents = [run for run in runs if PARENT not in run.data.tags]
+    return sorted(parents, key=lambda run: (run.info.start_time, run.info.run_id))
 
 
 def close_tuning(

@@ -23,6 +23,10 @@ def lines_of(summary: TuneSummary) -> Iterator[str]:
         )
     if len({(result.num_tried, result.plan.num_wanted) for result in summary.results}) > 1:
         yield "The arms have unequal budgets so far; an ablation of them would not be fair."
+    if any(one.can_be_retried for result in summary.results for one in result.trials):
+        yield "Try failed trials again with --retry failed once the cause is gone."
+    if under_way(summary):
+        yield "Other commands are still at work on some trials: they add theirs, and --write waits for them."
     if summary.stopped_because:
         yield f"Stopped: {summary.stopped_because}. The same command again does what is left."
     for name, trouble in summary.undelivered[:MAX_NAMED]:
@@ -39,6 +43,11 @@ def exit_code(summary: TuneSummary) -> int:
         return INTERRUPTED
     nothing = any(result.best is None for result in summary.results)
     return 1 if summary.stopped_because or summary.undelivered or nothing else 0
+
+
+def under_way(summary: TuneSummary) -> bool:
+    """Has another command trials of these arms, so that they are not done?"""
+    return any(result.counts["running"] and not result.is_done for result in summary.results)
 
 
 def _of_arm(result: ArmResult) -> Iterator[str]:

@@ -7,10 +7,11 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
-from cifar_ablate.errors import AblateError
+from cifar_ablate.errors import AblateError, TakenError
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.plan import PlannedRun
 from cifar_ablate.records import Key
@@ -66,8 +67,9 @@ class TuneCommand(Channel):
             self.reasons.clear()
             while not self.should_stop():
                 begun = [one for _ in range(self.at_a_time) if (one := self._begin(arm)) is not None]
-                runs = [run for one in begun for run in one.runs]
-                for _, of_a_shape in groupby(sorted(runs, key=_shape), key=_shape):
+                # seed by seed: where they take turns, those are at one epoch of several trials, not of one trial
+                runs = sorted((run for one in begun for run in one.runs), key=lambda run: (run.shape, run.seed))
+                for _, of_a_shape in groupby(runs, key=lambda run: run.shape):
                     yield list(of_a_shape)
                 if len(begun) < self.at_a_time:
                     break
@@ -107,7 +109,7 @@ class TuneCommand(Channel):
                     active.trials.give_back(active.asked, self.stops.reason or "the command ended")
 
     def _begin(self, arm: ArmTrials) -> Active | None:
-        asked = arm.begin()
+        asked = arm.begin(partial(self.events.on_unfit, arm.plan))
         if asked is None:
             return None
         runs = arm.plan.runs(asked.recipe, asked.number, self.parents.get(arm.plan.identity, ""))
@@ -127,8 +129,18 @@ class TuneCommand(Channel):
         is_last = epoch == active.asked.recipe.epochs and len(active.asked.finals) == len(active.runs) - 1
         if accuracy is None or not math.isfinite(accuracy) or active.is_over:
             return
-        if active.trials.report(active.asked, seed, epoch, accuracy) and not is_last and not active.asked.is_present:
+        try:
+            is_behind = active.trials.report(active.asked, seed, epoch, accuracy)
+        except TakenError as error:
+            self._let_go(active, error)
+            return
+        if is_behind and not is_last and not active.asked.is_present:
             active.is_pruned = True
+
+    def _let_go(self, active: Active, error: TakenError) -> None:
+        """It is another command's now, which begins it again from what it has; ours ends without a word to Optuna."""
+        active.is_over = True
+        self.events.on_ended(active.trials.plan, active.asked, str(error))
 
     def _end(self, active: Active, run: PlannedRun, folder: RunFolder, ended: Ended) -> None:
         result = ended.result
@@ -141,7 +153,10 @@ class TuneCommand(Channel):
         if ended.kind == "shared":
             self._replay(active, run, folder, len(folder.history()))
         if not active.is_over:
-            self._settle(active, run, outcome, folder, ended)
+            try:
+                self._settle(active, run, outcome, folder, ended)
+            except TakenError as error:
+                self._let_go(active, error)
         if ended.halts:
             self.stops.everything(ended.reason)
 
@@ -185,7 +200,7 @@ class TuneCommand(Channel):
             trials.give_back(asked, ended.reason or self.stops.reason)
             self.events.on_ended(trials.plan, asked, "stopped, to be taken up again")
         else:
-            trials.fail(asked, ended.reason)
+            trials.fail(asked, ended.reason, outcome)
             self.events.on_ended(trials.plan, asked, f"{outcome}: {ended.reason}")
             self._judge(trials, outcome, ended.reason)
 
@@ -201,10 +216,6 @@ class TuneCommand(Channel):
                 if not active.is_over:
                     with suppress(AblateError):  # a heartbeat that is missed is made up for by the next one
                         active.trials.beat(active.asked)
-
-
-def _shape(run: PlannedRun) -> str:
-    return run.shape
 
 
 def _evaluating(run: PlannedRun, every: int) -> PlannedRun:

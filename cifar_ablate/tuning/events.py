@@ -87,6 +87,10 @@ class TuningEvents:
         self._leave(asked)
         self._print(f"{plan.arm} trial {asked.number}: {how}")
 
+    def on_unfit(self, plan: ArmPlan, number: int, values: Mapping[str, Any], reason: str) -> None:
+        """A trial's values make no recipe."""
+        self._print(f"{plan.arm} trial {number}: {in_words(values)}: {reason}")
+
     def on_note(self, text: str) -> None:
         """Something that concerns more than one trial; may come from another thread."""
         self._print(text)

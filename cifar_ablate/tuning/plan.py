@@ -107,6 +107,10 @@ class ArmPlan:
             return self.tune.trials
         return grid_size(self.space, self.values, self.tune.trials)
 
+    def trial_name(self, number: int) -> str:
+        """Of a trial's runs, in the place where runs of a study have their arm."""
+        return f"{self.arm} trial {number}"
+
     def tags(self, number: int, parent_run_id: str) -> tuple[tuple[str, str], ...]:
         """Of a trial's MLflow runs: whose they are."""
         parent = (("mlflow.parentRunId", parent_run_id),) if parent_run_id else ()
@@ -118,7 +122,7 @@ class ArmPlan:
         return [
             PlannedRun(
                 study=self.label,
-                arm=f"{self.arm} trial {number}",
+                arm=self.trial_name(number),
                 seed=seed,
                 recipe=recipe,
                 precision=precision,
@@ -213,20 +217,29 @@ def _not_present(plan: ArmPlan) -> list[Problem]:
 
 def _undone(plan: ArmPlan) -> list[Problem]:
     """A field in which an arm differs on purpose cannot be tuned away."""
-    if plan.arm == plan.study.baseline:
-        return []
-    parent = plan.study.arm(plan.arm).parent or plan.study.baseline
-    changed = [tuple(one.path.split(".")) for one in differences(plan.study.arm(parent).recipe, plan.recipe)]
-    return [
-        Problem(
-            one.written.origin,
-            one.written.path,
-            f"is what arm {shown(plan.arm)} changes in {shown(parent)}: tuned, they would not differ in it any more; "
-            "take it out of the space, or do not tune this arm",
-        )
-        for one in plan.space
-        if one.name in plan.present and any(path[: len(one.path)] == one.path for path in changed)
-    ]
+    found: dict[str, Problem] = {}
+    for lower, upper in _steps_below(plan.study, plan.arm):
+        recipes = plan.study.arm(lower).recipe, plan.study.arm(upper).recipe
+        changed = [tuple(one.path.split(".")) for one in differences(*recipes)]
+        for one in plan.space:
+            if one.name in plan.present and any(path[: len(one.path)] == one.path for path in changed):
+                what = "changes" if upper == plan.arm else f"has from {shown(upper)}, which changes it"
+                message = (
+                    f"is what arm {shown(plan.arm)} {what} in {shown(lower)}: tuned, they would not differ in it any "
+                    "more; take it out of the space, or do not tune this arm"
+                )
+                found.setdefault(one.name, Problem(one.written.origin, one.written.path, message))
+    return list(found.values())
+
+
+def _steps_below(study: Study, arm: str) -> list[tuple[str, str]]:
+    """From an arm down to the baseline: (the arm below, the arm that is written on top of it)."""
+    steps = []
+    while arm != study.baseline:
+        below = study.arm(arm).parent or study.baseline
+        steps.append((below, arm))
+        arm = below
+    return steps
 
 
 def _largest_batches(plan: ArmPlan) -> list[Recipe]:

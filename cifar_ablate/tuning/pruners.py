@@ -6,11 +6,13 @@ Where a trial has several seeds, they are trained one after the other, and its e
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from cifar_ablate.fields import NonNegativeInt, PositiveInt
+from cifar_ablate.fields import Fraction, NonNegativeInt, PositiveInt
 from cifar_ablate.registry import PRUNERS
 
 if TYPE_CHECKING:
@@ -24,17 +26,19 @@ def median(
     num_epochs: int,
     *,
     startup_trials: NonNegativeInt = 5,
-    warmup_epochs: NonNegativeInt = 1,
+    warmup: Fraction = 0.1,
     every_epochs: PositiveInt = 1,
 ) -> BasePruner:
     """End a trial whose best epoch so far is under the median of the others' at this epoch (Optuna's MedianPruner).
 
-    The first ``startup_trials`` run to their end; each trial has ``warmup_epochs``, and is then asked every
-    ``every_epochs``. A schedule that falls late looks bad early: give it a longer warm-up.
+    The first ``startup_trials`` run to their end; each trial has the share ``warmup`` of its epochs (rounded up), and
+    is then asked every ``every_epochs``. A schedule that falls late looks bad early: give it a longer warm-up. It is a
+    share, so that a profile with fewer epochs prunes as the study does.
     """
     from optuna.pruners import MedianPruner
 
-    return MedianPruner(n_startup_trials=startup_trials, n_warmup_steps=warmup_epochs, interval_steps=every_epochs)
+    num_warmup = _epochs(warmup, num_epochs)
+    return MedianPruner(n_startup_trials=startup_trials, n_warmup_steps=num_warmup, interval_steps=every_epochs)
 
 
 @PRUNERS.register("hyperband")
@@ -58,3 +62,14 @@ def none(num_epochs: int) -> BasePruner:
     from optuna.pruners import NopPruner
 
     return NopPruner()
+
+
+def can_prune(options: Mapping[str, Any], num_epochs: int) -> bool:
+    """Is there an epoch before the last one at which a pruner with these options is asked?"""
+    first = _epochs(options["warmup"], num_epochs) if "warmup" in options else options.get("min_epochs", 1)
+    return max(1, int(first)) < num_epochs
+
+
+def _epochs(share: float, num_epochs: int) -> int:
+    """Rounded up, but not for the last digit of a product such as 0.7 * 10."""
+    return math.ceil(round(share * num_epochs, 6))

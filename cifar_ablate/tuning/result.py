@@ -17,7 +17,17 @@ from optuna.trial import FrozenTrial, TrialState
 
 from cifar_ablate.spec.tune import TunedArm, label_of
 from cifar_ablate.tuning.plan import ArmPlan
-from cifar_ablate.tuning.trials import EPOCHS, PRESENT, REASON, SECONDS, ArmTrials, values_of
+from cifar_ablate.tuning.trials import (
+    EPOCHS,
+    FINGERPRINTS,
+    PRESENT,
+    REASON,
+    RECIPE_ID,
+    SECONDS,
+    ArmTrials,
+    can_be_retried,
+    values_of,
+)
 
 STATES = {
     TrialState.COMPLETE: "complete",
@@ -50,6 +60,11 @@ class TrialRow:
     """(epoch, accuracy on the validation part), epochs counted on over seeds."""
     began: datetime | None
     ended: datetime | None
+    can_be_retried: bool
+    """It could not be trained, for a reason that may be gone."""
+    recipe_id: str
+    fingerprints: tuple[str, ...]
+    """Of its trainings, one for each seed; empty where its values made no recipe."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +132,7 @@ class ArmResult:
             failed=self.counts["failed"],
             epochs=sum(one.epochs for one in self.trials),
             values=dict(self.best.values),
+            optuna_study=self.plan.name,
         )
 
 
@@ -160,6 +176,9 @@ def _row(one: FrozenTrial) -> TrialRow:
         curve=tuple(sorted(one.intermediate_values.items())),
         began=one.datetime_start,
         ended=one.datetime_complete,
+        can_be_retried=can_be_retried(one),
+        recipe_id=one.user_attrs.get(RECIPE_ID, ""),
+        fingerprints=tuple(one.user_attrs.get(FINGERPRINTS, ())),
     )
 
 

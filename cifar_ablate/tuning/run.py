@@ -19,7 +19,7 @@ from cifar_ablate.runner.execute import RUNS_ROOT, close
 from cifar_ablate.runner.stopping import Stops
 from cifar_ablate.runner.trainer import GroupTrainer
 from cifar_ablate.tracking import Courier, Tracking
-from cifar_ablate.tracking.tunings import OpenedTuning, close_tuning, open_tuning
+from cifar_ablate.tracking.tunings import OpenedTuning, close_tuning, open_tuning, record_untrained
 from cifar_ablate.training.engine import EngineOptions
 from cifar_ablate.training.train import CHECKPOINT_SECONDS
 from cifar_ablate.tuning.command import TuneCommand
@@ -27,8 +27,8 @@ from cifar_ablate.tuning.events import TuningEvents
 from cifar_ablate.tuning.history import write_files
 from cifar_ablate.tuning.plan import ArmPlan
 from cifar_ablate.tuning.result import ArmResult, result_of, rows_of
-from cifar_ablate.tuning.storage import open_storage
-from cifar_ablate.tuning.trials import FINGERPRINTS, RECIPE_ID, ArmTrials
+from cifar_ablate.tuning.storage import opened as opened_storage
+from cifar_ablate.tuning.trials import ArmTrials
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class TuneOptions:
     """How a ``tune`` command goes about its work."""
 
     executor: str = "local"
+    retry_failed: bool = False
+    """Trials that could not be trained are tried again."""
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     engine: EngineOptions = field(default_factory=EngineOptions)
 
@@ -63,10 +65,21 @@ def tune_arms(
     options: TuneOptions | None = None,
 ) -> TuneSummary:
     """Bring every arm to the trials that are wanted of it; raises AblateError where nothing could be started."""
-    options = options or TuneOptions()
-    storage = open_storage(url)
-    arms = [ArmTrials(plan, storage, url) for plan in plans]
-    _tell_of_best(arms, events)
+    with opened_storage(url) as storage:
+        arms = [ArmTrials(plan, storage, url) for plan in plans]
+        return _tune(arms, tracking, places, events, stops, options or TuneOptions())
+
+
+def _tune(
+    arms: Sequence[ArmTrials],
+    tracking: Tracking | None,
+    places: Sequence[Place],
+    events: TuningEvents,
+    stops: Stops,
+    options: TuneOptions,
+) -> TuneSummary:
+    plans = [arm.plan for arm in arms]
+    _tell_of_before(arms, events, retry_failed=options.retry_failed)
     opened = {arm.plan.identity: _opened(tracking, arm.plan) for arm in arms} if tracking is not None else {}
     experiments = {arm.plan.label: opened[arm.plan.identity].experiment_id for arm in arms if opened}
     courier = Courier(tracking, experiments, on_note=events.on_note, on_taken=stops.withdrawn.__setitem__)
@@ -106,8 +119,10 @@ def _opened(tracking: Tracking, plan: ArmPlan) -> OpenedTuning:
     return open_tuning(tracking, plan.label, plan.arm, plan.identity, plan.protocol)
 
 
-def _tell_of_best(arms: Sequence[ArmTrials], events: TuningEvents) -> None:
+def _tell_of_before(arms: Sequence[ArmTrials], events: TuningEvents, *, retry_failed: bool) -> None:
     for arm in arms:
+        if retry_failed and (num := arm.retry_failed()):
+            events.on_note(f"{arm.plan.arm}: {num} failed trials are tried again")
         for one in rows_of(arm):
             if one.val_accuracy is not None:
                 events.knows(arm.plan, one.val_accuracy, one.number)
@@ -127,13 +142,13 @@ def _deliver_missed(arm: ArmTrials, opened: OpenedTuning, courier: Courier) -> N
     """Trials that ended while MLflow was away, or offline, are brought to it from their folders."""
     plan = arm.plan
     outcomes = {"complete": "finished", "pruned": "pruned"}
-    for one, row in zip(arm.all(), rows_of(arm), strict=True):
-        name = f"{plan.arm} trial {one.number}"
-        if row.state not in ("complete", "pruned", "failed") or name in opened.recorded:
+    for row in rows_of(arm):
+        name = plan.trial_name(row.number)
+        if row.state not in ("complete", "pruned", "failed"):
             continue
-        for seed, fingerprint in zip(plan.seeds, one.user_attrs.get(FINGERPRINTS, ()), strict=False):
+        for seed, fingerprint in zip(plan.seeds, row.fingerprints, strict=False):
             folder = RunFolder(RUNS_ROOT / fingerprint)
-            if not folder.is_begun():
+            if (name, fingerprint) in opened.recorded or not folder.is_begun():
                 continue
             result = folder.result()
             outcome = result.status if result is not None else outcomes.get(row.state, "failed")
@@ -142,18 +157,22 @@ def _deliver_missed(arm: ArmTrials, opened: OpenedTuning, courier: Courier) -> N
                 arm=name,
                 seed=seed,
                 precision=plan.device.resolve(plan.recipe.precision),
-                recipe_id=one.user_attrs[RECIPE_ID],
+                recipe_id=row.recipe_id,
                 fingerprint=fingerprint,
-                tags=plan.tags(one.number, opened.run_id),
+                tags=plan.tags(row.number, opened.run_id),
             )
             courier.end(run, folder, outcome, result=result, reason=row.reason)
 
 
 def _record(tracking: Tracking, result: ArmResult, opened: OpenedTuning) -> None:
     """What the parent run shows: accuracy by trial, the best one, the counts, and the figures."""
-    best, counts = result.best, result.counts
+    plan, best, counts = result.plan, result.best, result.counts
+    for one in result.trials:
+        name = plan.trial_name(one.number)
+        if one.state == "failed" and not one.fingerprints:
+            record_untrained(tracking, opened, name, dict(plan.tags(one.number, opened.run_id)), one.values, one.reason)
     tags = {f"ablate.{state}": str(counts[state]) for state in ("complete", "pruned", "failed")}
-    tags |= {"ablate.trials": str(result.num_tried), "ablate.wanted": str(result.plan.num_wanted)}
+    tags |= {"ablate.trials": str(result.num_tried), "ablate.wanted": str(plan.num_wanted)}
     if best is not None:
         tags |= {"ablate.best_trial": str(best.number), "ablate.best_val_accuracy": f"{best.val_accuracy:.4f}"}
         tags |= {f"ablate.best.{name}": str(value) for name, value in best.values.items()}

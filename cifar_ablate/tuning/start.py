@@ -9,18 +9,22 @@ from pathlib import Path
 from rich.console import Console
 
 from cifar_ablate.device import find_device
-from cifar_ablate.errors import TrackingError
+from cifar_ablate.errors import TrackingError, not_written
 from cifar_ablate.plan import PlannedRun
 from cifar_ablate.runner.jobs import choose_places, parse_jobs
 from cifar_ablate.runner.preflight import describe_places, prepare
 from cifar_ablate.runner.stopping import Stops, signals_stop
+from cifar_ablate.spec.load import load_study
+from cifar_ablate.spec.overlay import Overlay, load_overlay
 from cifar_ablate.spec.schema import Study
 from cifar_ablate.tracking import Tracking
 from cifar_ablate.training.engine import choose_mode
 from cifar_ablate.tuning.events import TuningEvents
 from cifar_ablate.tuning.plan import ArmPlan, plan_tuning
+from cifar_ablate.tuning.pruners import can_prune
 from cifar_ablate.tuning.run import TuneOptions, TuneSummary, tune_arms
 from cifar_ablate.tuning.storage import storage_url
+from cifar_ablate.tuning.write import check_target
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,14 @@ class Wanted:
     arms: Sequence[str] | None
     all_arms: bool
     trials: int | None
+    write_to: Path | None = None
+    """The study file that is written in the end."""
+    history: Path | None = None
+    """The folder that every trial is written to in the end."""
+
+    @property
+    def overlay(self) -> Overlay:
+        return load_overlay(self.profile, self.settings or [])
 
     def arms_of(self, study: Study) -> list[str]:
         if self.all_arms:
@@ -60,11 +72,12 @@ def tune_study(
     if tune is not None and wanted.trials is not None:
         tune = tune.model_copy(update={"trials": wanted.trials})
     plans = plan_tuning(study, wanted.arms_of(study), ready.data, ready.device, tune=tune)
+    _check_outputs(file, wanted, plans)
     trainings = [run for plan in plans for run in _trainings(plan)]
     parts = {run.data_key: plan.data for plan in plans for run in plan.runs(plan.recipe, 0)}
     places, why = choose_places(trainings, parts, ready.device, num_jobs, threads, options.engine)
     console.print(describe_places(places, why), highlight=False, markup=False)
-    for line in _described(plans):
+    for line in (*_described(plans), *_of_pruning(plans)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     stops = Stops()
     tracking = None if offline else _open_tracking()
@@ -78,6 +91,17 @@ def tune_study(
             stops=stops,
             options=options,
         )
+
+
+def _check_outputs(file: Path, wanted: Wanted, plans: Sequence[ArmPlan]) -> None:
+    """A tuning may take hours: what could not be written after it is said before it."""
+    if wanted.write_to is not None:
+        check_target(wanted.write_to, load_study(file), plans, wanted.overlay)
+    if wanted.history is not None:
+        try:
+            wanted.history.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise not_written(wanted.history, error) from None
 
 
 def _open_tracking() -> Tracking:
@@ -102,3 +126,13 @@ def _described(plans: Sequence[ArmPlan]) -> list[str]:
         f"Space: {space}",
         f"Sampler {first.protocol['sampler']}; pruner {first.protocol['pruner']}",
     ]
+
+
+def _of_pruning(plans: Sequence[ArmPlan]) -> list[str]:
+    """Arms whose trials are over before the pruner is asked for the first time."""
+    pruner = plans[0].tune.pruner
+    never = [plan for plan in plans if not can_prune(pruner.kwargs(), plan.recipe.epochs * plan.tune.seeds)]
+    if pruner.name == "none" or not never:
+        return []
+    num = max(plan.recipe.epochs * plan.tune.seeds for plan in never)
+    return [f"Not pruned, with at most {num} epochs a trial: {', '.join(plan.arm for plan in never)}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import warnings
@@ -10,9 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_ablate.errors import TrackingError, UsageError
+from cifar_ablate.errors import CURES, TakenError, TrackingError, UsageError, not_written
 from cifar_ablate.locks import lock
-from cifar_ablate.tracking.answering import without_password
+from cifar_ablate.tracking.answering import disk_error, without_password
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -31,24 +32,32 @@ def storage_url(given: str | None) -> str:
     return given or os.environ.get("OPTUNA_STORAGE") or DEFAULT_URL
 
 
-def open_storage(url: str) -> BaseStorage:
-    """Open a storage, making it whole where it is not there yet: it is safe to do so in several processes at once.
+@contextmanager
+def opened(url: str) -> Iterator[BaseStorage]:
+    """A storage, made whole where it is not there yet: it is safe to do so in several processes at once.
 
-    ``url``: of a database as SQLAlchemy writes it, or the path of a journal file. Raises TrackingError.
+    ``url``: of a database as SQLAlchemy writes it, or the path of a journal file. Raises UsageError, TrackingError.
     """
+    storage = _open(url)
+    try:
+        yield storage
+    finally:
+        engine = getattr(storage, "engine", None)  # of a database; its connections would stay open
+        if engine is not None:
+            engine.dispose()
+
+
+def _open(url: str) -> BaseStorage:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if "://" not in url and url.endswith((".db", ".sqlite", ".sqlite3")):
         raise UsageError(f"--storage {url}: a path is a journal file; for a database write {SQLITE}{url}")
-    with storing(url):
+    if url.startswith("redis"):  # Optuna keeps snapshots there as pickles, and whoever writes one runs code here
+        raise UsageError("--storage redis://...: what Redis keeps cannot be read safely; use postgresql+psycopg://...")
+    with storing(url, ValueError):
         if "://" not in url:
-            from optuna.storages import JournalStorage
-            from optuna.storages.journal import JournalFileBackend
-
-            Path(url).parent.mkdir(parents=True, exist_ok=True)
-            journal: BaseStorage = JournalStorage(JournalFileBackend(url))
-            return journal
+            return _journal(Path(url))
         if url.startswith(SQLITE):
             _make_database(Path(url.removeprefix(SQLITE)))
             database: BaseStorage = _database(url, connect_args={"timeout": PATIENCE_SECONDS})
@@ -57,14 +66,32 @@ def open_storage(url: str) -> BaseStorage:
 
 
 @contextmanager
-def storing(url: str) -> Iterator[None]:
-    """Raise TrackingError, naming the storage, for whatever Optuna or the database below it raises in the block."""
-    from optuna.exceptions import OptunaError
+def storing(url: str, *more: type[Exception]) -> Iterator[None]:
+    """Raise TrackingError, naming the storage, for whatever Optuna or the database below it raises in the block.
+
+    A full disk raises OutputError, a trial that another command has taken over TakenError. ``more``: errors that mean
+    the same here.
+    """
+    from optuna.exceptions import OptunaError, UpdateFinishedTrialError
     from sqlalchemy.exc import SQLAlchemyError
 
+    caught: tuple[type[Exception], ...] = (
+        OptunaError,
+        SQLAlchemyError,
+        ImportError,
+        OSError,
+        json.JSONDecodeError,
+        *more,
+    )
     try:
         yield
-    except (OptunaError, SQLAlchemyError, ImportError, OSError, ValueError) as error:
+    except UpdateFinishedTrialError:
+        raise TakenError("another command took it over, having heard nothing of this one for minutes") from None
+    except (*caught, *more) as error:
+        if isinstance(error, OSError) and error.errno in CURES and "://" not in url:
+            raise not_written(Path(error.filename or url), error) from None
+        if disk := disk_error(error, url):
+            raise disk from None
         cause = error.__cause__ or error
         first = str(cause).strip().split("\n", 1)[0][:300].replace(url, without_password(url))
         cure = "check --storage or OPTUNA_STORAGE, or leave both out to use optuna.db in this folder"
@@ -74,6 +101,15 @@ def storing(url: str) -> Iterator[None]:
             cure = "another program holds it: end that one, or wait"
         message = f"the tuning storage at {without_password(url)} does not answer as it should ({first}); {cure}"
         raise TrackingError(message) from None
+
+
+def _journal(path: Path) -> BaseStorage:
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    journal: BaseStorage = JournalStorage(JournalFileBackend(str(path)))
+    return journal
 
 
 def _make_database(path: Path) -> None:

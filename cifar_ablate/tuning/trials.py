@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,22 +20,22 @@ from cifar_ablate.locks import lock
 from cifar_ablate.owner import owner_from, this_process
 from cifar_ablate.registry import PRUNERS, SAMPLERS
 from cifar_ablate.spec.schema import Recipe
-from cifar_ablate.spec.space import compose
-from cifar_ablate.spec.tune import Choice, Parameter, Range, label_of
+from cifar_ablate.spec.space import Values, compose
 from cifar_ablate.tracking.claims import STALE_SECONDS
 from cifar_ablate.tuning.keyed import KeyedSampler
 from cifar_ablate.tuning.plan import ArmPlan
 from cifar_ablate.tuning.storage import storing
+from cifar_ablate.tuning.suggest import as_choice, suggest
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
-DIGITS = 4
-"""Significant digits of a tuned number: enough for any learning rate, and it can be read."""
 LOST, OWNER, BEAT, REASON, PRESENT = "lost", "owner", "beat", "reason", "is_present_recipe"
-TAKEN_UP = "taken_up_from"
+TAKEN_UP, OUTCOME = "taken_up_from", "outcome"
 VALUES, SECONDS, EPOCHS, FINGERPRINTS, RECIPE_ID = "values", "seconds", "epochs", "fingerprints", "recipe_id"
 """Names of a trial's attributes, as optuna-dashboard shows them."""
+RETRIED = "retried"
+"""Attribute of a study: numbers of the failed trials that were asked to be tried again, and count no more."""
 SURPLUS = "another process had asked for the last trial"
 UNCLAIMED_SECONDS = 60.0
 """A trial that nobody has claimed for so long after it was made belongs to a process that is gone."""
@@ -96,16 +96,33 @@ class ArmTrials:
     def all(self) -> list[FrozenTrial]:
         """Every trial that counts, by number: lost ones were taken up again under another number."""
         with storing(self.url):
-            return [one for one in self.study.get_trials(deepcopy=False) if LOST not in one.user_attrs]
+            return counted(self.study, self.study.get_trials(deepcopy=False))
 
-    def begin(self) -> Asked | None:
-        """The next trial; None where there are as many as wanted, or where their time is used up."""
+    def retry_failed(self) -> int:
+        """Ask for the values of each trial that could not be trained once more; gives how many there are.
+
+        Those that diverged would again, and are left.
+        """
+        with storing(self.url), self._alone():
+            failed = [one for one in self.all() if can_be_retried(one)]
+            if failed:
+                numbers = [*self.study.user_attrs.get(RETRIED, ()), *(one.number for one in failed)]
+                self.study.set_user_attr(RETRIED, numbers)
+            for one in failed:
+                self._enqueue(one)
+        return len(failed)
+
+    def begin(self, on_unfit: Callable[[int, Values, str], None]) -> Asked | None:
+        """The next trial; None where there are as many as wanted, or where their time is used up.
+
+        ``on_unfit``: told the number of a trial whose values do not fit together, those values, and why.
+        """
         while True:
             with storing(self.url), self._alone():
                 self._take_up_lost()
-                counted = self.all()
-                self._ensure_present(counted)
-                begun = [one for one in counted if one.state != TrialState.WAITING]
+                every = self.all()
+                self._ensure_present(every)
+                begun = [one for one in every if one.state != TrialState.WAITING]
                 if len(begun) >= self.plan.num_wanted or self._is_out_of_time(begun):
                     return None
                 trial = self.study.ask()
@@ -114,12 +131,17 @@ class ArmTrials:
                 if self._is_surplus(trial):
                     self._drop(trial._trial_id, SURPLUS)
                     return None
-                values, chosen = compose(self.plan.space, self.plan.values, partial(suggest, trial))
+                values, chosen = compose(
+                    self.plan.space, self.plan.values, partial(suggest, trial, exactly=PRESENT in trial.user_attrs)
+                )
             try:
                 recipe = Recipe.model_validate(values)
             except ValidationError as error:  # fine each for itself, but not together
-                first = error.errors(include_url=False)[0]
-                self._tell_failed(trial, f"the values do not fit together: {first['msg']}")
+                reason = f"the values do not fit together: {error.errors(include_url=False)[0]['msg']}"
+                with storing(self.url):
+                    trial.set_user_attr(VALUES, chosen)
+                    self._tell_failed(trial, reason, "unfit")
+                on_unfit(trial.number, chosen, reason)
                 continue
             return self._prepared(Asked(trial, recipe, chosen))
 
@@ -136,27 +158,32 @@ class ArmTrials:
     def finish(self, asked: Asked) -> float:
         """All seeds have ended; gives the trial's value, their mean accuracy in percent."""
         value = sum(asked.finals.values()) / len(asked.finals)
-        with storing(self.url):
-            self._note_cost(asked)
+        with self._telling(asked):
             self.study.tell(asked.trial, value)
         return value
 
     def prune(self, asked: Asked) -> None:
         """It was ended early, for it did worse than others."""
-        with storing(self.url):
-            self._note_cost(asked)
+        with self._telling(asked):
             self.study.tell(asked.trial, state=TrialState.PRUNED)
 
-    def fail(self, asked: Asked, reason: str) -> None:
-        """It diverged or could not be trained; samplers leave it out."""
-        with storing(self.url):
-            self._note_cost(asked)
-            self._tell_failed(asked.trial, reason)
+    def fail(self, asked: Asked, reason: str, outcome: str) -> None:
+        """It ``diverged``, or could not be trained (``failed``); samplers leave it out."""
+        with self._telling(asked):
+            self._tell_failed(asked.trial, reason, outcome)
 
     def give_back(self, asked: Asked, reason: str) -> None:
         """It was interrupted: the same values are the first to be tried next, from where they were left."""
         with storing(self.url), self._alone():
             self._requeue(self.study.get_trials(deepcopy=False)[asked.number], reason)
+
+    @contextmanager
+    def _telling(self, asked: Asked) -> Iterator[None]:
+        """Note what it cost, then tell in the block how it ended; raises TakenError where it is not ours any more."""
+        with storing(self.url):
+            asked.trial.set_user_attr(SECONDS, round(asked.seconds, 3))
+            asked.trial.set_user_attr(EPOCHS, asked.epochs)
+            yield
 
     def beat(self, asked: Asked) -> None:
         """Say that this process is alive, for other machines."""
@@ -177,14 +204,17 @@ class ArmTrials:
     def _requeue(self, one: FrozenTrial, reason: str) -> None:
         if not self._drop(one._trial_id, reason):
             return
+        self._enqueue(one)
+
+    def _enqueue(self, one: FrozenTrial) -> None:
         values = {**one.system_attrs.get("fixed_params", {}), **one.params}
         attributes = {TAKEN_UP: one.number, **({PRESENT: True} if PRESENT in one.user_attrs else {})}
         self.study.enqueue_trial(values, user_attrs=attributes)
 
-    def _ensure_present(self, counted: list[FrozenTrial]) -> None:
-        if not any(PRESENT in one.user_attrs for one in counted):
+    def _ensure_present(self, every: list[FrozenTrial]) -> None:
+        if not any(PRESENT in one.user_attrs for one in every):
             values = {
-                one.name: _as_choice(one, self.plan.present[one.name])
+                one.name: as_choice(one, self.plan.present[one.name])
                 for one in self.plan.space
                 if one.name in self.plan.present
             }
@@ -208,14 +238,10 @@ class ArmTrials:
             asked.trial.set_user_attr(RECIPE_ID, runs[0].recipe_id)
         return asked
 
-    def _note_cost(self, asked: Asked) -> None:
-        asked.trial.set_user_attr(SECONDS, round(asked.seconds, 3))
-        asked.trial.set_user_attr(EPOCHS, asked.epochs)
-
-    def _tell_failed(self, trial: Trial, reason: str) -> None:
-        with storing(self.url):
-            trial.set_user_attr(REASON, reason)
-            self.study.tell(trial, state=TrialState.FAIL)
+    def _tell_failed(self, trial: Trial, reason: str, outcome: str) -> None:
+        trial.set_user_attr(REASON, reason)
+        trial.set_user_attr(OUTCOME, outcome)
+        self.study.tell(trial, state=TrialState.FAIL)
 
     def _drop(self, trial_id: int, reason: str) -> bool:
         """Take a trial out of the count; False where another process has done so."""
@@ -228,24 +254,15 @@ class ArmTrials:
             return False
 
 
-def suggest(trial: Trial, parameter: Parameter) -> Any:
-    """A value for a field, as it is trained: numbers with four digits, choices as the study writes them."""
-    entry = parameter.entry
-    if isinstance(entry, Choice):
-        options = [_as_choice(parameter, value) for value in entry.choices]
-        return entry.choices[options.index(trial.suggest_categorical(parameter.name, options))]
-    if parameter.kind == "int":
-        return trial.suggest_int(
-            parameter.name, int(entry.low), int(entry.high), log=entry.log, step=int(entry.step or 1)
-        )
-    value = trial.suggest_float(parameter.name, entry.low, entry.high, log=entry.log, step=entry.step)
-    return value if PRESENT in trial.user_attrs else readable(value, entry)
+def counted(study: optuna.Study, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """Without those that are gone: lost, or tried again under another number."""
+    retried = set(study.user_attrs.get(RETRIED, ()))
+    return [one for one in trials if LOST not in one.user_attrs and one.number not in retried]
 
 
-def readable(value: float, entry: Range) -> float:
-    """The number with four significant digits, within its range."""
-    rounded = float(f"{value:.{DIGITS}g}") if entry.step is None else float(f"{value:.12g}")
-    return min(max(rounded, float(entry.low)), float(entry.high))
+def can_be_retried(one: FrozenTrial) -> bool:
+    """Could it not be trained, for a reason that may be gone?"""
+    return one.state == TrialState.FAIL and one.user_attrs.get(OUTCOME) == "failed"
 
 
 def is_alive(one: FrozenTrial) -> bool:
@@ -259,15 +276,10 @@ def is_alive(one: FrozenTrial) -> bool:
     return abs(time.time() - float(one.user_attrs.get(BEAT, begun))) < STALE_SECONDS
 
 
-def _as_choice(parameter: Parameter, value: Any) -> Any:
-    """As Optuna keeps it: plain values as they are, mappings as text."""
-    return label_of(value) if isinstance(parameter.entry, Choice) and isinstance(value, dict) else value
-
-
 def _place(study: optuna.Study, trial: FrozenTrial) -> int:
     """Of a trial among those that count."""
-    earlier = study._storage.get_all_trials(study._study_id, deepcopy=False)
-    return sum(one.number < trial.number and LOST not in one.user_attrs for one in earlier)
+    every = study._storage.get_all_trials(study._study_id, deepcopy=False)
+    return len(counted(study, [one for one in every if one.number < trial.number]))
 
 
 def values_of(one: FrozenTrial) -> dict[str, Any]:

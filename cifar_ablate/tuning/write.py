@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from cifar_ablate.errors import Problem, StudyError, UsageError, not_written
 from cifar_ablate.folder import write_atomically
 from cifar_ablate.spec.component import COMPONENT_REGISTRIES, shown
+from cifar_ablate.spec.delta import differences
 from cifar_ablate.spec.load import load_study
 from cifar_ablate.spec.merge import merge
+from cifar_ablate.spec.overlay import Overlay
 from cifar_ablate.spec.schema import Recipe, Study
-from cifar_ablate.spec.space import put, written_at
-from cifar_ablate.spec.text import Tree, read_yaml
-from cifar_ablate.spec.tune import Tuned
+from cifar_ablate.spec.space import compose, put
+from cifar_ablate.spec.space_check import ends
+from cifar_ablate.spec.text import Path_, Tree, read_yaml
+from cifar_ablate.spec.tune import Parameter, Tuned
 from cifar_ablate.tracking.answering import without_password
+from cifar_ablate.tuning.plan import ArmPlan
 from cifar_ablate.tuning.result import ArmResult
 
 ENDING = "-tuned"
@@ -36,34 +41,38 @@ MAX_LINE = 90
 Plain = dict[str, Any]
 
 
-def write_tuned(source: Path, results: Sequence[ArmResult], output: Path | None, command: str) -> Path:
-    """Write the study ``source`` with each tuned arm at its best values; gives the file.
+def write_tuned(source: Path, results: Sequence[ArmResult], path: Path, overlay: Overlay, command: str) -> None:
+    """Write the study ``source`` with each tuned arm at its best values, found under ``overlay``, to ``path``.
 
-    Raises UsageError where that file is somebody's own, or where an overlay changes a tuned field, and OutputError.
+    Raises what ``check_target`` raises, and OutputError.
     """
-    path = target_of(source, output)
     study = load_study(source)
     done = [result for result in results if result.best is not None]
-    check_target(source, output, [result.plan.arm for result in done])
+    check_target(path, study, [result.plan for result in done], overlay)
     if not done:
         raise UsageError("--write: no trial is complete yet; tune first")
     expected = {arm.name: arm.recipe.as_dict() for arm in study.arms}
     for result in done:
-        _set_best(expected[result.plan.arm], study, result)
+        _set_best(expected[result.plan.arm], result)
     content = _content(read_yaml(source).value, study, expected, done)
     text = _text(content, study, done, path, command)
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         unfinished.write_text(text, encoding="utf-8")
-        written = load_study(unfinished)
+        written, under_overlay = load_study(unfinished), load_study(unfinished, overlay)
     except OSError as error:
         raise not_written(path, error) from None
     finally:
         unfinished.unlink(missing_ok=True)
     if {arm.name: arm.recipe.as_dict() for arm in written.arms} != _valid(expected):
         raise RuntimeError(f"{path} would not say what was tuned")  # ours to mend, never the user's
+    for result in done:
+        if changed := differences(_tuned_recipe(result), under_overlay.arm(result.plan.arm).recipe):
+            raise UsageError(
+                f"--write: {shown(overlay.variant)} would change {', '.join(one.path for one in changed)} of arm "
+                f"{shown(result.plan.arm)} after it was tuned; tune without that overlay, or without --write"
+            )
     write_atomically(path, text)
-    return path
 
 
 def target_of(source: Path, output: Path | None) -> Path:
@@ -71,10 +80,17 @@ def target_of(source: Path, output: Path | None) -> Path:
     return output or source.with_name(f"{source.stem}{ENDING}.yaml")
 
 
-def check_target(source: Path, output: Path | None, arms: Sequence[str]) -> None:
-    """Raise UsageError where the file is somebody's own, or has tuned arms that would be lost; asked first."""
-    path = target_of(source, output)
-    name = load_study(source).name
+def check_target(path: Path, study: Study, plans: Sequence[ArmPlan], overlay: Overlay) -> None:
+    """Raise whatever would keep ``--write`` from writing what these arms come to; asked before they are tuned, too.
+
+    ``study``: without an overlay. UsageError: the file is somebody's own, or has tuned arms that would be lost.
+    StudyError: the overlay changes a field that is tuned.
+    """
+    name, arms = study.name, [plan.arm for plan in plans]
+    if found := [problem for plan in plans for problem in _overlaid(study, plan, overlay)]:
+        raise StudyError(list(dict.fromkeys(found)))
+    if not path.parent.is_dir():
+        raise UsageError(f"--write: there is no folder {path.parent}; make it, or name another file with --output")
     if len(name + ENDING) > MAX_LABEL:
         raise UsageError(
             f"--write: the name {name}{ENDING} has over {MAX_LABEL} characters; give the study a shorter one"
@@ -95,22 +111,51 @@ def check_target(source: Path, output: Path | None, arms: Sequence[str]) -> None
         )
 
 
-def _set_best(values: Plain, study: Study, result: ArmResult) -> None:
+def _overlaid(study: Study, plan: ArmPlan, overlay: Overlay) -> list[Problem]:
+    """Tuned fields that the overlay changes: a value tuned under it would be changed once more when it is written."""
+    values = study.arm(plan.arm).recipe.as_dict()
+    return [
+        _changed_again(plan, one, overlay)
+        for one in plan.space
+        if any(_is_changed(values, plan.values, one.path, value, overlay) for value in ends(one))
+    ]
+
+
+def _is_changed(values: Plain, overlaid: Plain, path: Path_, value: Any, overlay: Overlay) -> bool:
+    """Does it make a difference whether a value is set before the overlay is laid over it, or after?"""
+    before, after = copy.deepcopy(values), copy.deepcopy(overlaid)
+    put(before, path, value)
+    put(after, path, value)
+    try:
+        before = overlay.apply(Tree(Recipe.model_validate(before).as_dict()), []).value
+        return Recipe.model_validate(before) != Recipe.model_validate(after)
+    except ValidationError:  # it is tuned only where other fields have other values
+        return False
+
+
+def _changed_again(plan: ArmPlan, one: Parameter, overlay: Overlay) -> Problem:
+    message = (
+        f"is tuned as {shown(overlay.variant)} leaves it in arm {shown(plan.arm)}, and written into the study it would "
+        "be changed by that once more; tune without that overlay, or without --write"
+    )
+    return Problem(one.written.origin, one.written.path, message)
+
+
+def _tuned_recipe(result: ArmResult) -> Recipe:
+    plan, best = result.plan, result.best
+    if best is None or best.is_present:
+        return plan.recipe
+    return Recipe.model_validate(compose(plan.space, plan.values, lambda one: best.values[one.name])[0])
+
+
+def _set_best(values: Plain, result: ArmResult) -> None:
     """Set what the best trial changed; the recipe as it stands changes nothing."""
     best = result.best
     if best is None or best.is_present:
         return
     for one in result.plan.space:
-        if one.name not in best.values:
-            continue
-        if written_at(values, one.path) != written_at(result.plan.values, one.path):
-            now, overlay = shown(written_at(values, one.path)), shown(result.plan.study.variant)
-            message = (
-                f"is {now} in the study and changed by {overlay}, so that a value tuned under it cannot be written "
-                "into the study; take it out of the overlay"
-            )
-            raise StudyError([Problem(one.written.origin, one.written.path, message)])
-        put(values, one.path, best.values[one.name])
+        if one.name in best.values:
+            put(values, one.path, best.values[one.name])
 
 
 def _content(raw: Plain, study: Study, expected: Mapping[str, Plain], done: Sequence[ArmResult]) -> Plain:
@@ -196,6 +241,7 @@ def _provenance(study: Study, done: Sequence[ArmResult]) -> Plain:
         data="; ".join(dict.fromkeys(result.plan.data.describe() for result in done)),
         space=plan.protocol["space"],
         sampler=plan.protocol["sampler"],
+        sampler_seed=plan.tune.seed,
         pruner=plan.protocol["pruner"],
         seeds=plan.tune.seeds,
         val_fraction=plan.tune.val_fraction,
