@@ -1,13 +1,14 @@
 """Is tuning worth its sampler, and what does it cost beside training? ``python -m benchmarks.tuning``
 
     python -m benchmarks.tuning --part samplers [--repeats 10] [--trials 20]
-    python -m benchmarks.tuning --part overhead [--seconds 12] [--trials 5]
+    python -m benchmarks.tuning --part overhead [--seconds 12] [--trials 8]
 
 ``samplers``: each sampler tunes the same recipe on digits with the same budget, ``--repeats`` times with other seeds of
 its own. Printed is the best accuracy on the validation images after so many trials, and the difference from random
 search, paired by seed, with its 95% t interval. Trials are cut short by no pruner, so the sampler alone differs.
-``overhead``: wall time from the first trial's start to the last one's end, against the seconds that trials trained and
-evaluated: what is left is asking, setting up, reporting, recording in MLflow, and telling.
+``overhead``: wall time against the seconds that trials trained and evaluated, from the first trial's start to the last
+one's end, and with the start of workers and the figures in the end: what is left is asking, setting up, reporting,
+recording in MLflow, and telling; with two at a time also a worker that waits for the last trial of the other.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import io
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import chdir
 from dataclasses import replace
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if part == "samplers":
                 compare_samplers(given.repeats, given.trials or 20)
             else:
-                measure_overhead(given.seconds, given.trials or 5)
+                measure_overhead(given.seconds, given.trials or 8)
 
 
 def compare_samplers(repeats: int, trials: int) -> None:
@@ -100,20 +102,26 @@ def compare_samplers(repeats: int, trials: int) -> None:
 
 
 def measure_overhead(seconds: float, trials: int) -> None:
-    """The share of wall time that is no training, for trials of about so many seconds."""
+    """The share of time that is no training, for trials of about so many seconds; per place where there are several."""
     probe = _study(size="train_size: 1400", width=16, epochs=2, batch=64, pruner="median")
     data = _data(probe)
     first = _tuned(probe, data, _tune(probe, 2), "probe").trials[-1]
     epochs = max(2, round(first.epochs * seconds / first.seconds))
-    study = _study(size="train_size: 1400", width=16, epochs=epochs, batch=64, pruner="none")
-    result = _tuned(study, data, _tune(study, trials), "overhead", tracking=Tracking())
-    begun = [one.began for one in result.trials if one.began is not None]
-    ended = [one.ended for one in result.trials if one.ended is not None]
-    wall = (max(ended) - min(begun)).total_seconds()
-    trained = sum(one.seconds for one in result.trials)
-    print("| trials | seconds a trial | wall seconds | trained and evaluated | outside |")
-    print("|---:|---:|---:|---:|---:|")
-    print(f"| {trials} | {trained / trials:.1f} | {wall:.1f} | {trained:.1f} | {100 * (1 - trained / wall):.1f}% |")
+    print(
+        "| pruner | at a time | trials | seconds a trial | wall seconds | outside, trials alone | with start and end |"
+    )
+    print("|---|---:|---:|---:|---:|---:|---:|")
+    for jobs, pruner in ((1, "none"), (1, "median"), (2, "none"), (2, "median")):
+        study = _study(size="train_size: 1400", width=16, epochs=epochs, batch=64, pruner=pruner)
+        begun_at = time.perf_counter()
+        result = _tuned(study, data, _tune(study, trials), f"{pruner}-{jobs}", tracking=Tracking(), jobs=jobs)
+        whole = time.perf_counter() - begun_at
+        begun = [one.began for one in result.trials if one.began is not None]
+        ended = [one.ended for one in result.trials if one.ended is not None]
+        wall = (max(ended) - min(begun)).total_seconds()
+        trained = sum(one.seconds for one in result.trials)
+        outside = " | ".join(f"{100 * (1 - trained / (jobs * all_of)):.1f}%" for all_of in (wall, whole))
+        print(f"| {pruner} | {jobs} | {trials} | {trained / trials:.1f} | {whole:.1f} | {outside} |", flush=True)
 
 
 def _study(**values: object) -> Study:
@@ -135,14 +143,19 @@ def _tune(study: Study, trials: int, **changes: object) -> Tune:
 
 
 def _tuned(
-    study: Study, data: dict[DataKey, DataSet], tune: Tune, name: str, tracking: Tracking | None = None
+    study: Study,
+    data: dict[DataKey, DataSet],
+    tune: Tune,
+    name: str,
+    tracking: Tracking | None = None,
+    jobs: int = 1,
 ) -> ArmResult:
     plans = plan_tuning(replace(study, name=name), ["baseline"], data, find_device("cpu"), tune=tune)
     summary = tune_arms(
         plans,
         url="sqlite:///optuna.db",
         tracking=tracking,
-        places=find_places(find_device("cpu"), 1, 1),
+        places=find_places(find_device("cpu"), jobs, 1),
         events=TuningEvents(Console(file=io.StringIO())),
         stops=Stops(),
     )

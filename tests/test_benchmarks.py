@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import peers, study_time
+from benchmarks import peers, study_time, tuning
 from benchmarks.contenders import LOOPS, OURS, Outcome, Prepared, Sizes, recipe_of
 from benchmarks.layers import measure as measure_layer
 from benchmarks.peak import BytesMoved, gflop_per_image
@@ -188,3 +188,12 @@ def test_the_benchmark_of_a_gpu_tunes_and_trains_what_came_of_it(tmp_path: Path)
     written = load_study(tmp_path / "tune-k30-tuned.yaml")
     assert written.tuned is not None
     assert (tmp_path / "tune-trials.csv").read_text().count("\n") == 3
+
+
+def test_samplers_are_compared_by_the_best_of_equal_budgets(capsys: pytest.CaptureFixture[str]) -> None:
+    tuning.main(["--part", "samplers", "--repeats", "2", "--trials", "2"])
+    head, _, *rows = capsys.readouterr().out.strip().splitlines()
+    assert head.split(" | ")[2:] == ["best of 1 trials, %", "best of 2 trials, %", "over random (95% interval) |"]
+    firsts = [row.split(" | ")[2] for row in rows]
+    assert [row.split(" | ")[0] for row in rows] == ["| random", "| tpe", "| gp"]
+    assert len(set(firsts)) == 1, "the first trial is the recipe as it stands, whoever proposes"

@@ -46,7 +46,7 @@ def answering() -> Iterator[None]:
         ) from None
 
 
-def disk_error(error: Exception, uri: str) -> OutputError | None:
+def disk_error(error: BaseException, uri: str) -> OutputError | None:
     """What SQLite means by a failure, where it is its disk that is full or may not be written."""
     words = next((words for words in _DISK_WORDS if words in str(error)), None)
     if words is None or not uri.startswith("sqlite:///"):

@@ -90,9 +90,9 @@ def storing(url: str, *more: type[Exception]) -> Iterator[None]:
     except (*caught, *more) as error:
         if isinstance(error, OSError) and error.errno in CURES and "://" not in url:
             raise not_written(Path(error.filename or url), error) from None
-        if disk := disk_error(error, url):
-            raise disk from None
         cause = error.__cause__ or error
+        if disk := disk_error(cause, url):
+            raise disk from None
         first = str(cause).strip().split("\n", 1)[0][:300].replace(url, without_password(url))
         cure = "check --storage or OPTUNA_STORAGE, or leave both out to use optuna.db in this folder"
         if isinstance(error, ImportError):
