@@ -72,11 +72,12 @@ def tune(
         console=console,
     )
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    for line in lines_of(summary):
+    is_written = write and not summary.stopped_because and not under_way(summary)
+    for line in lines_of(summary, is_written=is_written):
         say(line)
-    if history is not None:
-        say(f"{write_history(summary.results, history)}: every trial, and figures")
-    if write and not summary.stopped_because and not under_way(summary):
+    if is_written:
         write_tuned(study, summary.results, target, wanted.overlay, shlex.join(["cifar-ablate", *sys.argv[1:]]))
         say(f"{target}: each arm at its best values")
-    raise typer.Exit(exit_code(summary))
+    if history is not None:
+        say(f"{write_history(summary.results, history)}: every trial, and figures")
+    raise typer.Exit(exit_code(summary, is_unwritten=write and not is_written))

@@ -216,7 +216,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def damaged(path: Path) -> RecordError:
     """The error for a file of a run's folder that cannot be used, with the cure."""
-    return RecordError(f"{path} is damaged; remove the folder {path.parent}, and `cifar-ablate run` trains it again")
+    return RecordError(f"{path} is damaged; remove the folder {path.parent}, and its command trains it again")
 
 
 @contextmanager

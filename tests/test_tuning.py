@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from cifar_ablate.data import load_data
 from cifar_ablate.data.validation import validation_part
 from cifar_ablate.device import find_device
-from cifar_ablate.errors import DataError
+from cifar_ablate.errors import DataError, TrackingError
 from cifar_ablate.registry import PRUNERS, SAMPLERS
 from cifar_ablate.spec.space import compose
 from cifar_ablate.tuning.plan import grid_size, plan_tuning
@@ -326,7 +326,7 @@ def test_trials_that_could_not_be_trained_are_tried_again_when_asked_and_count_n
     assert workshop(*TUNE, "--trials", "2").out.count("failed: trial") == 2
     answer = workshop(*TUNE, "--trials", "2", "--retry", "failed")
     assert answer.code == 0, answer.out
-    assert "baseline: 2 failed trials are tried again" in answer.out
+    assert "baseline: 2 failed trials to be tried again" in answer.out
     assert "baseline: 2 of 2 trials" in answer.out
     assert "failed: trial 0" not in answer.out
     every = studies(storage_of(workshop.folder))["baseline"].get_trials()
@@ -336,6 +336,11 @@ def test_trials_that_could_not_be_trained_are_tried_again_when_asked_and_count_n
     before = len(every)
     assert workshop(*TUNE, "--trials", "2", "--retry", "failed").code == 0
     assert len(studies(storage_of(workshop.folder))["baseline"].get_trials()) == before, "nothing is left to be tried"
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "set_up", broken)
+        assert workshop(*TUNE, "--trials", "3").code == 0
+    assert "0 failed trials to be tried again" in workshop(*TUNE, "--trials", "2", "--retry", "failed").out
+    assert [one.state for one in trials(workshop.folder)].count(FAIL) == 1, "there is no place for it: it still counts"
     wrong = workshop(*TUNE, "--retry", "all")
     assert (wrong.code, wrong.err) == (2, "--retry all: only failed trials can be tried again; write --retry failed\n")
 
@@ -354,6 +359,44 @@ def test_what_diverged_would_again_and_is_not_tried_again(workshop: Workshop) ->
     before = told(workshop.folder)
     assert workshop(*TUNE, "--retry", "failed").code == 0
     assert told(workshop.folder) == before
+
+
+def test_a_storage_that_does_not_answer_for_a_moment_fails_no_trial(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cifar_ablate.tuning.trials import ArmTrials
+
+    report = ArmTrials.report
+
+    def broken(arm: ArmTrials, asked: Any, seed: int, epoch: int, accuracy: float) -> bool:
+        if asked.number == 1:
+            raise TrackingError("the tuning storage is away; look after it")
+        return report(arm, asked, seed, epoch, accuracy)
+
+    write(workshop)
+    with monkeypatch.context() as patch:
+        patch.setattr(ArmTrials, "report", broken)
+        answer = workshop(*TUNE, "--trials", "3")
+    assert answer.code == 1
+    assert "Stopped: the tuning storage is away; look after it." in answer.out
+    assert [one.state for one in trials(workshop.folder)].count(FAIL) == 0
+    assert workshop(*TUNE, "--trials", "3").code == 0
+    assert [one.state for one in trials(workshop.folder)] == [COMPLETE] * 3
+
+
+def test_a_trial_whose_folder_is_damaged_can_be_tried_again(workshop: Workshop) -> None:
+    write(workshop)
+    assert workshop(*TUNE, "--trials", "2").code == 0
+    folder = workshop.folder / "mlruns/runs" / trials(workshop.folder)[1].user_attrs["fingerprints"][0]
+    (folder / "result.json").write_text("{")
+    again = ("--trials", "2", "--storage", "again.journal")
+    answer = workshop(*TUNE, *again)
+    assert "is damaged; remove the folder" in answer.out
+    assert "Try failed trials again with --retry failed once the cause is gone." in answer.out
+    shutil.rmtree(folder)
+    answer = workshop(*TUNE, *again, "--retry", "failed")
+    assert answer.code == 0
+    assert "2 of 2 trials (2 complete)" in answer.out
 
 
 def test_a_trial_that_another_command_has_taken_over_is_left_to_it(

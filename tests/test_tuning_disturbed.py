@@ -84,7 +84,7 @@ def test_a_full_disk_stops_a_tuning_with_the_cure_and_it_goes_on_when_there_is_r
         code, said = answer.code, answer.out + answer.err
     assert code == 1, said
     assert "Traceback" not in said
-    if said:  # its own output may have found no room
+    if said or not seconds_in:  # its own output may have found no room
         assert re.search(r"cannot write .+?: .+?; free space", said), said
     small_disk.clear()
     answer = workshop(*TUNE, "--trials", "3")
@@ -105,15 +105,21 @@ def test_a_trial_of_several_seeds_that_is_killed_in_its_second_goes_on_there(
     assert workshop(*TUNE, "--trials", "3").code == 0
     workshop.monkeypatch.chdir(here)
     write(workshop, *edits)
-    command = begin(*TUNE, "--trials", "3", "--checkpoint-seconds", "0")
+    online = ("tune", "small.yaml", "--trials", "3")
+    command = begin(*online, "--checkpoint-seconds", "0")
     command.wait_for("baseline trial 1: optimizer")
     wait_until(lambda: epochs_of_fourth(here) > 3)
     command.send(signal.SIGKILL, to_group=True)
     command.end()
-    answer = workshop(*TUNE, "--trials", "3")
+    answer = workshop(*online)
     assert answer.code == 0, answer.out + answer.err
     assert re.search(r"baseline trial 2 seed 1: goes on from epoch \d+", answer.out)
     assert told(here) == told(expected)
+    assert [one.user_attrs["epochs"] for one in trials(here)] == [24] * 3
+    recorded = {run.info.run_name: run for run in runs_of("small/tuning")}
+    cut = recorded["baseline trial 1 seed 1"]
+    assert (cut.info.status, cut.data.tags["ablate.reason"]) == ("KILLED", "its process ended without a word")
+    assert "RUNNING" not in {run.info.status for run in recorded.values()}
 
 
 def epochs_of_fourth(folder: Path) -> int:

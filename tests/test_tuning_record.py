@@ -30,6 +30,7 @@ from tests.tuning import load, storage_of, studies, trials, write
 
 ONLINE = ("tune", "small.yaml")
 RATE, SAMPLER = "{low: 0.001, high: 0.5, log: true}", "{name: tpe, startup_trials: 3}"
+WITHOUT_WARMUP = ("    schedule.warmup: {low: 0.0, high: 0.5, when: {schedule: cosine}}\n", "")
 WITHOUT_SCHEDULE = (
     "    schedule: [constant, cosine]\n    schedule.warmup: {low: 0.0, high: 0.5, when: {schedule: cosine}}\n",
     "",
@@ -57,7 +58,7 @@ def test_mlflow_has_a_parent_run_with_a_nested_run_for_each_trial(workshop: Work
     assert [int(run.data.tags["ablate.trial"]) for run in children] == [one.number for one in ended]
     words = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "diverged"}
     assert [run.data.tags["ablate.outcome"] for run in children] == [words[one.state.name] for one in ended]
-    assert {"finished", "diverged"} <= {run.data.tags["ablate.outcome"] for run in children}
+    assert {"finished", "diverged", "pruned"} == {run.data.tags["ablate.outcome"] for run in children}
     client = mlflow.MlflowClient()
     for run, one in zip(children, ended, strict=True):
         assert run.data.params["optimizer.lr"] == str(one.user_attrs["values"]["optimizer.lr"])
@@ -146,7 +147,47 @@ def test_values_that_make_no_recipe_are_a_failed_nested_run_with_the_reason(work
         assert len(children) == 4
         assert failed.data.params == {"optimizer.momentum": "0.0", "optimizer.nesterov": "True"}
         assert "nesterov: true needs momentum above 0" in failed.data.tags["ablate.reason"]
+        mlflow.MlflowClient().update_run(failed.info.run_id, status="RUNNING")  # as of a command killed before its end
         assert workshop(*ONLINE, "--trials", "20").code == 0
+
+
+def test_a_second_tuning_of_an_arm_has_nested_runs_of_its_own_though_it_trains_nothing_anew(workshop: Workshop) -> None:
+    write(workshop)
+    assert workshop(*ONLINE, "--trials", "2").code == 0
+    write(workshop, ("pruner: none", "pruner: {name: median, startup_trials: 2}"))
+    for _ in range(2):
+        assert workshop(*ONLINE, "--trials", "2").code == 0
+        runs = runs_of("small/tuning")
+        parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+        assert len(parents) == 2
+        for parent in parents:
+            nested = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+            assert sorted(run.data.tags["ablate.trial"] for run in nested) == ["0", "1"]
+            assert {run.info.status for run in nested} == {"FINISHED"}
+            assert {run.data.tags["ablate.tuning"] for run in nested} == {parent.data.tags["ablate.tuning"]}
+
+
+def test_one_damaged_folder_keeps_no_other_trial_from_mlflow(workshop: Workshop) -> None:
+    write(workshop)
+    assert workshop(*ONLINE, "--offline", "--trials", "3").code == 0
+    folder = workshop.folder / "mlruns/runs" / trials(workshop.folder)[1].user_attrs["fingerprints"][0]
+    (folder / "result.json").write_text("{")
+    answer = workshop(*ONLINE, "--trials", "4")
+    assert answer.code == 1
+    assert "not delivered: baseline trial 1 seed 0: " in answer.out
+    assert "is damaged; remove the folder" in answer.out
+    assert [run.data.tags["ablate.trial"] for run in parent_and_children()[1]] == ["0", "2", "3"]
+
+
+def test_the_parent_keeps_no_value_of_a_trial_that_was_the_best_before(workshop: Workshop) -> None:
+    write(workshop)
+    assert workshop(*ONLINE, "--trials", "2").code == 0
+    parent, _ = parent_and_children()
+    mlflow.MlflowClient().set_tag(parent.info.run_id, "ablate.best.augment.mixup.alpha", "0.2")
+    assert workshop(*ONLINE, "--trials", "2").code == 0
+    best = max(trials(workshop.folder), key=lambda one: (one.value or 0, -one.number)).user_attrs["values"]
+    tags = parent_and_children()[0].data.tags
+    assert {name for name in tags if name.startswith("ablate.best.")} == {f"ablate.best.{name}" for name in best}
 
 
 def test_every_trial_can_be_written_down_beside_a_report(workshop: Workshop) -> None:
@@ -295,6 +336,32 @@ def test_write_takes_a_component_whose_options_an_overlay_scales(workshop: Works
     assert recipe["optimizer"]["lr"] == best.user_attrs["values"]["optimizer.lr"]
 
 
+def test_write_finds_out_first_that_an_overlay_scales_a_field_that_is_tuned_under_a_condition(
+    workshop: Workshop,
+) -> None:
+    stepped = "schedule.every_epochs: {low: 1, high: 3, when: {schedule: step}}"
+    constant = "[constant, {name: step, every_epochs: 2}]"
+    write(workshop, ("[constant, cosine]", f"{constant}\n    {stepped}"), WITHOUT_WARMUP)
+    answer = workshop(*ONLINE, "--set", "schedule.every_epochs?={times: 2}", "--offline", "--write")
+    assert answer.code == 2
+    assert "tune.space.schedule.every_epochs: is tuned as 'schedule.every_epochs?={times: 2}' leaves it" in answer.err
+    assert not (workshop.folder / "optuna.db").exists()
+
+
+def test_write_replaces_neither_another_studys_values_nor_the_study_itself(workshop: Workshop) -> None:
+    write(workshop)
+    tune = (*ONLINE, "--offline", "--trials", "1", "--write", "--output")
+    assert workshop(*tune, "best.yaml").code == 0
+    before = (workshop.folder / "best.yaml").read_text()
+    write(workshop, ("study: small", "study: other"), name="other.yaml")
+    answer = workshop("tune", "other.yaml", *tune[2:], "best.yaml")
+    assert (answer.code, answer.err) == (2, "--write: best.yaml is the tuned small; name another file with --output\n")
+    assert (workshop.folder / "best.yaml").read_text() == before
+    answer = workshop(*tune, "small.yaml")
+    assert answer.code == 2
+    assert "small.yaml is there, and not of a tuning" in answer.err
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -328,7 +395,7 @@ def test_write_waits_for_what_another_command_still_trains(workshop: Workshop) -
     theirs.set_user_attr("owner", Owner("other", "another-boot/1", 1, 0.0).to_text())
     theirs.set_user_attr("beat", time.time())
     answer = workshop(*ONLINE, "--offline", "--trials", "3", "--write")
-    assert answer.code == 0
+    assert answer.code == 1, "`tune --write && run` shall not run an old file"
     assert "baseline: 2 of 3 trials (2 complete), 1 with another command" in answer.out
     assert "Other commands are still at work on some trials: they add theirs, and --write waits for them." in answer.out
     assert not (workshop.folder / "small-tuned.yaml").exists()
@@ -400,6 +467,9 @@ def test_the_storage_is_where_optunas_own_tools_would_look_for_it(
     assert not Path("optuna.db").exists()
     assert workshop(*ONLINE, "--offline", "--trials", "1", "--storage", storage_of(workshop.folder)).code == 0
     assert Path("optuna.db").exists()
+    options = "sqlite:///patient.db?timeout=30"
+    assert workshop(*ONLINE, "--offline", "--trials", "1", "--storage", options).code == 0
+    assert studies("sqlite:///patient.db").keys() == {"baseline"}
 
 
 @pytest.mark.parametrize(
@@ -407,6 +477,7 @@ def test_the_storage_is_where_optunas_own_tools_would_look_for_it(
     [
         ("sqlite:////proc/none/optuna.db", "the tuning storage at sqlite:////proc/none/optuna.db does not answer"),
         ("nosuchdb://user:secret@host/db", "the tuning storage at nosuchdb://user:***@host/db does not answer"),
+        ("sqlite:///:memory:", "it would be gone with the command; write sqlite:///optuna.db"),
         ("redis://user:secret@host/0", "what Redis keeps cannot be read safely; use postgresql+psycopg://"),
         ("optuna.db", "--storage optuna.db: a path is a journal file; for a database write sqlite:///optuna.db"),
         ("mysql+nodriver://user:secret@host/db", "mysql+nodriver://user:***@host/db does not answer"),

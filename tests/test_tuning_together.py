@@ -180,7 +180,9 @@ def test_of_processes_in_different_folders_none_asks_for_a_trial_too_many(worksh
         study = f"{name}/small.yaml"
         commands.append(begin("tune", study, "--offline", "--trials", "7", "--storage", url))
     assert [command.end(seconds=280) for command in commands] == [0] * 3, [command.said for command in commands]
-    assert [one.state for one in trials(workshop.folder)] == [TrialState.COMPLETE] * 7
+    ended = trials(workshop.folder)
+    assert [one.state for one in ended] == [TrialState.COMPLETE] * 7
+    assert sum("is_present_recipe" in one.user_attrs for one in ended) == 1
 
 
 # PostgreSQL

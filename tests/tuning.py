@@ -68,8 +68,10 @@ def studies(url: str | optuna.storages.BaseStorage) -> dict[str, optuna.Study]:
 
 
 def trials(folder: Path, arm: str = "baseline") -> list[FrozenTrial]:
-    """Trials of an arm that count: those that were lost were taken up again."""
-    return [one for one in studies(storage_of(folder))[arm].get_trials() if "lost" not in one.user_attrs]
+    """Trials of an arm that count: those that were lost, or tried again when asked, have another number now."""
+    study = studies(storage_of(folder))[arm]
+    gone = study.user_attrs.get("retried", [])
+    return [one for one in study.get_trials() if "lost" not in one.user_attrs and one.number not in gone]
 
 
 def told(

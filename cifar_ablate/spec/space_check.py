@@ -151,13 +151,13 @@ def _of_ends(parameter: Parameter, space: Sequence[Parameter], arms: Mapping[str
     where_it_applies = {
         name: fitting
         for name, values in arms.items()
-        if (fitting := [one for one in _settings(parameter, space, values) if applies(parameter, one)])
+        if (fitting := [one for one in settings(parameter, space, values) if applies(parameter, one)])
     }
     if not where_it_applies:
         message = "applies to no arm: its conditions exclude each other, or no arm meets them"
         return [Problem(parameter.written.origin, parameter.written.path, message)]
-    for name, settings in where_it_applies.items():
-        for values in settings:
+    for name, fitting in where_it_applies.items():
+        for values in fitting:
             for problem in _of_setting(parameter, name, values, space, tree):
                 found.setdefault(problem, []).append(name)
     places = {problem.origin: problem for problem in reversed(found)}  # the same mistake of several choices: once
@@ -188,7 +188,7 @@ def _with_arms(problem: Problem, names: Sequence[str], all_names: Sequence[str])
     return Problem(problem.origin, problem.path, f"{problem.message} (in {listed}); or add `when`")
 
 
-def _settings(parameter: Parameter, space: Sequence[Parameter], recipe: Values) -> list[Values]:
+def settings(parameter: Parameter, space: Sequence[Parameter], recipe: Values) -> list[Values]:
     """A recipe with each setting of the fields that this one depends on under which it is tuned."""
     found = [copy.deepcopy(recipe)]
     for other in space:

@@ -5,6 +5,7 @@ What a space's fields mean for the recipes of a study is checked in ``space.py``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -50,6 +51,12 @@ class Range(Spec):
             raise failure("a log range has no step; remove one of the two", self.step, "step")
         if self.step is not None and not 0 < self.step <= self.high - self.low:
             raise failure(f"must be above 0 and at most high - low (got {shown(self.step)})", self.step, "step")
+        if self.step is not None:
+            num_steps = (self.high - self.low) / self.step
+            if abs(num_steps - round(num_steps)) > 1e-9 * num_steps:
+                last = self.low + math.floor(num_steps) * self.step
+                message = f"steps of {shown(self.step)} from {shown(self.low)} do not come to it; write {last:.10g}"
+                raise failure(message, self.high, "high")
         return self
 
 

@@ -25,6 +25,8 @@ GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """What MLflow says when somebody else took a tag away, or deleted its run."""
 PAGE = 1000
 MAX_TAG = 4500
+TUNING = "ablate.tuning"
+"""Tag of a tuning's parent run and of its trials: the identity of the tuning. Two tunings may train the same trial."""
 _ENDS = {"finished": "FINISHED", "diverged": "FINISHED", "failed": "FAILED", "killed": "KILLED", "pruned": "FINISHED"}
 
 
@@ -187,10 +189,11 @@ class Delivery:
     def _find_or_create(self) -> str:
         """Id of the oldest MLflow run of this training; one is made where there is none."""
         if not self._all():
+            tags = {"ablate.fingerprint": self.planned.fingerprint, "ablate.arm": self.planned.arm}
             self.client.create_run(
                 self.experiment_id,
                 run_name=f"{self.planned.arm} seed {self.planned.seed}",
-                tags={"ablate.fingerprint": self.planned.fingerprint, "ablate.arm": self.planned.arm},
+                tags=tags | dict(self.planned.tags),
             )
         oldest, *doubles = self._all()
         for run in doubles:  # two processes at one moment, or a server whose answer was lost
@@ -199,10 +202,11 @@ class Delivery:
         return str(oldest.info.run_id)
 
     def _all(self) -> list[Any]:
-        """All MLflow runs of this training, the oldest first."""
+        """All MLflow runs of this training, the oldest first; of a trial, those of its tuning alone."""
         query = f"tags.`ablate.fingerprint` = '{self.planned.fingerprint}'"
         found = self.client.search_runs([self.experiment_id], query, max_results=PAGE)
-        mine = [run for run in found if run.data.tags.get("ablate.arm") == self.planned.arm]
+        wanted = {"ablate.arm": self.planned.arm, TUNING: dict(self.planned.tags).get(TUNING)}
+        mine = [run for run in found if all(run.data.tags.get(name) == value for name, value in wanted.items())]
         return sorted(mine, key=lambda run: (run.info.start_time, run.info.run_id))
 
     def _log(self, *, tags: Mapping[str, str], params: Mapping[str, Any] | None = None) -> None:

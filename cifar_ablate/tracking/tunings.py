@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cifar_ablate.locks import lock
 from cifar_ablate.tracking.answering import answering
+from cifar_ablate.tracking.claims import claims_of
+from cifar_ablate.tracking.delivery import TUNING
 from cifar_ablate.tracking.store import Tracking
 
-TUNING = "ablate.tuning"
-"""Tag of a parent and of its trials: the identity of the tuning."""
 PARENT = "mlflow.parentRunId"
+BEST = "ablate.best."
+"""Begins the tags of a parent that hold the values of its best trial."""
 PAGE = 1000
 MAX_RUNS = 50_000
 
@@ -44,7 +46,7 @@ def open_tuning(tracking: Tracking, label: str, arm: str, identity: str, protoco
             with suppress(MlflowException):  # another process was first
                 client.create_experiment(label)
         experiment_id = tracking.experiment_id(label)
-        with lock(Path("mlruns") / "tuning" / f"{identity}.mlflow.lock", on_wait=lambda: None):
+        with _alone(identity):
             if not _parents(_runs(tracking, experiment_id, identity)):
                 tags = {TUNING: identity, "ablate.arm": arm, "mlflow.source.name": "cifar-ablate"}
                 client.create_run(experiment_id, run_name=f"{arm} tuning", tags=tags)
@@ -70,16 +72,42 @@ def record_untrained(
     """A nested run, FAILED, for a trial whose values made no recipe: nothing of it could be trained."""
     from mlflow.entities import Param
 
-    with answering():
-        found = _runs(tracking, opened.experiment_id, tags[TUNING])
-        if any(run.data.tags.get("ablate.arm") == name for run in found):
+    client, identity = tracking.client, tags[TUNING]
+    with answering(), _alone(identity):
+        found = [
+            run
+            for run in _runs(tracking, opened.experiment_id, identity)
+            if run.data.tags.get("ablate.arm") == name and run.data.tags.get("ablate.outcome") == "failed"
+        ]
+        if any(run.info.status == "FAILED" for run in found):
             return
-        tags = {**tags, "ablate.arm": name, "ablate.outcome": "failed", "ablate.reason": reason}
-        run = tracking.client.create_run(opened.experiment_id, run_name=name, tags=tags)
-        tracking.client.log_batch(
-            run.info.run_id, params=[Param(key, str(value)) for key, value in flat(params).items()]
-        )
-        tracking.client.set_terminated(run.info.run_id, "FAILED")
+        if found:  # its command was killed before it was whole
+            run_id = found[0].info.run_id
+        else:
+            tags = {**tags, "ablate.arm": name, "ablate.outcome": "failed", "ablate.reason": reason}
+            run_id = client.create_run(opened.experiment_id, run_name=name, tags=tags).info.run_id
+        client.log_batch(run_id, params=[Param(key, str(value)) for key, value in flat(params).items()])
+        client.set_terminated(run_id, "FAILED")
+
+
+def end_lost(tracking: Tracking, opened: OpenedTuning, identity: str, reasons: Mapping[int, str]) -> None:
+    """Nested runs of trials that were lost (``reasons``, by number) are KILLED: a killed process could not say so."""
+    client = tracking.client
+    with answering():
+        for run in _runs(tracking, opened.experiment_id, identity) if reasons else ():
+            number = run.data.tags.get("ablate.trial", "")
+            if run.info.status != "RUNNING" or not number.isdigit() or int(number) not in reasons:
+                continue
+            for claim in claims_of(run.data.tags):
+                client.delete_tag(run.info.run_id, claim.tag)
+            client.set_tag(run.info.run_id, "ablate.outcome", "killed")
+            client.set_tag(run.info.run_id, "ablate.reason", reasons[int(number)])
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _alone(identity: str) -> AbstractContextManager[bool]:
+    """Among the processes of this folder."""
+    return lock(Path("mlruns") / "tuning" / f"{identity}.mlflow.lock", on_wait=lambda: None)
 
 
 def _runs(tracking: Tracking, experiment_id: str, identity: str) -> list[Any]:
@@ -108,6 +136,10 @@ def close_tuning(
     with answering():
         for start in range(0, len(metrics), PAGE):
             tracking.client.log_batch(run_id, metrics=metrics[start : start + PAGE])
+        before = tracking.client.get_run(run_id).data.tags
+        for name in before.keys() - tags.keys():
+            if name.startswith(BEST):  # of a trial that was the best before
+                tracking.client.delete_tag(run_id, name)
         tracking.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
         for path in files:
             tracking.client.log_artifact(run_id, str(path))

@@ -10,8 +10,8 @@ from cifar_ablate.tuning.result import ArmResult
 from cifar_ablate.tuning.run import TuneSummary
 
 
-def lines_of(summary: TuneSummary) -> Iterator[str]:
-    """Each arm's best, what it cost, and what it is worth."""
+def lines_of(summary: TuneSummary, *, is_written: bool = False) -> Iterator[str]:
+    """Each arm's best, what it cost, and what it is worth; ``is_written``: a study of it is written next."""
     for result in summary.results:
         yield from _of_arm(result)
     most = max((result.num_tried for result in summary.results), default=0)
@@ -19,7 +19,8 @@ def lines_of(summary: TuneSummary) -> Iterator[str]:
         num = len(summary.results[0].plan.data.test_labels)
         yield (
             f"The best of {most} trials on {num:,} validation images looks better than it is; the test images were not "
-            "looked at. Write it down with --write, and run that study to learn what it is worth."
+            f"looked at. {'Run' if is_written else 'Write it down with --write, and run'} the study of it to learn "
+            "what it is worth."
         )
     if len({(result.num_tried, result.plan.num_wanted) for result in summary.results}) > 1:
         yield "The arms have unequal budgets so far; an ablation of them would not be fair."
@@ -32,17 +33,19 @@ def lines_of(summary: TuneSummary) -> Iterator[str]:
     for name, trouble in summary.undelivered[:MAX_NAMED]:
         yield f"not delivered: {name}" + (f": {trouble}" if trouble else "")
     if summary.is_offline:
-        yield "MLflow has none of it yet: the same command without --offline delivers."
+        yield "MLflow was left alone: the same command without --offline delivers what it lacks."
     elif summary.undelivered:
         yield "The same command again delivers what MLflow lacks."
 
 
-def exit_code(summary: TuneSummary) -> int:
-    """130 after a signal; 1 where it stopped, where MLflow lacks something, or where an arm has no value; else 0."""
+def exit_code(summary: TuneSummary, *, is_unwritten: bool = False) -> int:
+    """130 after a signal; 1 where it stopped, MLflow lacks something, an arm has no value, or what was to be written is
+    not (``is_unwritten``); else 0.
+    """
     if summary.signal:
         return INTERRUPTED
     nothing = any(result.best is None for result in summary.results)
-    return 1 if summary.stopped_because or summary.undelivered or nothing else 0
+    return 1 if summary.stopped_because or summary.undelivered or nothing or is_unwritten else 0
 
 
 def under_way(summary: TuneSummary) -> bool:
@@ -53,7 +56,9 @@ def under_way(summary: TuneSummary) -> bool:
 def _of_arm(result: ArmResult) -> Iterator[str]:
     counts, best, gain = result.counts, result.best, result.gain
     listed = ", ".join(f"{counts[state]} {state}" for state in ("complete", "pruned", "failed") if counts[state])
-    head = f"{result.plan.arm}: {result.num_tried} of {result.plan.num_wanted} trials ({listed or 'none has ended'})"
+    wanted, num = result.plan.num_wanted, result.num_tried
+    of = f"{num} of {wanted}" if num <= wanted else f"{num}"  # a larger number was wanted before
+    head = f"{result.plan.arm}: {of} trials ({listed or 'none has ended'})"
     if counts["running"]:
         head += f", {counts['running']} with another command"
     if best is None:

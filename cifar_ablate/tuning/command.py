@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 
-from cifar_ablate.errors import AblateError, TakenError
+from cifar_ablate.errors import AblateError, OutputError, TakenError, TrackingError
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.plan import PlannedRun
 from cifar_ablate.records import Key
@@ -34,6 +34,7 @@ class Active:
     asked: Asked
     runs: list[PlannedRun]
     is_pruned: bool = False
+    worker_died: bool = False
     is_over: bool = False
     """Told to Optuna; what is left of its trainings is not begun."""
 
@@ -129,18 +130,25 @@ class TuneCommand(Channel):
         is_last = epoch == active.asked.recipe.epochs and len(active.asked.finals) == len(active.runs) - 1
         if accuracy is None or not math.isfinite(accuracy) or active.is_over:
             return
-        try:
-            is_behind = active.trials.report(active.asked, seed, epoch, accuracy)
-        except TakenError as error:
-            self._let_go(active, error)
-            return
-        if is_behind and not is_last and not active.asked.is_present:
-            active.is_pruned = True
+        with self._telling(active):
+            if active.trials.report(active.asked, seed, epoch, accuracy):
+                active.is_pruned |= not is_last and not active.asked.is_present
 
-    def _let_go(self, active: Active, error: TakenError) -> None:
-        """It is another command's now, which begins it again from what it has; ours ends without a word to Optuna."""
-        active.is_over = True
-        self.events.on_ended(active.trials.plan, active.asked, str(error))
+    @contextmanager
+    def _telling(self, active: Active) -> Iterator[None]:
+        """Where Optuna cannot be told in the block, the trial is let go without a word, and has not failed by itself.
+
+        Taken over by another command it is that one's now. Where the storage does not answer, or has no room, the
+        command stops; the next one finds the trial without a process, and takes it up.
+        """
+        try:
+            yield
+        except TakenError as error:
+            active.is_over = True
+            self.events.on_ended(active.trials.plan, active.asked, str(error))
+        except (TrackingError, OutputError) as error:
+            active.is_over = False  # ``close`` tries to give it back
+            self.stops.everything(str(error))
 
     def _end(self, active: Active, run: PlannedRun, folder: RunFolder, ended: Ended) -> None:
         result = ended.result
@@ -153,22 +161,20 @@ class TuneCommand(Channel):
         if ended.kind == "shared":
             self._replay(active, run, folder, len(folder.history()))
         if not active.is_over:
-            try:
+            with self._telling(active):
                 self._settle(active, run, outcome, folder, ended)
-            except TakenError as error:
-                self._let_go(active, error)
         if ended.halts:
             self.stops.everything(ended.reason)
 
     @staticmethod
     def _lost(active: Active, message: Lost) -> Ended:
         """Of a worker that is gone: its trial is taken up again once, for the next one may have more memory."""
-        is_second = active.asked.is_taken_up
+        is_second, active.worker_died = active.asked.worker_died, True
         return Ended(message.key, "failed" if is_second else "stopped", message.reason)
 
     def _note_cost(self, active: Active, folder: RunFolder, ended: Ended) -> None:
-        """What a training took, also before it was taken up again; one that was done before cost this trial nothing."""
-        if ended.kind == "shared":
+        """What a training took, also before it was taken up again; one that another trial has done costs nothing."""
+        if ended.kind == "shared" and not active.asked.is_taken_up:
             return
         lines, num = folder.history(), len(active.trials.plan.data.train_labels)
         active.asked.epochs += len(lines)
@@ -197,10 +203,10 @@ class TuneCommand(Channel):
             self.reasons.clear()
             self.events.on_ended(trials.plan, asked, "pruned")
         elif outcome == "killed":
-            trials.give_back(asked, ended.reason or self.stops.reason)
+            trials.give_back(asked, ended.reason or self.stops.reason, worker_died=active.worker_died)
             self.events.on_ended(trials.plan, asked, "stopped, to be taken up again")
         else:
-            trials.fail(asked, ended.reason, outcome)
+            trials.fail(asked, ended.reason, "diverged" if outcome == "diverged" else "failed")
             self.events.on_ended(trials.plan, asked, f"{outcome}: {ended.reason}")
             self._judge(trials, outcome, ended.reason)
 

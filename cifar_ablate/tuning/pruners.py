@@ -64,10 +64,10 @@ def none(num_epochs: int) -> BasePruner:
     return NopPruner()
 
 
-def can_prune(options: Mapping[str, Any], num_epochs: int) -> bool:
-    """Is there an epoch before the last one at which a pruner with these options is asked?"""
-    first = _epochs(options["warmup"], num_epochs) if "warmup" in options else options.get("min_epochs", 1)
-    return max(1, int(first)) < num_epochs
+def can_prune(name: str, options: Mapping[str, Any], num_epochs: int) -> bool:
+    """Is there an epoch before the last one at which this pruner is asked? Of ``none``, and of others: yes."""
+    first = {"median": _epochs(options.get("warmup", 0), num_epochs), "hyperband": options.get("min_epochs", 1)}
+    return name not in first or max(1, int(first[name])) < num_epochs
 
 
 def _epochs(share: float, num_epochs: int) -> int:

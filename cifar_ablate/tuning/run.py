@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from cifar_ablate.analysis.sentences import count
 from cifar_ablate.device import Place
-from cifar_ablate.errors import AblateError
+from cifar_ablate.errors import AblateError, RecordError
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.owner import this_process
 from cifar_ablate.plan import data_key
@@ -19,7 +20,7 @@ from cifar_ablate.runner.execute import RUNS_ROOT, close
 from cifar_ablate.runner.stopping import Stops
 from cifar_ablate.runner.trainer import GroupTrainer
 from cifar_ablate.tracking import Courier, Tracking
-from cifar_ablate.tracking.tunings import OpenedTuning, close_tuning, open_tuning, record_untrained
+from cifar_ablate.tracking.tunings import BEST, OpenedTuning, close_tuning, end_lost, open_tuning, record_untrained
 from cifar_ablate.training.engine import EngineOptions
 from cifar_ablate.training.train import CHECKPOINT_SECONDS
 from cifar_ablate.tuning.command import TuneCommand
@@ -83,8 +84,7 @@ def _tune(
     opened = {arm.plan.identity: _opened(tracking, arm.plan) for arm in arms} if tracking is not None else {}
     experiments = {arm.plan.label: opened[arm.plan.identity].experiment_id for arm in arms if opened}
     courier = Courier(tracking, experiments, on_note=events.on_note, on_taken=stops.withdrawn.__setitem__)
-    for arm in arms if opened else ():
-        _deliver_missed(arm, opened[arm.plan.identity], courier)
+    damaged = [one for arm in arms if opened for one in _deliver_missed(arm, opened[arm.plan.identity], courier)]
     parents = {identity: each.run_id for identity, each in opened.items()}
     at_a_time = max(place.side_by_side for place in places)
     command = TuneCommand(arms, RUNS_ROOT, courier, events, stops, parents=parents, at_a_time=at_a_time)
@@ -105,11 +105,12 @@ def _tune(
         command.close()
         left = close(courier, stops)
     results = tuple(result_of(arm) for arm in arms)
-    undelivered = [(parcel.run.name, parcel.trouble) for parcel in left] if tracking is not None else []
+    undelivered = [*damaged, *((parcel.run.name, parcel.trouble) for parcel in left if tracking is not None)]
     if tracking is not None:
-        for result in results:
+        for arm, result in zip(arms, results, strict=True):
             try:
                 _record(tracking, result, opened[result.plan.identity])
+                end_lost(tracking, opened[result.plan.identity], result.plan.identity, arm.lost())
             except AblateError as error:  # the trials are in the storage: the next command records them
                 undelivered.append((f"{result.plan.label} {result.plan.arm}", str(error)))
     return TuneSummary(results, stops.reason, stops.signal, tuple(undelivered), is_offline=tracking is None)
@@ -121,8 +122,8 @@ def _opened(tracking: Tracking, plan: ArmPlan) -> OpenedTuning:
 
 def _tell_of_before(arms: Sequence[ArmTrials], events: TuningEvents, *, retry_failed: bool) -> None:
     for arm in arms:
-        if retry_failed and (num := arm.retry_failed()):
-            events.on_note(f"{arm.plan.arm}: {num} failed trials are tried again")
+        if retry_failed:
+            events.on_note(f"{arm.plan.arm}: {count(arm.retry_failed(), 'failed trial')} to be tried again")
         for one in rows_of(arm):
             if one.val_accuracy is not None:
                 events.knows(arm.plan, one.val_accuracy, one.number)
@@ -138,9 +139,10 @@ def _images_by_shape(plans: Sequence[ArmPlan]) -> dict[str, int]:
     return totals
 
 
-def _deliver_missed(arm: ArmTrials, opened: OpenedTuning, courier: Courier) -> None:
-    """Trials that ended while MLflow was away, or offline, are brought to it from their folders."""
+def _deliver_missed(arm: ArmTrials, opened: OpenedTuning, courier: Courier) -> list[tuple[str, str]]:
+    """Trials that ended while MLflow was away, or offline, are brought to it from their folders; gives damaged ones."""
     plan = arm.plan
+    damaged: list[tuple[str, str]] = []
     outcomes = {"complete": "finished", "pruned": "pruned"}
     for row in rows_of(arm):
         name = plan.trial_name(row.number)
@@ -150,7 +152,11 @@ def _deliver_missed(arm: ArmTrials, opened: OpenedTuning, courier: Courier) -> N
             folder = RunFolder(RUNS_ROOT / fingerprint)
             if (name, fingerprint) in opened.recorded or not folder.is_begun():
                 continue
-            result = folder.result()
+            try:
+                result = folder.result()
+            except RecordError as error:  # of this one alone
+                damaged.append((f"{name} seed {seed}", str(error)))
+                continue
             outcome = result.status if result is not None else outcomes.get(row.state, "failed")
             run = RunIdentity(
                 study=plan.label,
@@ -162,6 +168,7 @@ def _deliver_missed(arm: ArmTrials, opened: OpenedTuning, courier: Courier) -> N
                 tags=plan.tags(row.number, opened.run_id),
             )
             courier.end(run, folder, outcome, result=result, reason=row.reason)
+    return damaged
 
 
 def _record(tracking: Tracking, result: ArmResult, opened: OpenedTuning) -> None:
@@ -175,7 +182,7 @@ def _record(tracking: Tracking, result: ArmResult, opened: OpenedTuning) -> None
     tags |= {"ablate.trials": str(result.num_tried), "ablate.wanted": str(plan.num_wanted)}
     if best is not None:
         tags |= {"ablate.best_trial": str(best.number), "ablate.best_val_accuracy": f"{best.val_accuracy:.4f}"}
-        tags |= {f"ablate.best.{name}": str(value) for name, value in best.values.items()}
+        tags |= {f"{BEST}{name}": str(value) for name, value in best.values.items()}
     times = {one.number: _milliseconds(one.ended) for one in result.trials}
     points = [
         ("val_accuracy", one.val_accuracy, times[one.number], one.number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cifar_ablate.device import find_device
-from cifar_ablate.errors import TrackingError, not_written
+from cifar_ablate.errors import OutputError, TrackingError, not_written
 from cifar_ablate.plan import PlannedRun
 from cifar_ablate.runner.jobs import choose_places, parse_jobs
 from cifar_ablate.runner.preflight import describe_places, prepare
@@ -102,6 +103,8 @@ def _check_outputs(file: Path, wanted: Wanted, plans: Sequence[ArmPlan]) -> None
             wanted.history.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise not_written(wanted.history, error) from None
+        if not os.access(wanted.history, os.W_OK):
+            raise OutputError(wanted.history, "Permission denied", "run where you may write")
 
 
 def _open_tracking() -> Tracking:
@@ -131,8 +134,7 @@ def _described(plans: Sequence[ArmPlan]) -> list[str]:
 def _of_pruning(plans: Sequence[ArmPlan]) -> list[str]:
     """Arms whose trials are over before the pruner is asked for the first time."""
     pruner = plans[0].tune.pruner
-    never = [plan for plan in plans if not can_prune(pruner.kwargs(), plan.recipe.epochs * plan.tune.seeds)]
-    if pruner.name == "none" or not never:
-        return []
-    num = max(plan.recipe.epochs * plan.tune.seeds for plan in never)
-    return [f"Not pruned, with at most {num} epochs a trial: {', '.join(plan.arm for plan in never)}"]
+    num_epochs = {plan.arm: plan.recipe.epochs * plan.tune.seeds for plan in plans}
+    never = [arm for arm, num in num_epochs.items() if not can_prune(pruner.name, pruner.kwargs(), num)]
+    most = max((num_epochs[arm] for arm in never), default=0)
+    return [f"Not pruned, with at most {most} epochs a trial: {', '.join(never)}"] if never else []

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_ablate.errors import CURES, TakenError, TrackingError, UsageError, not_written
+from cifar_ablate.errors import CURES, AblateError, TakenError, TrackingError, UsageError, not_written
 from cifar_ablate.locks import lock
 from cifar_ablate.tracking.answering import disk_error, without_password
 
 if TYPE_CHECKING:
-    from optuna.storages import BaseStorage
+    from optuna.storages import BaseStorage, RDBStorage
+    from sqlalchemy.engine import URL
 
 DEFAULT_URL = "sqlite:///optuna.db"
 """What ``optuna-dashboard sqlite:///optuna.db`` shows in this folder."""
@@ -49,6 +50,7 @@ def opened(url: str) -> Iterator[BaseStorage]:
 
 def _open(url: str) -> BaseStorage:
     import optuna
+    from sqlalchemy.engine import make_url
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if "://" not in url and url.endswith((".db", ".sqlite", ".sqlite3")):
@@ -58,11 +60,13 @@ def _open(url: str) -> BaseStorage:
     with storing(url, ValueError):
         if "://" not in url:
             return _journal(Path(url))
-        if url.startswith(SQLITE):
-            _make_database(Path(url.removeprefix(SQLITE)))
-            database: BaseStorage = _database(url, connect_args={"timeout": PATIENCE_SECONDS})
-            return database
-        return _on_a_server(url)
+        address = make_url(url)
+        if address.get_backend_name() != "sqlite":
+            return _on_a_server(url)
+        if address.database in (None, "", ":memory:"):
+            raise UsageError(f"--storage {url}: it would be gone with the command; write {SQLITE}optuna.db")
+        _make_database(address)
+        return _database(url, connect_args={"timeout": PATIENCE_SECONDS})
 
 
 @contextmanager
@@ -75,16 +79,11 @@ def storing(url: str, *more: type[Exception]) -> Iterator[None]:
     from optuna.exceptions import OptunaError, UpdateFinishedTrialError
     from sqlalchemy.exc import SQLAlchemyError
 
-    caught: tuple[type[Exception], ...] = (
-        OptunaError,
-        SQLAlchemyError,
-        ImportError,
-        OSError,
-        json.JSONDecodeError,
-        *more,
-    )
+    caught: tuple[type[Exception], ...] = (OptunaError, SQLAlchemyError, ImportError, OSError, json.JSONDecodeError)
     try:
         yield
+    except AblateError:
+        raise
     except UpdateFinishedTrialError:
         raise TakenError("another command took it over, having heard nothing of this one for minutes") from None
     except (*caught, *more) as error:
@@ -112,8 +111,9 @@ def _journal(path: Path) -> BaseStorage:
     return journal
 
 
-def _make_database(path: Path) -> None:
+def _make_database(address: URL) -> None:
     """Make a fresh SQLite database whole or not at all: processes that build its tables at once spoil it."""
+    path = Path(address.database or "")
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -122,15 +122,14 @@ def _make_database(path: Path) -> None:
             return
         unfinished = path.with_name(f".{path.name}.unfinished")
         unfinished.unlink(missing_ok=True)
-        _database(f"{SQLITE}{unfinished}").engine.dispose()
+        _database(address.set(database=str(unfinished)).render_as_string(hide_password=False)).engine.dispose()
         unfinished.replace(path)
 
 
 def _on_a_server(url: str) -> BaseStorage:
     for attempt in range(ATTEMPTS):
         try:
-            database: BaseStorage = _database(url, pool_pre_ping=True)
-            return database
+            return _database(url, pool_pre_ping=True)
         except ImportError:
             raise
         except Exception:
@@ -140,7 +139,7 @@ def _on_a_server(url: str) -> BaseStorage:
     raise AssertionError("unreachable")
 
 
-def _database(url: str, **engine_options: Any) -> Any:
+def _database(url: str, **engine_options: Any) -> RDBStorage:
     from optuna.storages import RDBStorage
 
     with warnings.catch_warnings():

@@ -16,6 +16,7 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 from pydantic import ValidationError
 
+from cifar_ablate.errors import TakenError
 from cifar_ablate.locks import lock
 from cifar_ablate.owner import owner_from, this_process
 from cifar_ablate.registry import PRUNERS, SAMPLERS
@@ -31,12 +32,13 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 LOST, OWNER, BEAT, REASON, PRESENT = "lost", "owner", "beat", "reason", "is_present_recipe"
-TAKEN_UP, OUTCOME = "taken_up_from", "outcome"
+TAKEN_UP, OUTCOME, CRASHED = "taken_up_from", "outcome", "worker_died_before"
 VALUES, SECONDS, EPOCHS, FINGERPRINTS, RECIPE_ID = "values", "seconds", "epochs", "fingerprints", "recipe_id"
 """Names of a trial's attributes, as optuna-dashboard shows them."""
 RETRIED = "retried"
 """Attribute of a study: numbers of the failed trials that were asked to be tried again, and count no more."""
 SURPLUS = "another process had asked for the last trial"
+SECOND_PRESENT = "another process had asked for the recipe as it stands"
 UNCLAIMED_SECONDS = 60.0
 """A trial that nobody has claimed for so long after it was made belongs to a process that is gone."""
 
@@ -62,6 +64,11 @@ class Asked:
     def is_present(self) -> bool:
         """Is it the recipe as it stands?"""
         return PRESENT in self.trial.user_attrs
+
+    @property
+    def worker_died(self) -> bool:
+        """Has its training killed a worker before?"""
+        return CRASHED in self.trial.user_attrs
 
     @property
     def is_taken_up(self) -> bool:
@@ -98,19 +105,29 @@ class ArmTrials:
         with storing(self.url):
             return counted(self.study, self.study.get_trials(deepcopy=False))
 
-    def retry_failed(self) -> int:
-        """Ask for the values of each trial that could not be trained once more; gives how many there are.
+    def lost(self) -> dict[int, str]:
+        """Trials that were lost, by number, with the reason."""
+        with storing(self.url):
+            every = self.study.get_trials(deepcopy=False)
+        return {one.number: str(one.user_attrs[LOST]) for one in every if LOST in one.user_attrs}
 
-        Those that diverged would again, and are left.
+    def retry_failed(self) -> int:
+        """Ask once more for the values of trials that could not be trained; gives how many of them.
+
+        Those that diverged would again, and are left; so are those that have no place among the trials that are wanted.
         """
         with storing(self.url), self._alone():
-            failed = [one for one in self.all() if can_be_retried(one)]
-            if failed:
-                numbers = [*self.study.user_attrs.get(RETRIED, ()), *(one.number for one in failed)]
+            begun = [one for one in self.all() if one.state != TrialState.WAITING]
+            failed = [one for one in begun if can_be_retried(one)]
+            kept = [one for one in begun if one not in failed]
+            room = 0 if self._is_out_of_time(kept) else max(0, self.plan.num_wanted - len(kept))
+            again = failed[:room]
+            if again:
+                numbers = [*self.study.user_attrs.get(RETRIED, ()), *(one.number for one in again)]
                 self.study.set_user_attr(RETRIED, numbers)
-            for one in failed:
+            for one in again:
                 self._enqueue(one)
-        return len(failed)
+        return len(again)
 
     def begin(self, on_unfit: Callable[[int, Values, str], None]) -> Asked | None:
         """The next trial; None where there are as many as wanted, or where their time is used up.
@@ -118,32 +135,41 @@ class ArmTrials:
         ``on_unfit``: told the number of a trial whose values do not fit together, those values, and why.
         """
         while True:
-            with storing(self.url), self._alone():
-                self._take_up_lost()
-                every = self.all()
-                self._ensure_present(every)
-                begun = [one for one in every if one.state != TrialState.WAITING]
-                if len(begun) >= self.plan.num_wanted or self._is_out_of_time(begun):
-                    return None
-                trial = self.study.ask()
-                trial.set_user_attr(OWNER, this_process().to_text())
-                trial.set_user_attr(BEAT, time.time())
-                if self._is_surplus(trial):
-                    self._drop(trial._trial_id, SURPLUS)
-                    return None
-                values, chosen = compose(
-                    self.plan.space, self.plan.values, partial(suggest, trial, exactly=PRESENT in trial.user_attrs)
-                )
             try:
-                recipe = Recipe.model_validate(values)
-            except ValidationError as error:  # fine each for itself, but not together
-                reason = f"the values do not fit together: {error.errors(include_url=False)[0]['msg']}"
-                with storing(self.url):
-                    trial.set_user_attr(VALUES, chosen)
-                    self._tell_failed(trial, reason, "unfit")
-                on_unfit(trial.number, chosen, reason)
+                with storing(self.url), self._alone():
+                    trial = self._ask()
+                    if trial is None:
+                        return None
+                    choose = partial(suggest, trial, exactly=PRESENT in trial.user_attrs)
+                    values, chosen = compose(self.plan.space, self.plan.values, choose)
+                    try:
+                        return self._prepared(Asked(trial, Recipe.model_validate(values), chosen))
+                    except ValidationError as error:  # fine each for itself, but not together
+                        reason = f"the values do not fit together: {error.errors(include_url=False)[0]['msg']}"
+                        trial.set_user_attr(VALUES, chosen)
+                        self._tell_failed(trial, reason, "unfit")
+                        on_unfit(trial.number, chosen, reason)
+            except TakenError:  # this machine has slept, and another one took the trial for lost
                 continue
-            return self._prepared(Asked(trial, recipe, chosen))
+
+    def _ask(self) -> Trial | None:
+        """A trial that counts, and is claimed; None where there is none to be had."""
+        while True:
+            self._take_up_lost()
+            every = self.all()
+            self._ensure_present(every)
+            begun = [one for one in every if one.state != TrialState.WAITING]
+            if len(begun) >= self.plan.num_wanted or self._is_out_of_time(begun):
+                return None
+            trial = self.study.ask()
+            trial.set_user_attr(OWNER, this_process().to_text())
+            trial.set_user_attr(BEAT, time.time())
+            if self._is_surplus(trial):
+                self._drop(trial._trial_id, SURPLUS)
+                return None
+            if not (PRESENT in trial.user_attrs and self._is_second_present(trial)):
+                return trial
+            self._drop(trial._trial_id, SECOND_PRESENT)
 
     def report(self, asked: Asked, seed: int, epoch: int, accuracy: float) -> bool:
         """Note the accuracy after an epoch of a seed (epochs are counted on over seeds); True: prune the trial."""
@@ -172,10 +198,10 @@ class ArmTrials:
         with self._telling(asked):
             self._tell_failed(asked.trial, reason, outcome)
 
-    def give_back(self, asked: Asked, reason: str) -> None:
+    def give_back(self, asked: Asked, reason: str, *, worker_died: bool = False) -> None:
         """It was interrupted: the same values are the first to be tried next, from where they were left."""
         with storing(self.url), self._alone():
-            self._requeue(self.study.get_trials(deepcopy=False)[asked.number], reason)
+            self._requeue(self.study.get_trials(deepcopy=False)[asked.number], reason, worker_died=worker_died)
 
     @contextmanager
     def _telling(self, asked: Asked) -> Iterator[None]:
@@ -201,14 +227,13 @@ class ArmTrials:
             if not is_alive(one):
                 self._requeue(one, "its process ended without a word")
 
-    def _requeue(self, one: FrozenTrial, reason: str) -> None:
-        if not self._drop(one._trial_id, reason):
-            return
-        self._enqueue(one)
+    def _requeue(self, one: FrozenTrial, reason: str, *, worker_died: bool = False) -> None:
+        if self._drop(one._trial_id, reason):
+            self._enqueue(one, **({CRASHED: True} if worker_died else {}))
 
-    def _enqueue(self, one: FrozenTrial) -> None:
+    def _enqueue(self, one: FrozenTrial, **attributes: Any) -> None:
         values = {**one.system_attrs.get("fixed_params", {}), **one.params}
-        attributes = {TAKEN_UP: one.number, **({PRESENT: True} if PRESENT in one.user_attrs else {})}
+        attributes |= {TAKEN_UP: one.number, **({PRESENT: True} if PRESENT in one.user_attrs else {})}
         self.study.enqueue_trial(values, user_attrs=attributes)
 
     def _ensure_present(self, every: list[FrozenTrial]) -> None:
@@ -230,12 +255,15 @@ class ArmTrials:
         before = [one for one in self.all() if one.number < trial.number and one.state != TrialState.WAITING]
         return len(before) >= self.plan.num_wanted
 
+    def _is_second_present(self, trial: Trial) -> bool:
+        """Have processes of other folders asked for the recipe as it stands at the same moment?"""
+        return any(PRESENT in one.user_attrs for one in self.all() if one.number < trial.number)
+
     def _prepared(self, asked: Asked) -> Asked:
         runs = self.plan.runs(asked.recipe, asked.number)
-        with storing(self.url):
-            asked.trial.set_user_attr(VALUES, asked.values)
-            asked.trial.set_user_attr(FINGERPRINTS, [run.fingerprint for run in runs])
-            asked.trial.set_user_attr(RECIPE_ID, runs[0].recipe_id)
+        asked.trial.set_user_attr(VALUES, asked.values)
+        asked.trial.set_user_attr(FINGERPRINTS, [run.fingerprint for run in runs])
+        asked.trial.set_user_attr(RECIPE_ID, runs[0].recipe_id)
         return asked
 
     def _tell_failed(self, trial: Trial, reason: str, outcome: str) -> None:

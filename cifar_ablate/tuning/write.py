@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC
@@ -12,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from cifar_ablate.errors import Problem, StudyError, UsageError, not_written
+from cifar_ablate.errors import OutputError, Problem, StudyError, UsageError, not_written
 from cifar_ablate.folder import write_atomically
 from cifar_ablate.spec.component import COMPONENT_REGISTRIES, shown
 from cifar_ablate.spec.delta import differences
@@ -20,8 +21,8 @@ from cifar_ablate.spec.load import load_study
 from cifar_ablate.spec.merge import merge
 from cifar_ablate.spec.overlay import Overlay
 from cifar_ablate.spec.schema import Recipe, Study
-from cifar_ablate.spec.space import compose, put
-from cifar_ablate.spec.space_check import ends
+from cifar_ablate.spec.space import applies, compose, put
+from cifar_ablate.spec.space_check import ends, settings
 from cifar_ablate.spec.text import Path_, Tree, read_yaml
 from cifar_ablate.spec.tune import Parameter, Tuned
 from cifar_ablate.tracking.answering import without_password
@@ -56,7 +57,7 @@ def write_tuned(source: Path, results: Sequence[ArmResult], path: Path, overlay:
         _set_best(expected[result.plan.arm], result)
     content = _content(read_yaml(source).value, study, expected, done)
     text = _text(content, study, done, path, command)
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         unfinished.write_text(text, encoding="utf-8")
         written, under_overlay = load_study(unfinished), load_study(unfinished, overlay)
@@ -91,6 +92,8 @@ def check_target(path: Path, study: Study, plans: Sequence[ArmPlan], overlay: Ov
         raise StudyError(list(dict.fromkeys(found)))
     if not path.parent.is_dir():
         raise UsageError(f"--write: there is no folder {path.parent}; make it, or name another file with --output")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(path, "Permission denied", "run where you may write")
     if len(name + ENDING) > MAX_LABEL:
         raise UsageError(
             f"--write: the name {name}{ENDING} has over {MAX_LABEL} characters; give the study a shorter one"
@@ -101,6 +104,8 @@ def check_target(path: Path, study: Study, plans: Sequence[ArmPlan], overlay: Ov
         before = load_study(path).tuned
     except StudyError:
         before = None
+    if before is not None and before.study != name:
+        raise UsageError(f"--write: {path} is the tuned {before.study}; name another file with --output")
     if before is None:
         raise UsageError(f"--write: {path} is there, and not of a tuning; name another file with --output")
     if lost := [arm for arm in before.arms if arm not in arms]:
@@ -117,7 +122,12 @@ def _overlaid(study: Study, plan: ArmPlan, overlay: Overlay) -> list[Problem]:
     return [
         _changed_again(plan, one, overlay)
         for one in plan.space
-        if any(_is_changed(values, plan.values, one.path, value, overlay) for value in ends(one))
+        if any(
+            _is_changed(before, after, one.path, value, overlay)
+            for before, after in zip(*(settings(one, plan.space, each) for each in (values, plan.values)), strict=False)
+            for value in ends(one)
+            if applies(one, after)
+        )
     ]
 
 
