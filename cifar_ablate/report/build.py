@@ -35,15 +35,13 @@ def build_report(records: Sequence[StudyRecord], *, beside: Sequence[StudyRecord
     """
     studies = [Study(record, record.current()) for record in (*records, *beside)]
     by_label = {study.record.label: study for study in reversed(studies)}
-    tuned = {study.record.label: _tuning(study, by_label) for study in studies[: len(records)]}
-    return Report(tuple(_study(study, tuned) for study in studies[: len(records)]))
+    reported = studies[: len(records)]
+    shared = {study.record.label: by_label.get(shared_label(study.document) or "") for study in reported}
+    tuned = {study.record.label: tuning_report(study, shared[study.record.label]) for study in reported}
+    return Report(tuple(_study(study, tuned, shared[study.record.label]) for study in reported))
 
 
-def _tuning(study: Study, by_label: Mapping[str, Study]) -> TuningReport | None:
-    return tuning_report(study, by_label.get(shared_label(study.document) or ""))
-
-
-def _study(study: Study, tuned: Mapping[str, TuningReport | None]) -> StudyReport:
+def _study(study: Study, tuned: Mapping[str, TuningReport | None], shared: Study | None) -> StudyReport:
     record, document = study.record, study.document
     families = all_families(study)
     wanted = families.looks.wanted if families.looks is not None else {}
@@ -78,7 +76,7 @@ def _study(study: Study, tuned: Mapping[str, TuningReport | None]) -> StudyRepor
         width=width_curve(families),
         curves=curves(study),
         must_know=(*_counterparts(record.label, tuned), *must_know(study, families, record.num_superseded())),
-        reproduce=reproduce(study),
+        reproduce=reproduce(study, shared),
         tuning=tuned[record.label],
     )
 

@@ -28,8 +28,8 @@ def run_command(document: Mapping[str, Any]) -> str:
     return f"cifar-ablate run {shlex.quote(file)}{overlay_options(document['variant'])}"
 
 
-def reproduce(study: Study) -> Reproduce:
-    """Commands, commits, versions and data."""
+def reproduce(study: Study, shared: Study | None) -> Reproduce:
+    """Commands, commits, versions and data; ``shared``: the study that a tuned one is compared with."""
     document, environments = study.document, list(study.environments.values())
     commits = dict.fromkeys(
         f"{one['git_commit'][:12]}{' with changes' if one.get('git_dirty') else ''}"
@@ -43,6 +43,7 @@ def reproduce(study: Study) -> Reproduce:
     )
     return Reproduce(
         commands=(
+            *([] if shared is None else [run_command(shared.document)]),
             run_command(document),
             f"cifar-ablate report {shlex.quote(study.record.label)}",
         ),
