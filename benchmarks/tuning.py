@@ -1,14 +1,14 @@
 """Is tuning worth its sampler, and what does it cost beside training? ``python -m benchmarks.tuning``
 
     python -m benchmarks.tuning --part samplers [--repeats 10] [--trials 20]
-    python -m benchmarks.tuning --part overhead [--seconds 12] [--trials 8]
+    python -m benchmarks.tuning --part overhead [--seconds 12] [--trials 16]
 
 ``samplers``: each sampler tunes the same recipe on digits with the same budget, ``--repeats`` times with other seeds of
 its own. Printed is the best accuracy on the validation images after so many trials, and the difference from random
 search, paired by seed, with its 95% t interval. Trials are cut short by no pruner, so the sampler alone differs.
-``overhead``: wall time against the seconds that trials trained and evaluated, from the first trial's start to the last
-one's end, and with the start of workers and the figures in the end: what is left is asking, setting up, reporting,
-recording in MLflow, and telling; with two at a time also a worker that waits for the last trial of the other.
+``overhead``: seconds that trials trained and evaluated, against those from their being asked for to their being told
+(proposing, setting up, reporting, pruning, recording in MLflow), and against the whole command's, with the start of
+workers, the figures in the end, and, of two at a time, the one that waits for the last trial of the other.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if part == "samplers":
                 compare_samplers(given.repeats, given.trials or 20)
             else:
-                measure_overhead(given.seconds, given.trials or 8)
+                measure_overhead(given.seconds, given.trials or 16)
 
 
 def compare_samplers(repeats: int, trials: int) -> None:
@@ -108,9 +108,7 @@ def measure_overhead(seconds: float, trials: int) -> None:
     data = _data(probe)
     first = _tuned(probe, data, _tune(probe, 2), "probe").trials[-1]
     epochs = max(2, round(first.epochs * seconds / first.seconds))
-    print(
-        "| pruner | at a time | trials | seconds a trial | wall seconds | outside, trials alone | with start and end |"
-    )
+    print("| pruner | at a time | trials | seconds a trial | wall seconds | outside, in trials | in all |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     for jobs, pruner in ((1, "none"), (1, "median"), (2, "none"), (2, "median")):
         study = _study(size="train_size: 1400", width=16, epochs=epochs, batch=64, pruner=pruner)
@@ -118,11 +116,10 @@ def measure_overhead(seconds: float, trials: int) -> None:
         begun_at = time.perf_counter()
         result = _tuned(study, data, _tune(study, trials), f"{pruner}-{jobs}", tracking=Tracking(), jobs=jobs)
         whole = time.perf_counter() - begun_at
-        begun = [one.began for one in result.trials if one.began is not None]
-        ended = [one.ended for one in result.trials if one.ended is not None]
-        wall = (max(ended) - min(begun)).total_seconds()
+        spans = [one.ended - one.began for one in result.trials if one.began is not None and one.ended is not None]
         trained = sum(one.seconds for one in result.trials)
-        outside = " | ".join(f"{100 * (1 - trained / (jobs * all_of)):.1f}%" for all_of in (wall, whole))
+        all_of = sum(span.total_seconds() for span in spans), jobs * whole
+        outside = " | ".join(f"{100 * (1 - trained / seconds):.1f}%" for seconds in all_of)
         print(f"| {pruner} | {jobs} | {trials} | {trained / trials:.1f} | {whole:.1f} | {outside} |", flush=True)
 
 

@@ -18,6 +18,7 @@ from cifar_ablate.records import Key
 from cifar_ablate.runner.messages import Channel, Ended, EpochEnded, Group, Lost, Message, Noted, Started, Stepped
 from cifar_ablate.runner.stopping import Stops
 from cifar_ablate.tracking import Courier
+from cifar_ablate.training.checkpoint import read_progress
 from cifar_ablate.tuning.events import TuningEvents
 from cifar_ablate.tuning.trials import ArmTrials, Asked
 
@@ -176,12 +177,11 @@ class TuneCommand(Channel):
         """What a training took, also before it was taken up again; one that another trial has done costs nothing."""
         if ended.kind == "shared" and not active.asked.is_taken_up:
             return
-        lines, num = folder.history(), len(active.trials.plan.data.train_labels)
-        active.asked.epochs += len(lines)
+        active.asked.epochs += len(folder.history())
         if ended.result is not None:
             active.asked.seconds += ended.result.train_seconds + ended.result.eval_seconds
-        else:
-            active.asked.seconds += sum(num / line["images_per_second"] for line in lines)
+        elif progress := read_progress(folder.checkpoint):  # of one that was stopped
+            active.asked.seconds += progress["train_seconds"] + progress["eval_seconds"]
 
     def _settle(self, active: Active, run: PlannedRun, outcome: str, folder: RunFolder, ended: Ended) -> None:
         """What the end of one training means for its trial."""
