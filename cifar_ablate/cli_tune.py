@@ -40,20 +40,14 @@ def tune(
     checkpoint_seconds: CheckpointSeconds = 60.0,
 ) -> None:
     """Search better values for what the study's `tune` section names, judged on a part of the training images."""
-    from cifar_ablate.errors import UsageError
-    from cifar_ablate.tuning.start import Wanted, tune_study
-
-    if arm and all_arms:
-        raise UsageError("--arm and --all-arms: give one of the two")
-    if output is not None and not write:
-        raise UsageError(f"--output {output}: it is for --write; add that")
-    if retry not in (None, "failed"):
-        raise UsageError(f"--retry {retry}: only failed trials can be tried again; write --retry failed")
+    _check(arm, output, retry, all_arms=all_arms, write=write)
     from cifar_ablate.training.engine import EngineOptions
     from cifar_ablate.tuning.closing import exit_code, lines_of, under_way
     from cifar_ablate.tuning.history import write_history
     from cifar_ablate.tuning.run import TuneOptions
-    from cifar_ablate.tuning.write import target_of, write_tuned
+    from cifar_ablate.tuning.start import Wanted, tune_study
+    from cifar_ablate.tuning.target import target_of
+    from cifar_ablate.tuning.write import write_tuned
 
     EXECUTORS.get(executor)
     console = make_console()
@@ -81,3 +75,15 @@ def tune(
     if history is not None:
         say(f"{write_history(summary.results, history)}: every trial, and figures")
     raise typer.Exit(exit_code(summary, is_unwritten=write and not is_written))
+
+
+def _check(arm: list[str] | None, output: Path | None, retry: str | None, *, all_arms: bool, write: bool) -> None:
+    """Options that do not go together."""
+    from cifar_ablate.errors import UsageError
+
+    if arm and all_arms:
+        raise UsageError("--arm and --all-arms: give one of the two")
+    if output is not None and not write:
+        raise UsageError(f"--output {output}: it is for --write; add that")
+    if retry not in (None, "failed"):
+        raise UsageError(f"--retry {retry}: only failed trials can be tried again; write --retry failed")

@@ -563,7 +563,7 @@ def test_json_holds_both_sides_of_every_comparison(report: Report) -> None:
         assert one["own_best"]["verdict"] == found.own_best.verdict.value
         assert one["change"] == found.change.value
         assert one["move"] == {"estimate": found.move.estimate, "ci95": list(found.move.ci95)}
-    assert tuning["arms"][0]["tuned"] == {**tuned_arm(0.03)}
+    assert tuning["arms"][0]["tuned"] == {**tuned_arm(0.03), "optuna_study": ""}
     assert tuning["arms"][0]["shared_test"]["mean"] == pytest.approx(44.628)
     assert tuning["sentences"] == list(mine.sentences)
 

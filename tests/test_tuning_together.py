@@ -20,8 +20,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from cifar_ablate.owner import Owner, this_process
+from cifar_ablate.tuning.attributes import is_alive
 from cifar_ablate.tuning.storage import opened
-from cifar_ablate.tuning.trials import is_alive
 from tests.comparing import runs_of
 from tests.conftest import Tried, Workshop
 from tests.disturbing import Begin, gone_within, wait_until

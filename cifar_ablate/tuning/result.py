@@ -16,18 +16,18 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from cifar_ablate.spec.tune import TunedArm, label_of
-from cifar_ablate.tuning.plan import ArmPlan
-from cifar_ablate.tuning.trials import (
+from cifar_ablate.tuning.attributes import (
     EPOCHS,
     FINGERPRINTS,
     PRESENT,
     REASON,
     RECIPE_ID,
     SECONDS,
-    ArmTrials,
     can_be_retried,
     values_of,
 )
+from cifar_ablate.tuning.plan import ArmPlan
+from cifar_ablate.tuning.trials import ArmTrials
 
 STATES = {
     TrialState.COMPLETE: "complete",

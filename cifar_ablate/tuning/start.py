@@ -25,7 +25,7 @@ from cifar_ablate.tuning.plan import ArmPlan, plan_tuning
 from cifar_ablate.tuning.pruners import can_prune
 from cifar_ablate.tuning.run import TuneOptions, TuneSummary, tune_arms
 from cifar_ablate.tuning.storage import storage_url
-from cifar_ablate.tuning.write import check_target
+from cifar_ablate.tuning.target import check_target
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,11 +17,30 @@ from pydantic import ValidationError
 
 from cifar_ablate.errors import TakenError
 from cifar_ablate.locks import lock
-from cifar_ablate.owner import owner_from, this_process
+from cifar_ablate.owner import this_process
 from cifar_ablate.registry import PRUNERS, SAMPLERS
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.spec.space import Values, compose
-from cifar_ablate.tracking.claims import STALE_SECONDS
+from cifar_ablate.tuning.attributes import (
+    BEAT,
+    CRASHED,
+    EPOCHS,
+    FINGERPRINTS,
+    LOST,
+    OUTCOME,
+    OWNER,
+    PRESENT,
+    REASON,
+    RECIPE_ID,
+    RETRIED,
+    SECONDS,
+    TAKEN_UP,
+    VALUES,
+    can_be_retried,
+    counted,
+    is_alive,
+    place_of,
+)
 from cifar_ablate.tuning.keyed import KeyedSampler
 from cifar_ablate.tuning.plan import ArmPlan
 from cifar_ablate.tuning.storage import storing
@@ -31,16 +49,8 @@ from cifar_ablate.tuning.suggest import as_choice, suggest
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
-LOST, OWNER, BEAT, REASON, PRESENT = "lost", "owner", "beat", "reason", "is_present_recipe"
-TAKEN_UP, OUTCOME, CRASHED = "taken_up_from", "outcome", "worker_died_before"
-VALUES, SECONDS, EPOCHS, FINGERPRINTS, RECIPE_ID = "values", "seconds", "epochs", "fingerprints", "recipe_id"
-"""Names of a trial's attributes, as optuna-dashboard shows them."""
-RETRIED = "retried"
-"""Attribute of a study: numbers of the failed trials that were asked to be tried again, and count no more."""
 SURPLUS = "another process had asked for the last trial"
 SECOND_PRESENT = "another process had asked for the recipe as it stands"
-UNCLAIMED_SECONDS = 60.0
-"""A trial that nobody has claimed for so long after it was made belongs to a process that is gone."""
 
 
 @dataclass
@@ -83,7 +93,7 @@ class ArmTrials:
         self.plan, self.storage, self.url = plan, storage, url
         num_epochs = plan.recipe.epochs * plan.tune.seeds
         make_sampler = SAMPLERS.bind(plan.tune.sampler.name, plan.tune.sampler.kwargs())
-        sampler = KeyedSampler(plan.tune.seed, make_sampler, _place)
+        sampler = KeyedSampler(plan.tune.seed, make_sampler, place_of)
         with storing(url), self._alone():
             self.study = optuna.create_study(
                 storage=storage,
@@ -280,37 +290,3 @@ class ArmTrials:
             return bool(self.storage.set_trial_state_values(trial_id, TrialState.FAIL))
         except UpdateFinishedTrialError:
             return False
-
-
-def counted(study: optuna.Study, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
-    """Without those that are gone: lost, or tried again under another number."""
-    retried = set(study.user_attrs.get(RETRIED, ()))
-    return [one for one in trials if LOST not in one.user_attrs and one.number not in retried]
-
-
-def can_be_retried(one: FrozenTrial) -> bool:
-    """Could it not be trained, for a reason that may be gone?"""
-    return one.state == TrialState.FAIL and one.user_attrs.get(OUTCOME) == "failed"
-
-
-def is_alive(one: FrozenTrial) -> bool:
-    """Is a running trial's process there? One of this machine can be looked for, of another its heartbeat tells."""
-    owner = owner_from(one.user_attrs.get(OWNER, ""))
-    begun = one.datetime_start.timestamp() if one.datetime_start else 0.0
-    if owner is None:
-        return time.time() - begun < UNCLAIMED_SECONDS
-    if owner.is_here():
-        return owner.is_alive()
-    return abs(time.time() - float(one.user_attrs.get(BEAT, begun))) < STALE_SECONDS
-
-
-def _place(study: optuna.Study, trial: FrozenTrial) -> int:
-    """Of a trial among those that count."""
-    every = study._storage.get_all_trials(study._study_id, deepcopy=False)
-    return len(counted(study, [one for one in every if one.number < trial.number]))
-
-
-def values_of(one: FrozenTrial) -> dict[str, Any]:
-    """The tuned fields of a trial as they were set."""
-    values = one.user_attrs.get(VALUES, {})
-    return dict(json.loads(values)) if isinstance(values, str) else dict(values)
