@@ -25,9 +25,8 @@ UNCLAIMED_SECONDS = 60.0
 
 def counted(study: optuna.Study, trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
     """Without those that are gone: lost, or tried again under another number."""
-    retried = set(
-        study._storage.get_study_user_attrs(study._study_id).get(RETRIED, ())
-    )  # a bracket's has no user_attrs
+    attributes = study._storage.get_study_user_attrs(study._study_id)  # a bracket of Hyperband's has no user_attrs
+    retried = set(attributes.get(RETRIED, ()))
     return [one for one in trials if LOST not in one.user_attrs and one.number not in retried]
 
 
