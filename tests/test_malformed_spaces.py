@@ -201,8 +201,12 @@ def test_a_field_that_an_arm_lacks_is_told_with_the_cure(workshop: Workshop) -> 
     workshop.write("small.yaml", SPACE.replace(", when: {schedule: cosine}", ""))
     answer = workshop("tune", "small.yaml", "--offline")
     assert answer.code == 2
-    assert "tune.space.schedule.warmup" in answer.err
-    assert "`when: {schedule: [" in answer.err or "or add `when`" in answer.err
+    assert "unknown key 'warmup', which is an option of cosine and linear and one-cycle" in answer.err
+    assert "write `when: {schedule: [cosine]}`" in answer.err
+    workshop.write("small.yaml", SPACE.replace(RATE, "augment.cutmix: [{alpha: 1.0}, {alpha: 0.3}]"))
+    answer = workshop("tune", "small.yaml", "--offline")
+    assert answer.code == 2
+    assert "arm 'baseline' has no augment.cutmix; write it into the recipe, or add null to the choices" in answer.err
 
 
 def test_a_validation_part_that_cannot_be_had_and_a_batch_larger_than_the_rest_are_told_first(

@@ -14,7 +14,8 @@ from cifar_ablate.tracking.claims import claims_of
 from cifar_ablate.tracking.delivery import TUNING
 from cifar_ablate.tracking.store import Tracking
 
-PARENT = "mlflow.parentRunId"
+PARENT, TRIAL = "mlflow.parentRunId", "ablate.trial"
+"""Tags of a trial's runs."""
 BEST = "ablate.best."
 """Begins the tags of a parent that hold the values of its best trial."""
 PAGE = 1000
@@ -30,6 +31,16 @@ class OpenedTuning:
     """Of the parent."""
     recorded: frozenset[tuple[str, str]]
     """(``arm trial number``, fingerprint) of each training that MLflow has to its end."""
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """A trial that nothing could be trained of."""
+
+    name: str
+    tags: Mapping[str, str]
+    values: Mapping[str, Any]
+    reason: str
 
 
 def open_tuning(tracking: Tracking, label: str, arm: str, identity: str, protocol: Mapping[str, Any]) -> OpenedTuning:
@@ -66,28 +77,27 @@ def open_tuning(tracking: Tracking, label: str, arm: str, identity: str, protoco
     return OpenedTuning(experiment_id, run_id, recorded)
 
 
-def record_untrained(
-    tracking: Tracking, opened: OpenedTuning, name: str, tags: Mapping[str, str], params: Mapping[str, Any], reason: str
-) -> None:
-    """A nested run, FAILED, for a trial whose values made no recipe: nothing of it could be trained."""
+def record_untrained(tracking: Tracking, opened: OpenedTuning, identity: str, trials: Sequence[Untrained]) -> None:
+    """A nested run, FAILED, for each trial whose values made no recipe: nothing of it could be trained."""
     from mlflow.entities import Param
 
-    client, identity = tracking.client, tags[TUNING]
+    client = tracking.client
     with answering(), _alone(identity):
-        found = [
-            run
-            for run in _runs(tracking, opened.experiment_id, identity)
-            if run.data.tags.get("ablate.arm") == name and run.data.tags.get("ablate.outcome") == "failed"
-        ]
-        if any(run.info.status == "FAILED" for run in found):
-            return
-        if found:  # its command was killed before it was whole
-            run_id = found[0].info.run_id
-        else:
-            tags = {**tags, "ablate.arm": name, "ablate.outcome": "failed", "ablate.reason": reason}
-            run_id = client.create_run(opened.experiment_id, run_name=name, tags=tags).info.run_id
-        client.log_batch(run_id, params=[Param(key, str(value)) for key, value in flat(params).items()])
-        client.set_terminated(run_id, "FAILED")
+        known = {
+            run.data.tags.get("ablate.arm"): run
+            for run in (_runs(tracking, opened.experiment_id, identity) if trials else ())
+            if run.data.tags.get("ablate.outcome") == "failed"
+        }
+        for one in trials:
+            run = known.get(one.name)
+            if run is not None and run.info.status == "FAILED":
+                continue
+            if run is None:  # else its command was killed before it was whole
+                tags = {**one.tags, "ablate.arm": one.name, "ablate.outcome": "failed", "ablate.reason": one.reason}
+                run = client.create_run(opened.experiment_id, run_name=one.name, tags=tags)
+            params = [Param(key, str(value)) for key, value in flat(one.values).items()]
+            client.log_batch(run.info.run_id, params=params)
+            client.set_terminated(run.info.run_id, "FAILED")
 
 
 def end_lost(tracking: Tracking, opened: OpenedTuning, identity: str, reasons: Mapping[int, str]) -> None:
@@ -95,7 +105,7 @@ def end_lost(tracking: Tracking, opened: OpenedTuning, identity: str, reasons: M
     client = tracking.client
     with answering():
         for run in _runs(tracking, opened.experiment_id, identity) if reasons else ():
-            number = run.data.tags.get("ablate.trial", "")
+            number = run.data.tags.get(TRIAL, "")
             if run.info.status != "RUNNING" or not number.isdigit() or int(number) not in reasons:
                 continue
             for claim in claims_of(run.data.tags):

@@ -19,6 +19,8 @@ from cifar_ablate.spec.delta import differences
 from cifar_ablate.spec.schema import Recipe, Study
 from cifar_ablate.spec.space import MISSING, Values, compose, present, written_at
 from cifar_ablate.spec.tune import Choice, Parameter, Tune
+from cifar_ablate.tracking.delivery import TUNING
+from cifar_ablate.tracking.tunings import PARENT, TRIAL
 
 SUFFIX = "/tuning"
 """Behind a study's label: the name of the MLflow experiment with its trials, which is no study's."""
@@ -113,8 +115,8 @@ class ArmPlan:
 
     def tags(self, number: int, parent_run_id: str) -> tuple[tuple[str, str], ...]:
         """Of a trial's MLflow runs: whose they are."""
-        parent = (("mlflow.parentRunId", parent_run_id),) if parent_run_id else ()
-        return (("ablate.trial", str(number)), ("ablate.tuning", self.identity), *parent)
+        parent = ((PARENT, parent_run_id),) if parent_run_id else ()
+        return ((TRIAL, str(number)), (TUNING, self.identity), *parent)
 
     def runs(self, recipe: Recipe, number: int, parent_run_id: str = "") -> list[PlannedRun]:
         """The trainings of a trial, one for each seed."""
@@ -202,7 +204,8 @@ def _not_present(plan: ArmPlan) -> list[Problem]:
         if plan.present.get(one.name) is MISSING:
             value = written_at(plan.values, one.path)
             if value is MISSING:
-                message = f"arm {shown(plan.arm)} has no {one.name}; write it into the recipe, or add `when`"
+                cure = "add null to the choices" if isinstance(one.entry, Choice) else "add `when`"
+                message = f"arm {shown(plan.arm)} has no {one.name}; write it into the recipe, or {cure}"
                 found.append(Problem(one.written.origin, one.written.path, message))
                 continue
             now = shown(value)

@@ -20,7 +20,15 @@ from cifar_ablate.runner.execute import RUNS_ROOT, close
 from cifar_ablate.runner.stopping import Stops
 from cifar_ablate.runner.trainer import GroupTrainer
 from cifar_ablate.tracking import Courier, Tracking
-from cifar_ablate.tracking.tunings import BEST, OpenedTuning, close_tuning, end_lost, open_tuning, record_untrained
+from cifar_ablate.tracking.tunings import (
+    BEST,
+    OpenedTuning,
+    Untrained,
+    close_tuning,
+    end_lost,
+    open_tuning,
+    record_untrained,
+)
 from cifar_ablate.training.engine import EngineOptions
 from cifar_ablate.training.train import CHECKPOINT_SECONDS
 from cifar_ablate.tuning.command import TuneCommand
@@ -174,10 +182,12 @@ def _deliver_missed(arm: ArmTrials, opened: OpenedTuning, courier: Courier) -> l
 def _record(tracking: Tracking, result: ArmResult, opened: OpenedTuning) -> None:
     """What the parent run shows: accuracy by trial, the best one, the counts, and the figures."""
     plan, best, counts = result.plan, result.best, result.counts
-    for one in result.trials:
-        name = plan.trial_name(one.number)
-        if one.state == "failed" and not one.fingerprints:
-            record_untrained(tracking, opened, name, dict(plan.tags(one.number, opened.run_id)), one.values, one.reason)
+    untrained = [
+        Untrained(plan.trial_name(one.number), dict(plan.tags(one.number, opened.run_id)), one.values, one.reason)
+        for one in result.trials
+        if one.state == "failed" and not one.fingerprints
+    ]
+    record_untrained(tracking, opened, plan.identity, untrained)
     tags = {f"ablate.{state}": str(counts[state]) for state in ("complete", "pruned", "failed")}
     tags |= {"ablate.trials": str(result.num_tried), "ablate.wanted": str(plan.num_wanted)}
     if best is not None:
