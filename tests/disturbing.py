@@ -324,3 +324,8 @@ def steps_done(folder: Path) -> int:
         progress = read_progress(run.checkpoint) or {"epochs": 0, "steps": 0}
         num += NUM_EPOCHS * NUM_STEPS if run.result() else progress["epochs"] * NUM_STEPS + progress["steps"]
     return num
+
+
+def said(commands: Sequence[Command]) -> str:
+    """What several commands said, whole: of a list pytest shows the two ends only."""
+    return "\n---\n".join(command.said for command in commands)

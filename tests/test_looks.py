@@ -15,7 +15,7 @@ import pytest
 
 from tests.comparing import bits
 from tests.conftest import Workshop
-from tests.disturbing import Command
+from tests.disturbing import Command, said
 from tests.looking import ALL, RUN, STUDY, folder_of, recorded, trained, write
 
 FIRST = {key for key in ALL if key[1] < 3}
@@ -141,7 +141,7 @@ def test_two_commands_divide_a_study_with_looks(workshop: Workshop, undisturbed_
     finally:
         for command in commands:
             command.clear_away()
-    assert codes == [0, 0], [command.said for command in commands]
+    assert codes == [0, 0], said(commands)
     assert recorded() == trained(workshop.folder) == ALL
     assert bits(workshop.folder) == bits(undisturbed_looks[0])
 

@@ -23,7 +23,7 @@ from cifar_ablate.spec.space import compose
 from cifar_ablate.tuning.plan import grid_size, plan_tuning
 from cifar_ablate.tuning.suggest import readable
 from tests.conftest import Workshop
-from tests.disturbing import Begin
+from tests.disturbing import Begin, said
 from tests.test_test_set import write_images
 from tests.tuning import STUDY, TUNE, load, storage_of, studies, told, trials, write
 
@@ -589,7 +589,7 @@ def test_trials_of_equal_values_at_once_wait_for_each_other_and_each_has_its_val
     text = (workshop.folder / "twin.yaml").read_text().replace("study: small", "study: twin")
     (workshop.folder / "twin.yaml").write_text(text)
     twins = [begin("tune", name, "--offline", "--trials", "4") for name in ("small.yaml", "twin.yaml")]
-    assert [command.end(seconds=280) for command in twins] == [0, 0], [command.said for command in twins]
+    assert [command.end(seconds=280) for command in twins] == [0, 0], said(twins)
     import optuna
 
     for name in optuna.get_all_study_names(storage_of(workshop.folder)):

@@ -10,10 +10,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,13 @@ import yaml
 from cifar_ablate.owner import Owner
 from cifar_ablate.spec.load import load_study
 from cifar_ablate.spec.overlay import load_overlay
+from cifar_ablate.tracking import Tracking
+from cifar_ablate.tracking.tunings import BEST, close_tuning, open_tuning
 from tests.comparing import runs_of
 from tests.conftest import Workshop
 from tests.tuning import load, storage_of, studies, trials, write
 
+NUM_AT_ONCE = 4
 ONLINE = ("tune", "small.yaml")
 RATE, SAMPLER = "{low: 0.001, high: 0.5, log: true}", "{name: tpe, startup_trials: 3}"
 WITHOUT_WARMUP = ("    schedule.warmup: {low: 0.0, high: 0.5, when: {schedule: cosine}}\n", "")
@@ -46,6 +51,26 @@ def parent_and_children(label: str = "small/tuning") -> tuple[Any, list[Any]]:
     children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
     assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in children)
     return parent, sorted(children, key=lambda run: int(run.data.tags["ablate.trial"]))
+
+
+def test_commands_that_end_at_the_same_moment_all_bring_the_parent_up_to_date(workshop: Workshop) -> None:
+    """A tag of the best trial before was deleted twice, and one of the commands ended with "not delivered"."""
+    tracking = Tracking()
+    opened = open_tuning(tracking, "small/tuning", "baseline", "0", {})
+    together = threading.Barrier(NUM_AT_ONCE)
+
+    def close(_: int) -> None:
+        for best in range(6):
+            together.wait(timeout=30)
+            points = [("val_accuracy", float(trial), 1000 * trial, trial) for trial in range(best + 2)]
+            tags = {f"{BEST}field_{best}": "1"}
+            close_tuning(tracking, opened.run_id, "0", is_done=True, tags=tags, points=points, files=[])
+
+    with ThreadPoolExecutor(NUM_AT_ONCE) as pool:
+        list(pool.map(close, range(NUM_AT_ONCE)))
+    parent, _ = parent_and_children()
+    assert [name for name in parent.data.tags if name.startswith(BEST)] == [f"{BEST}field_5"]
+    assert len(mlflow.MlflowClient().get_metric_history(parent.info.run_id, "val_accuracy")) == 7
 
 
 def test_mlflow_has_a_parent_run_with_a_nested_run_for_each_trial(workshop: Workshop) -> None:

@@ -24,7 +24,7 @@ from cifar_ablate.tuning.attributes import is_alive
 from cifar_ablate.tuning.storage import opened
 from tests.comparing import runs_of
 from tests.conftest import Tried, Workshop
-from tests.disturbing import Begin, gone_within, wait_until
+from tests.disturbing import Begin, gone_within, said, wait_until
 from tests.tuning import TUNE, storage_of, studies, told, trials, write
 
 ONE_RATE = ("{low: 0.001, high: 0.5, log: true}", "{low: 0.001, high: 0.05, log: true}")
@@ -106,7 +106,7 @@ def test_four_processes_share_a_fresh_database_and_ask_for_no_trial_too_many(wor
     (workshop.folder / "mlflow.db").unlink()
     commands = [begin("tune", "small.yaml", "--trials", "12") for _ in range(4)]
     codes = [command.end(seconds=280) for command in commands]
-    assert codes == [0] * 4, [command.said for command in commands]
+    assert codes == [0] * 4, said(commands)
     ended = trials(workshop.folder)
     assert [one.state for one in ended] == [TrialState.COMPLETE] * 12
     recorded = runs_of("small/tuning")
@@ -123,7 +123,7 @@ def test_four_processes_share_a_fresh_database_and_ask_for_no_trial_too_many(wor
 def test_four_processes_share_a_journal_file(workshop: Workshop, begin: Begin) -> None:
     write(workshop)
     commands = [begin(*TUNE, "--trials", "12", "--storage", "tuning.journal") for _ in range(4)]
-    assert [command.end(seconds=280) for command in commands] == [0] * 4, [command.said for command in commands]
+    assert [command.end(seconds=280) for command in commands] == [0] * 4, said(commands)
     storage = JournalStorage(JournalFileBackend(str(workshop.folder / "tuning.journal")))
     ended = [one for one in studies(storage)["baseline"].get_trials() if "lost" not in one.user_attrs]
     assert [one.state for one in ended] == [TrialState.COMPLETE] * 12
@@ -179,7 +179,7 @@ def test_of_processes_in_different_folders_none_asks_for_a_trial_too_many(worksh
         shutil.copy(path, workshop.folder / name)
         study = f"{name}/small.yaml"
         commands.append(begin("tune", study, "--offline", "--trials", "7", "--storage", url))
-    assert [command.end(seconds=280) for command in commands] == [0] * 3, [command.said for command in commands]
+    assert [command.end(seconds=280) for command in commands] == [0] * 3, said(commands)
     ended = trials(workshop.folder)
     assert [one.state for one in ended] == [TrialState.COMPLETE] * 7
     assert sum("is_present_recipe" in one.user_attrs for one in ended) == 1
@@ -217,7 +217,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_four_processes_share_a_fresh_postgresql_server(workshop: Workshop, begin: Begin, postgres: str) -> None:
     write(workshop)
     commands = [begin(*TUNE, "--trials", "12", "--storage", postgres) for _ in range(4)]
-    assert [command.end(seconds=280) for command in commands] == [0] * 4, [command.said for command in commands]
+    assert [command.end(seconds=280) for command in commands] == [0] * 4, said(commands)
     with opened(postgres) as storage:
         ended = [one for one in studies(storage)["baseline"].get_trials() if "lost" not in one.user_attrs]
     assert [one.state for one in ended] == [TrialState.COMPLETE] * 12

@@ -103,13 +103,13 @@ def record_untrained(tracking: Tracking, opened: OpenedTuning, identity: str, tr
 def end_lost(tracking: Tracking, opened: OpenedTuning, identity: str, reasons: Mapping[int, str]) -> None:
     """Nested runs of trials that were lost (``reasons``, by number) are KILLED: a killed process could not say so."""
     client = tracking.client
-    with answering():
+    with answering(), _alone(identity):
         for run in _runs(tracking, opened.experiment_id, identity) if reasons else ():
             number = run.data.tags.get(TRIAL, "")
             if run.info.status != "RUNNING" or not number.isdigit() or int(number) not in reasons:
                 continue
             for claim in claims_of(run.data.tags):
-                client.delete_tag(run.info.run_id, claim.tag)
+                _delete_tag(client, run.info.run_id, claim.tag)
             client.set_tag(run.info.run_id, "ablate.outcome", "killed")
             client.set_tag(run.info.run_id, "ablate.reason", reasons[int(number)])
             client.set_terminated(run.info.run_id, "KILLED")
@@ -133,6 +133,7 @@ def _parents(runs: Iterable[Any]) -> list[Any]:
 def close_tuning(
     tracking: Tracking,
     run_id: str,
+    identity: str,
     *,
     is_done: bool,
     tags: Mapping[str, str],
@@ -143,17 +144,28 @@ def close_tuning(
     from mlflow.entities import Metric, RunTag
 
     metrics = [Metric(name, value, time_ms, step) for name, value, time_ms, step in points]
-    with answering():
+    with answering(), _alone(identity):
         for start in range(0, len(metrics), PAGE):
             tracking.client.log_batch(run_id, metrics=metrics[start : start + PAGE])
         before = tracking.client.get_run(run_id).data.tags
         for name in before.keys() - tags.keys():
             if name.startswith(BEST):  # of a trial that was the best before
-                tracking.client.delete_tag(run_id, name)
+                _delete_tag(tracking.client, run_id, name)
         tracking.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
         for path in files:
             tracking.client.log_artifact(run_id, str(path))
         tracking.client.set_terminated(run_id, "FINISHED" if is_done else "KILLED")
+
+
+def _delete_tag(client: Any, run_id: str, name: str) -> None:
+    """Commands that end at the same moment delete the same tags: in this folder in turn, from another one at once."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.delete_tag(run_id, name)
+    except MlflowException:
+        if name in client.get_run(run_id).data.tags:
+            raise
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -202,7 +202,9 @@ def _record(tracking: Tracking, result: ArmResult, opened: OpenedTuning) -> None
     points += [("best_val_accuracy", value, times[number], number) for number, value in result.best_so_far()]
     with tempfile.TemporaryDirectory() as place:
         files = write_files(result, Path(place))
-        close_tuning(tracking, opened.run_id, is_done=result.is_done, tags=tags, points=points, files=files)
+        close_tuning(
+            tracking, opened.run_id, plan.identity, is_done=result.is_done, tags=tags, points=points, files=files
+        )
 
 
 def _milliseconds(when: datetime | None) -> int:
