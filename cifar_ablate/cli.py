@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from cifar_ablate.cli_options import CheckpointSeconds, DeviceName, Files, Jobs, OnOff, Profile, Settings, Threads
+from cifar_ablate.cli_predictor import package, predict, promote, serve
 from cifar_ablate.cli_tune import tune
 from cifar_ablate.registry import EXECUTORS, FORMATS
 from cifar_ablate.shell import fail, leaving_at_once, make_console, without_collecting, write
@@ -212,6 +213,10 @@ def export(
     make_console().print(f"{folder}: {len(record.runs)} runs, {size / 1e6:.2f} MB", highlight=False, markup=False)
 
 
+for command in (promote, predict, serve, package):
+    app.command()(command)
+
+
 @app.command()
 def models(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A model of ours or of timm.")] = None,
@@ -242,12 +247,9 @@ def schema() -> None:
 
 def _existing_record() -> Tracking:
     """The tracking store, for commands that read; they make no database where there is none."""
-    from cifar_ablate.errors import RecordError
-    from cifar_ablate.tracking import Tracking, is_empty
+    from cifar_ablate.tracking import existing
 
-    if is_empty():
-        raise RecordError("nothing is recorded in this folder yet; start with `cifar-ablate run STUDY.yaml`")
-    return Tracking()
+    return existing()
 
 
 def main() -> None:

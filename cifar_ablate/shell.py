@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import IO, TYPE_CHECKING, NoReturn, cast
@@ -72,3 +72,28 @@ def without_collecting() -> Iterator[None]:
     finally:
         gc.unfreeze()
         gc.enable()
+
+
+@contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Count up on the error stream, ``total`` in all: a bar on a terminal, else a line now and then."""
+    if not sys.stderr.isatty():
+        done = 0
+
+        def say(num: int) -> None:
+            nonlocal done
+            done += num
+            if num < total:  # of what is done at once there is nothing to tell
+                with suppress(OSError):
+                    sys.stderr.write(f"{done:,} of {total:,} {what}\n")
+
+        yield say
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from cifar_ablate.terminal import Quiet
+
+    with Progress(console=Console(file=cast("IO[str]", Quiet(sys.stderr))), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda num: progress.advance(task, num)

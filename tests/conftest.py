@@ -136,6 +136,24 @@ def workshop(
     return Workshop(tmp_path, capsys, monkeypatch)
 
 
+@pytest.fixture(scope="module")
+def trained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the study of ``tests.predicting`` has run."""
+    from tests.predicting import train
+
+    folder = tmp_path_factory.mktemp("trained")
+    train(folder)
+    return folder
+
+
+@pytest.fixture
+def trained(trained_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Workshop:
+    """Commands in the folder of a study that has run; what one test promotes, the next ones of its file find."""
+    monkeypatch.chdir(trained_folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{trained_folder / 'mlflow.db'}")
+    return Workshop(trained_folder, capsys, monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Undisturbed:
     """What the study of ``tests.disturbing`` leaves behind where nothing happens."""

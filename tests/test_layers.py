@@ -16,7 +16,8 @@ FLOORS = (
     ("augment",),
     ("training", "tracking", "export"),
     ("report", "runner", "tuning", "terminal"),
-    ("cli", "cli_options", "cli_tune", "shell"),
+    ("predictor",),
+    ("cli", "cli_options", "cli_predictor", "cli_tune", "shell"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(PACKAGE.rglob("*.py"))

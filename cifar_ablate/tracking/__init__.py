@@ -3,6 +3,6 @@
 from cifar_ablate.tracking.courier import Courier, Parcel
 from cifar_ablate.tracking.delivery import Delivery
 from cifar_ablate.tracking.ledger import noted
-from cifar_ablate.tracking.store import Tracking, is_empty
+from cifar_ablate.tracking.store import Tracking, existing, is_empty
 
-__all__ = ["Courier", "Delivery", "Parcel", "Tracking", "is_empty", "noted"]
+__all__ = ["Courier", "Delivery", "Parcel", "Tracking", "existing", "is_empty", "noted"]

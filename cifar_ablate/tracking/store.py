@@ -104,7 +104,7 @@ class Tracking:
     def labels(self) -> list[str]:
         """Labels of all recorded studies, sorted."""
         with answering():
-            found = self._pages(self.client.search_experiments)
+            found = self.pages(self.client.search_experiments)
             return sorted(item.name for item in found if DOCUMENT in item.tags)
 
     def load(self, label: str) -> StudyRecord:
@@ -128,6 +128,23 @@ class Tracking:
             details = TrackedDetails(self, places)
             return StudyRecord(label, document, [_recorded(run) for run in found], details, ledger)
 
+    def study_of(self, run_id: str) -> str:
+        """Label of the study that a run belongs to; raises RecordError where it is none of ours."""
+        from mlflow.exceptions import MlflowException
+
+        with answering():
+            try:
+                tags = self.client.get_run(run_id).data.tags
+            except MlflowException as error:
+                if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                    raise
+                raise RecordError(
+                    f"there is no run {run_id!r} in {self.uri}; `mlflow ui` shows the runs with their ids"
+                ) from None
+            if "ablate.study" not in tags:
+                raise RecordError(f"run {run_id!r} is none of a study's arm and seed; name one of those")
+            return str(tags["ablate.study"])
+
     def note(self, label: str, kind: str, detail: str, runs: Iterable[RecordedRun]) -> LedgerEntry | None:
         """Enter in a study's ledger what was done with these ``runs``; None where that is there already.
 
@@ -149,7 +166,7 @@ class Tracking:
             return [_recorded(run) for run in self._recorded_runs(experiment_id)]
 
     def _recorded_runs(self, experiment_id: str) -> list[Any]:
-        found = self._pages(self.client.search_runs, experiment_ids=[experiment_id])
+        found = self.pages(self.client.search_runs, experiment_ids=[experiment_id])
         return [run for run in found if "ablate.recipe" in run.data.tags]
 
     def deliver(self, experiment_id: str, planned: RunIdentity, folder: RunFolder, **options: Any) -> Delivery:
@@ -184,7 +201,7 @@ class Tracking:
         return str(experiment.experiment_id)
 
     @staticmethod
-    def _pages(search: Any, **query: Any) -> Iterator[Any]:
+    def pages(search: Any, **query: Any) -> Iterator[Any]:
         token = None
         while True:
             page = search(max_results=PAGE, page_token=token, **query)
@@ -200,6 +217,13 @@ def is_empty() -> bool:
 
     path = _database_file(mlflow.get_tracking_uri())
     return path is not None and not path.exists()
+
+
+def existing() -> Tracking:
+    """The tracking store, for what only reads; raises RecordError where nothing was ever recorded, and makes none."""
+    if is_empty():
+        raise RecordError("nothing is recorded in this folder yet; start with `cifar-ablate run STUDY.yaml`")
+    return Tracking()
 
 
 def _database_file(uri: str) -> Path | None:

@@ -14,7 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from cifar_ablate.errors import RecordError
 from cifar_ablate.folder import atomic
+
+CHECKSUM = "sha256"
+"""Of names, types, shapes, values and metadata: in the header of every file that is written here."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +32,29 @@ class Progress:
 
 
 def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
-    """Weights and buffers of ``model`` as safetensors, with ``metadata`` in the header."""
+    """Weights and buffers of ``model`` as safetensors, with ``metadata`` and a checksum of all in the header."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with atomic(path) as temporary:
-        _write(temporary, tensors, metadata)
+        _write(temporary, tensors, {**metadata, CHECKSUM: _digest(tensors, metadata)})
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Weights by name and the metadata of a file that ``save_weights`` wrote; raises RecordError.
+
+    Files written before weights had a checksum have none in their metadata, and are taken as they are.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+    except FileNotFoundError:
+        raise RecordError(f"there are no weights at {path}; the same `cifar-ablate run` makes them again") from None
+    except (OSError, SafetensorError, ValueError) as error:
+        raise RecordError(f"{path} is no whole file of weights ({error}); fetch it or train it again") from None
+    checked = {name: value for name, value in metadata.items() if name != CHECKSUM}
+    if CHECKSUM in metadata and _digest(tensors, checked) != metadata[CHECKSUM]:
+        raise RecordError(f"{path} was altered after it was written (SHA-256); fetch it or train it again")
+    return tensors, metadata
 
 
 def save_checkpoint(
@@ -53,7 +76,7 @@ def save_checkpoint(
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {"progress": json.dumps(dict(progress.values)), "scalars": json.dumps(scalars)}
     with atomic(newest, before=before) as temporary:
-        _write(temporary, tensors, metadata | {"sha256": _digest(tensors, metadata)})
+        _write(temporary, tensors, metadata | {CHECKSUM: _digest(tensors, metadata)})
 
 
 def read_progress(path: Path) -> dict[str, Any] | None:
@@ -112,7 +135,7 @@ def _read(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, An
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
-        expected = metadata.pop("sha256")
+        expected = metadata.pop(CHECKSUM)
         values, scalars = json.loads(metadata["progress"]), json.loads(metadata["scalars"])
         if _digest(tensors, metadata) != expected or not isinstance(values["epochs"], int):
             return None

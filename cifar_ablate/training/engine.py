@@ -163,7 +163,7 @@ class Engine:
         if reused is not None:
             model, compiled = reused
         else:
-            model = _on_device(copy.deepcopy(fresh), data.mean.device)  # warming up changes it
+            model = on_device(copy.deepcopy(fresh), data.mean.device)  # warming up changes it
             compiled = _compiled(model) if self.mode.compile else None
         average = None if recipe.ema is None else average_of(model, recipe.ema.decay)
         network = Network(
@@ -248,7 +248,7 @@ def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
-def _on_device(model: nn.Module, device: torch.device) -> nn.Module:
+def on_device(model: nn.Module, device: torch.device) -> nn.Module:
     if device.type == "cpu":
         model = with_matrix_products(model)
     return model.to(device).to(memory_format=torch.channels_last)

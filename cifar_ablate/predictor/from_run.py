@@ -1,0 +1,171 @@
+"""From a recorded run to its card and its weights."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import yaml
+
+from cifar_ablate.errors import RecordError
+from cifar_ablate.predictor.card import WEIGHTS, Accuracy, Card, Origin, Preprocessing, Spread, UsualCard, digest_of
+from cifar_ablate.predictor.portable.answers import calibrate, softmax
+from cifar_ablate.records import RecordedRun, StudyRecord
+from cifar_ablate.tracking import Tracking
+from cifar_ablate.training.checkpoint import load_weights
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network as its run left it."""
+
+    card: Card
+    weights: Path
+
+
+def from_run(
+    tracking: Tracking, record: StudyRecord, run: RecordedRun, into: Path, *, chosen: str = "", by_test: bool = False
+) -> Trained:
+    """Card and weights of a finished run of a study; artifacts that are elsewhere come ``into`` a folder.
+
+    ``chosen``: how it was chosen, in one sentence; ``by_test``: because of its accuracy on the test images.
+    Raises RecordError where the run has no usable weights, or its artifacts are damaged.
+    """
+    if run.outcome != "finished":
+        why = f": {run.reason}" if run.reason else ""
+        raise RecordError(
+            f"run {run.run_id} ({run.arm} seed {run.seed}) has no weights, for it is {run.outcome}{why}; "
+            "name a run that has finished"
+        )
+    artifacts = _Artifacts(tracking, run, into)
+    weights = artifacts.path(WEIGHTS)
+    _, metadata = load_weights(weights)
+    environment, recipe = artifacts.json("environment.json"), artifacts.yaml("recipe.yaml")
+    logits, labels = artifacts.array("test_logits.npy"), artifacts.array("test_labels.npy")
+    usual = calibrate(softmax(logits))
+    try:
+        preprocessing = json.loads(metadata["preprocessing"])
+        card = Card(
+            network=json.loads(metadata["model"]),
+            classes=list(environment["classes"]),
+            preprocessing=Preprocessing(**preprocessing, flip_averaging=bool(recipe.get("flip_averaging", False))),
+            origin=Origin(
+                study=record.label,
+                arm=run.arm,
+                seed=run.seed,
+                run_id=run.run_id,
+                fingerprint=metadata["fingerprint"],
+                epochs=int(metadata["epoch"]),
+                precision=_precision(record, run.arm),
+                data=str(environment["data"]),
+                data_digest=str(environment["data_digest"]),
+                recipe=recipe,
+            ),
+            accuracy=_accuracy(record, run, logits.argmax(1) == labels, chosen, by_test),
+            usual=UsualCard(min_confidence=usual.min_confidence, max_entropy=usual.max_entropy, share=usual.share),
+            sha256={WEIGHTS: digest_of(weights)},
+        )
+    except (KeyError, ValueError, TypeError):
+        raise RecordError(f"{weights} does not say what it is; train run {run.run_id} again") from None
+    return Trained(card, weights)
+
+
+def find_run(tracking: Tracking, run_id: str) -> tuple[StudyRecord, RecordedRun]:
+    """The study and the run of an MLflow run id; raises RecordError."""
+    label = tracking.study_of(run_id)
+    record = tracking.load(label)
+    run = next((one for one in record.runs if one.run_id == run_id), None)
+    if run is None:
+        raise RecordError(f"run {run_id} of {label!r} is deleted; restore it in MLflow, or name another one")
+    return record, run
+
+
+def first_seed(record: StudyRecord, arm: str) -> RecordedRun:
+    """The run of an arm's first seed: never the luckiest one. Raises RecordError where there is none."""
+    document = next(one for one in record.document["arms"] if one["name"] == arm)
+    seed = document["seeds"][0]
+    found = next((run for run in record.current() if run.arm == arm and run.seed == seed), None)
+    if found is None:
+        raise RecordError(
+            f"{record.label}, arm {arm!r}: its first seed ({seed}) is not trained yet, and another one is never taken "
+            "in its place; run the study first"
+        )
+    return found
+
+
+def arm_named(record: StudyRecord, arm: str) -> str:
+    """The arm, if the study has it; raises UnknownNameError."""
+    from cifar_ablate.errors import UnknownNameError
+
+    known = [one["name"] for one in record.document["arms"]]
+    if arm not in known:
+        raise UnknownNameError(f"arm of {record.label}", arm, known)
+    return arm
+
+
+def _precision(record: StudyRecord, arm: str) -> str:
+    return str(next((one["precision"] for one in record.document["arms"] if one["name"] == arm), "fp32"))
+
+
+def _accuracy(record: StudyRecord, run: RecordedRun, is_right: Any, chosen: str, by_test: bool) -> Accuracy:
+    from statsmodels.stats.proportion import proportion_confint
+
+    num, right = len(is_right), int(is_right.sum())
+    low, high = proportion_confint(right, num, alpha=LEVEL, method="wilson")
+    return Accuracy(
+        percent=100 * right / num,
+        num_images=num,
+        interval=(100 * float(low), 100 * float(high)),
+        over_seeds=_spread([one for one in record.current() if one.arm == run.arm]),
+        is_chosen_on_test=by_test,
+        choice=chosen,
+    )
+
+
+def _spread(runs: Sequence[RecordedRun]) -> Spread | None:
+    from scipy import stats
+
+    values = [run.metrics["test_accuracy"] for run in runs if run.outcome == "finished"]
+    if len(values) < 2 or len(values) < len(runs):  # without the diverged ones the mean would look better than it is
+        return None
+    mean, sd = fmean(values), stdev(values)
+    half = float(stats.t.ppf(1 - LEVEL / 2, len(values) - 1)) * sd / math.sqrt(len(values))
+    return Spread(mean=mean, sd=sd, num_seeds=len(values), interval=(mean - half, mean + half))
+
+
+class _Artifacts:
+    """Files of one run, read where they are, or downloaded."""
+
+    def __init__(self, tracking: Tracking, run: RecordedRun, into: Path) -> None:
+        self.tracking, self.run, self.into = tracking, run, into
+
+    def path(self, name: str) -> Path:
+        return self.tracking.artifact(self.run.run_id, name, self.into)
+
+    def json(self, name: str) -> Any:
+        return self._read(name, lambda path: dict(json.loads(path.read_text(encoding="utf-8"))))
+
+    def yaml(self, name: str) -> Any:
+        return self._read(name, lambda path: dict(yaml.safe_load(path.read_text(encoding="utf-8"))))
+
+    def array(self, name: str) -> Any:
+        return self._read(name, lambda path: np.load(path, allow_pickle=False))
+
+    def _read(self, name: str, read: Any) -> Any:
+        path = self.path(name)
+        try:
+            return read(path)
+        except (OSError, ValueError, TypeError, EOFError, yaml.YAMLError):
+            run = self.run
+            raise RecordError(
+                f"artifact {name!r} of run {run.run_id} ({run.arm} seed {run.seed}) is damaged; delete the run in "
+                "MLflow, and `cifar-ablate run` delivers or trains it again"
+            ) from None

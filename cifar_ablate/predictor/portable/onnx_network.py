@@ -1,0 +1,57 @@
+"""A packaged network on onnxruntime: ``predictor.json`` and ``model.onnx`` in, answers out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .answers import Answer, answer, usual_from
+from .pictures import Picture
+
+CARD, MODEL = "predictor.json", "model.onnx"
+
+
+class OnnxNetwork:
+    """uint8 images [N, 3, H, W] to probabilities float32 [N, classes], on the CPU.
+
+    Raises ValueError where ``model.onnx`` is not the file that ``predictor.json`` was written for.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        import onnxruntime
+
+        self.card: dict[str, Any] = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        path = folder / MODEL
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != self.card["sha256"][MODEL]:
+                raise ValueError(f"{path} is not the file that {CARD} was written for (SHA-256); package it again")
+        self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        self.usual = usual_from(self.card["usual"])
+
+    @property
+    def image_size_px(self) -> int:
+        """Height and width of an image."""
+        return int(self.card["preprocessing"]["image_size_px"])
+
+    def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """float32 [N, classes] of uint8 images [N, 3, H, W]."""
+        found: NDArray[np.float32] = self.session.run(["probabilities"], {"images": images})[0]
+        return found
+
+    def answers(self, pictures: Sequence[Picture]) -> list[Answer]:
+        """Of several pictures, in one pass."""
+        rows = self.probabilities(np.stack([picture.pixels for picture in pictures]))
+        return [
+            answer(row, self.card["classes"], self.usual, picture.how)
+            for row, picture in zip(rows, pictures, strict=True)
+        ]
+
+    def answer(self, picture: Picture) -> Answer:
+        """Of one picture."""
+        return self.answers([picture])[0]

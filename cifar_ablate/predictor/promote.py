@@ -1,0 +1,142 @@
+"""``cifar-ablate promote``: an arm's network into MLflow's model registry, with all that is known of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from cifar_ablate.predictor.best import Choice, best_arm
+from cifar_ablate.predictor.card import WEIGHTS, Card, save_card
+from cifar_ablate.predictor.from_run import Trained, arm_named, first_seed, from_run
+from cifar_ablate.records import StudyRecord
+from cifar_ablate.spec.schema import Recipe
+from cifar_ablate.tracking import Tracking, noted
+from cifar_ablate.tracking.models import CHAMPION, register
+
+MAX_TAG = 4500
+"""Characters; MLflow refuses tags of more than 5,000."""
+
+
+@dataclass(frozen=True)
+class Promoted:
+    """What was registered."""
+
+    name: str
+    version: str
+    alias: str
+    card: Card
+
+
+def promote(tracking: Tracking, label: str, arm: str | None, *, alias: str = CHAMPION) -> Promoted:
+    """Register the network of an arm's first seed, and point the alias at it; ``arm`` None: the best by the verdicts.
+
+    Raises UnknownNameError for a study or an arm that there is not, RecordError where the seed has no usable weights.
+    """
+    record = tracking.load(label)
+    if arm is None:
+        record = noted(tracking, record, "promote", "an arm was chosen")
+        choice = best_arm(record, _costs(record))
+    else:
+        choice = Choice(arm_named(record, arm), "")
+    run = first_seed(record, choice.arm)
+    with tempfile.TemporaryDirectory() as place, tempfile.TemporaryDirectory() as downloads:
+        folder = Path(place)
+        trained = from_run(tracking, record, run, Path(downloads), chosen=choice.sentence, by_test=arm is None)
+        fill(folder, trained)
+        version = register(
+            tracking,
+            label,
+            run.run_id,
+            folder,
+            alias=alias,
+            tags=_tags(trained.card),
+            description=_description(trained.card),
+            question=str(record.document["question"]),
+        )
+    return Promoted(label, version, alias, trained.card)
+
+
+def fill(folder: Path, trained: Trained) -> None:
+    """A folder with the card and the weights, from which ``load`` can load; raises OutputError."""
+    from cifar_ablate.errors import not_written
+
+    try:
+        shutil.copyfile(trained.weights, folder / WEIGHTS)
+    except OSError as error:
+        raise not_written(folder / WEIGHTS, error) from None
+    save_card(trained.card, folder)
+
+
+def _costs(record: StudyRecord) -> Any:
+    """Multiply-adds of an arm's training, from its recipe: seconds would depend on what else ran beside it."""
+    from cifar_ablate.models.build import count
+
+    @cache
+    def cost(arm: str) -> float:
+        document = next(one for one in record.document["arms"] if one["name"] == arm)
+        recipe = Recipe.model_validate(document["recipe"])
+        per_image = count(recipe.model.name, recipe.model.kwargs()).mult_adds
+        return float(per_image * recipe.epochs * _num_train(document))
+
+    return cost
+
+
+def _num_train(document: Mapping[str, Any]) -> int:
+    """Training images of an arm, from how the record describes its data."""
+    found = re.search(r"([\d,]+)( of [\d,]+)? training images", str(document.get("data", "")))
+    return int(found[1].replace(",", "")) if found else 1
+
+
+def _tags(card: Card) -> dict[str, str]:
+    """What the registry shows of a version; all values are text."""
+    of, worth = card.origin, card.accuracy
+    values: Mapping[str, Any] = {
+        "study": of.study,
+        "arm": of.arm,
+        "seed": of.seed,
+        "fingerprint": of.fingerprint,
+        "data": of.data,
+        "data_digest": of.data_digest,
+        "test_accuracy": f"{worth.percent:.4f}",
+        "test_accuracy_ci95": f"{worth.interval[0]:.2f} to {worth.interval[1]:.2f}",
+        "chosen_on_test_set": str(worth.is_chosen_on_test).lower(),
+        "classes": json.dumps(card.classes),
+        "recipe": json.dumps(of.recipe),
+        "sha256": card.sha256[WEIGHTS],
+    }
+    if worth.over_seeds is not None:
+        low, high = worth.over_seeds.interval
+        values = {**values, "mean_over_seeds": f"{worth.over_seeds.mean:.4f}", "mean_ci95": f"{low:.2f} to {high:.2f}"}
+    return {f"ablate.{name}": str(value)[:MAX_TAG] for name, value in values.items()}
+
+
+def _description(card: Card) -> str:
+    of, worth = card.origin, card.accuracy
+    lines = [card.headline() + "."]
+    if worth.over_seeds is not None:
+        spread = worth.over_seeds
+        low, high = spread.interval
+        lines.append(f"Mean over {spread.num_seeds} seeds {spread.mean:.2f}% (95% CI {low:.2f} to {high:.2f}).")
+    if worth.choice:
+        lines.append(worth.choice)
+    lines.append(f"Data: {of.data}. Always the study's first seed, never the luckiest.")
+    return "\n\n".join(lines)
+
+
+def lines_of(promoted: Promoted) -> list[str]:
+    """What the command says."""
+    card = promoted.card
+    lines = [f"{promoted.name} version {promoted.version} is {promoted.alias}: {card.headline()}"]
+    if card.accuracy.choice:
+        lines.append(card.accuracy.choice)
+    if card.accuracy.is_chosen_on_test:
+        lines.append("Its accuracy was among what it was chosen by, so it looks a little better than it is.")
+    lines.append(f"Try it: cifar-ablate predict IMAGE --model {promoted.name}@{promoted.alias}, or cifar-ablate serve")
+    return lines
