@@ -30,13 +30,13 @@ STUDY = """
       data: digits
       train_size: 500
       model: {name: resnet18-compact, width: 8}
-      epochs: 2
-      batch_size: 50
+      epochs: 3
+      batch_size: 25
       optimizer: {name: sgd, lr: 0.0005}
     arms:
       baseline:
-      larger: {optimizer: {lr: 0.05}}
-      larger and longer: {epochs: 3, optimizer: {lr: 0.05}}
+      larger: {optimizer: {lr: 0.02, momentum: 0.9}}
+      larger and longer: {epochs: 4, optimizer: {lr: 0.02, momentum: 0.9}}
 """
 
 

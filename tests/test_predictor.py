@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from cifar_ablate.errors import AblateError, DataError, RecordError, UnknownNameError, UsageError
 from cifar_ablate.predictor import load
+from cifar_ablate.predictor.portable.answers import answer
 from cifar_ablate.training.checkpoint import CHECKSUM
 from tests.conftest import Workshop
 from tests.predicting import LABEL, altered, artifact, content, digits, picture, run_of
@@ -207,8 +208,11 @@ def test_a_picture_that_is_unlike_the_test_images_is_told_and_few_test_images_ar
     warned = [bool(answer.warning) for answer in predictor.answers(pictures)]
     assert 1 - np.mean(warned) == pytest.approx(predictor.card.usual.share, abs=0.003)  # float16 at the very bound
     assert 0.95 <= predictor.card.usual.share < 1
-    grey = predictor(Image.new("RGB", (32, 32), (128, 128, 128)))
-    assert "Unlike most of what the network has seen" in grey.warning
+    least = predictor.answers(pictures)[int(np.argmax(warned))]
+    assert "Unlike most of what the network has seen" in least.warning
+    even, certain = np.full(10, 0.1), np.eye(10)[3]
+    assert "its probability of 10% is below" in answer(even, predictor.classes, predictor.usual, "").warning
+    assert answer(certain, predictor.classes, predictor.usual, "").warning == ""
 
 
 @pytest.mark.parametrize("part", ["length", "header", "values", "end"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 from collections.abc import Callable
@@ -64,6 +65,7 @@ def serve_page(model: str | None, run: str | None, where: Where, *, device: str,
     record, tracking = record_of(card)
     others = _others(record, tracking, card, device) if record is not None and tracking is not None else []
     with tempfile.TemporaryDirectory(prefix="cifar-ablate-") as place:
+        os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(place) / "uploads"))  # gone with the command
         data = test_images(card, say)
         examples = write_examples(data, Path(place)) if data is not None else []
         question = str(record.document["question"]) if record is not None else ""

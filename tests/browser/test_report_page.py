@@ -6,7 +6,6 @@ Needs Debian's chromium (or another Chromium on the path); no browser is downloa
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -18,21 +17,7 @@ from cifar_ablate.report.build import build_report
 from cifar_ablate.report.deliver import render
 from tests.reporting import NAMES, hostile_record, pilot_record
 
-playwright = pytest.importorskip("playwright.sync_api")
-
 Open = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    if path is None:
-        pytest.skip("no chromium is installed (Debian: apt-get install chromium)")
-    with playwright.sync_playwright() as driver:
-        # a container's root has no sandbox to start one in
-        started = driver.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

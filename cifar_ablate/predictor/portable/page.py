@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,13 @@ MAX_FILE_SIZE = "20mb"
 SHOWN_PX = 256
 """Side of the enlarged picture."""
 NOBODY = "nobody"
+TOP = 5
+"""Classes that are shown."""
 CSS = """
 .gradio-container {max-width: 1000px !important; margin: auto !important}
 #seen img {image-rendering: pixelated}
+#examples .grid-container {grid-template-columns: repeat(5, minmax(0, 1fr)) !important}
+#examples .grid-wrap {min-height: 0 !important}
 #warning, #warning-of-other {border-left: 4px solid #d97706; padding-left: 0.8em}
 """
 
@@ -45,32 +50,22 @@ def build_page(network: Shown, others: Sequence[Shown], examples: Sequence[Path]
     """A gradio page for one network, compared with one of the ``others`` where asked for.
 
     A file is decoded here alone, by ``open_picture`` and its limits: gradio's own image input would let Pillow open any
-    format. The function behind it is ``/predict`` of the page's API: file and name of the other network in; classes,
-    picture, words for both networks out.
+    format. The function behind it is ``/predict`` of the page's API: a file and the name of another network in; what
+    both say, and the picture as they see it, out.
     """
     by_name = {one.name: one for one in others}
 
     def look(path: str | None, other: str | None) -> tuple[Any, ...]:
         if not path:
-            return _cleared()
+            return (None, "", *_no_answer(), *_no_rival())
         try:
             picture = open_picture(path, network.image_size_px, name=_name_of(path))
         except PictureError as error:
-            raise gr.Error(
-                str(error), duration=None, title="This picture cannot be used", print_exception=False
-            ) from None
+            gr.Warning(str(error), title="This picture cannot be used")
+            return (None, f"**This picture cannot be used:** {error}.", *_no_answer(), *_no_rival())
         answer = network.answer(picture)
-        shown = _enlarged(picture)
-        first = (_label(answer), shown, f"Brought to size: {picture.how}.", _words(answer))
-        if other not in by_name:
-            return (*first, *_nothing())
-        rival = by_name[other]
-        theirs = rival.answer(open_picture(path, rival.image_size_px))
-        return (*first, *_compared(rival, theirs, answer))
-
-    def pick(other: str | None, event: gr.SelectData) -> tuple[Any, ...]:
-        path = str(examples[int(event.index)])
-        return (path, *look(path, other))
+        seen = (_enlarged(picture), f"Brought to size: {picture.how}.", *_answered(answer))
+        return (*seen, *(_no_rival() if other not in by_name else _rival(by_name[other], path, answer)))
 
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         gr.Markdown(f"# {title}\n{question}")
@@ -78,42 +73,38 @@ def build_page(network: Shown, others: Sequence[Shown], examples: Sequence[Path]
             with gr.Column():
                 file = gr.File(label="Drop a picture here", file_types=list(SUFFIXES), type="filepath", elem_id="file")
                 gallery = _gallery(examples)
-                other = gr.Dropdown(
-                    [NOBODY, *by_name], value=NOBODY, label="Compare with", visible=bool(by_name), elem_id="other"
-                )
             with gr.Column():
-                label = gr.Label(label=network.name, num_top_classes=5, elem_id="label")
-                warning = gr.Markdown(visible=False, elem_id="warning")
-                seen = gr.Image(
-                    label=f"What it sees: {network.image_size_px}x{network.image_size_px}",
-                    type="pil",
-                    interactive=False,
-                    height=SHOWN_PX,
-                    buttons=[],
-                    elem_id="seen",
-                )
+                seen = _seen(network.image_size_px)
                 how = gr.Markdown(elem_id="how")
-                other_label = gr.Label(num_top_classes=5, visible=False, elem_id="label-of-other")
-                other_warning = gr.Markdown(visible=False, elem_id="warning-of-other")
-                other_about = gr.Markdown(visible=False, elem_id="about-other")
-        gr.Markdown(network.about(), elem_id="about")
-        outputs = [label, seen, how, warning, other_label, other_warning, other_about]
+        other = gr.Dropdown(
+            [NOBODY, *by_name], value=NOBODY, label="Compare with", visible=bool(by_name), elem_id="other"
+        )
+        with gr.Row():
+            with gr.Column():
+                label = gr.Label(label=network.name, num_top_classes=TOP, elem_id="label")
+                warning = gr.Markdown(visible=False, elem_id="warning")
+                gr.Markdown(network.about(), elem_id="about")
+            with gr.Column(visible=False) as rival:
+                rival_label = gr.Label(num_top_classes=TOP, elem_id="label-of-other")
+                rival_warning = gr.Markdown(visible=False, elem_id="warning-of-other")
+                rival_about = gr.Markdown(elem_id="about-other")
+        outputs = [seen, how, label, warning, rival, rival_label, rival_warning, rival_about]
         file.change(look, [file, other], outputs, api_name="predict", show_progress="minimal")
         other.change(look, [file, other], outputs, api_visibility="private", show_progress="minimal")
         if gallery is not None:
-            gallery.select(pick, [other], [file, *outputs], api_visibility="private", show_progress="minimal")
+            gallery.select(_picker(examples), None, file, api_visibility="private", show_progress="hidden")
     return page
 
 
-def launch(page: Any, *, host: str, port: int, share: bool = False, block: bool = False) -> str:
-    """Serve the page; gives its address. Raises OSError where the port is taken."""
+def launch(page: Any, *, host: str, port: int, share: bool = False) -> str:
+    """Serve the page in threads of its own; gives its address. Raises OSError where the port is taken."""
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # none fetched
     _, address, public = page.queue(max_size=64, default_concurrency_limit=2).launch(
         server_name=host,
         server_port=port or None,
         share=share,
         max_file_size=MAX_FILE_SIZE,
-        prevent_thread_lock=not block,
+        prevent_thread_lock=True,
         quiet=True,
         ssr_mode=False,
         theme=theme,
@@ -138,17 +129,27 @@ def _gallery(examples: Sequence[Path]) -> Any:
     )
 
 
+def _picker(examples: Sequence[Path]) -> Callable[[gr.SelectData], str]:
+    def pick(event: gr.SelectData) -> str:
+        return str(examples[int(event.index)])
+
+    return pick
+
+
+def _seen(size_px: int) -> Any:
+    return gr.Image(
+        label=f"What the network sees: {size_px}x{size_px}",
+        type="pil",
+        interactive=False,
+        height=SHOWN_PX + 40,
+        buttons=[],
+        elem_id="seen",
+    )
+
+
 def _name_of(path: str) -> str:
-    """Of an uploaded file, without the folder that gradio made for it."""
-    return Path(path).name
-
-
-def _label(answer: Answer) -> dict[str, float]:
-    return dict(answer.classes)
-
-
-def _words(answer: Answer) -> Any:
-    return gr.Markdown(answer.warning, visible=bool(answer.warning))
+    """Of an uploaded file, without the folder that gradio made for it, as it may stand in a sentence."""
+    return re.sub(r"[^\w .+()-]", "_", Path(path).name)
 
 
 def _enlarged(picture: Picture) -> Image.Image:
@@ -156,18 +157,27 @@ def _enlarged(picture: Picture) -> Image.Image:
     return image.resize((SHOWN_PX, SHOWN_PX), Image.Resampling.NEAREST)
 
 
-def _compared(rival: Shown, theirs: Answer, ours: Answer) -> tuple[Any, ...]:
+def _answered(answer: Answer) -> tuple[Any, ...]:
+    """What an answer's label and its warning show."""
+    return dict(answer.classes), gr.Markdown(answer.warning, visible=bool(answer.warning))
+
+
+def _no_answer() -> tuple[Any, ...]:
+    return None, gr.Markdown("", visible=False)
+
+
+def _rival(rival: Shown, path: str, ours: Answer) -> tuple[Any, ...]:
+    """What the other network's column, label, warning and words show."""
+    try:
+        theirs = rival.answer(open_picture(path, rival.image_size_px))
+        about = rival.about()
+    except Exception as error:  # such as weights that are gone: the page goes on without it
+        return gr.Column(visible=True), gr.Label(None, label=rival.name), gr.Markdown(visible=False), str(error)
     agree = "Both say the same." if theirs.label == ours.label else "They do not agree."
-    return (
-        gr.Label(_label(theirs), label=rival.name, visible=True),
-        _words(theirs),
-        gr.Markdown(f"**{agree}** {rival.about()}", visible=True),
-    )
+    probabilities, warning = _answered(theirs)
+    shown = gr.Label(probabilities, label=rival.name)
+    return gr.Column(visible=True), shown, warning, f"*{agree}*\n\n{about}"
 
 
-def _nothing() -> tuple[Any, ...]:
-    return gr.Label(visible=False), gr.Markdown(visible=False), gr.Markdown(visible=False)
-
-
-def _cleared() -> tuple[Any, ...]:
-    return (None, None, "", gr.Markdown(visible=False), *_nothing())
+def _no_rival() -> tuple[Any, ...]:
+    return gr.Column(visible=False), None, gr.Markdown("", visible=False), ""

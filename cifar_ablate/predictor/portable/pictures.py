@@ -102,7 +102,9 @@ def _opened(content: bytes, name: str) -> tuple[Image.Image, list[str]]:
                 f"{name} is no picture of a known format ({known}); convert it, or leave it out"
             ) from None
         except Image.DecompressionBombError:
-            raise PictureError(f"{name} is too large; at most {MAX_PIXELS // 1_000_000} megapixels are decoded: make it smaller") from None
+            raise PictureError(
+                f"{name} is too large; at most {MAX_PIXELS // 1_000_000} megapixels are decoded: make it smaller"
+            ) from None
         except Exception as error:
             raise PictureError(f"{name} is damaged ({_first_line(error)}); save it again, or leave it out") from None
         _check_size(image.size, name)  # of the header: nothing is decoded yet

@@ -24,4 +24,5 @@ demo = build_page(
 if __name__ == "__main__":
     # a Space sets GRADIO_SERVER_NAME; anywhere else only this machine can open the page
     host = os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0" if os.environ.get("SPACE_ID") else "127.0.0.1")
-    launch(demo, host=host, port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")), block=True)
+    print("Open", launch(demo, host=host, port=int(os.environ.get("GRADIO_SERVER_PORT", "7860"))), flush=True)
+    demo.block_thread()
