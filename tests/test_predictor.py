@@ -209,7 +209,7 @@ def test_a_picture_that_is_unlike_the_test_images_is_told_and_few_test_images_ar
     assert 1 - np.mean(warned) == pytest.approx(predictor.card.usual.share, abs=0.003)  # float16 at the very bound
     assert 0.95 <= predictor.card.usual.share < 1
     least = predictor.answers(pictures)[int(np.argmax(warned))]
-    assert "Unlike most of what the network has seen" in least.warning
+    assert "Less sure than of nearly all test images" in least.warning
     even, certain = np.full(10, 0.1), np.eye(10)[3]
     assert "its probability of 10% is below" in answer(even, predictor.classes, predictor.usual, "").warning
     assert answer(certain, predictor.classes, predictor.usual, "").warning == ""

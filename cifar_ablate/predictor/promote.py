@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -110,6 +111,7 @@ def _tags(card: Card) -> dict[str, str]:
         "classes": json.dumps(card.classes),
         "recipe": json.dumps(of.recipe),
         "sha256": card.sha256[WEIGHTS],
+        "card_sha256": hashlib.sha256(card.model_dump_json().encode()).hexdigest(),
     }
     if worth.over_seeds is not None:
         low, high = worth.over_seeds.interval

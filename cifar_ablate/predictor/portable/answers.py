@@ -104,8 +104,8 @@ def warning_of(confidence: float, entropy: float, usual: Usual | None) -> str:
     else:
         measure = f"its entropy of {entropy:.2f} nats is above {usual.max_entropy:.2f}"
     return (
-        f"Unlike most of what the network has seen: {measure}, a bound that {usual.share:.1%} of its test images keep. "
-        "It may show none of its classes."
+        f"Less sure than of nearly all test images: {measure}, a bound that {usual.share:.1%} of them keep. "
+        "The picture may show none of the classes, or be unlike what the network was trained on."
     )
 
 
