@@ -136,7 +136,7 @@ def workshop(
     return Workshop(tmp_path, capsys, monkeypatch)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the study of ``tests.predicting`` has run."""
     from tests.predicting import train
@@ -148,7 +148,7 @@ def trained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def trained(trained_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Workshop:
-    """Commands in the folder of a study that has run; what one test promotes, the next ones of its file find."""
+    """Commands in the folder of a study that has run; what one test promotes, the next ones find."""
     monkeypatch.chdir(trained_folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{trained_folder / 'mlflow.db'}")
     return Workshop(trained_folder, capsys, monkeypatch)

@@ -1,4 +1,4 @@
-"""A small study on digits, trained once for each file of tests, and pictures to show to its networks."""
+"""A small study on digits, trained once, and pictures to show to its networks."""
 
 from __future__ import annotations
 
