@@ -143,6 +143,7 @@ def test_the_model_card_is_written_from_the_record(packaged: Path, trained: Work
     _, front, body = text.split("---\n", 2)
     fields = yaml.safe_load(front)
     assert (fields["sdk"], fields["app_file"]) == ("gradio", "app.py")
+    assert fields["python_version"] == f"{sys.version_info.major}.{sys.version_info.minor}"
     for part in (
         "Does a larger step help a tiny network on digits?",
         "larger is better than baseline by",

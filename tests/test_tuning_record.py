@@ -81,6 +81,8 @@ def test_mlflow_has_a_parent_run_with_a_nested_run_for_each_trial(workshop: Work
     parent, children = parent_and_children()
     assert parent.info.status == "FINISHED"
     assert [int(run.data.tags["ablate.trial"]) for run in children] == [one.number for one in ended]
+    refused = workshop("predict", "x.png", "--run", children[0].info.run_id)
+    assert (refused.code, "is a trial of a tuning, which keeps no weights" in refused.err) == (1, True)
     words = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "diverged"}
     assert [run.data.tags["ablate.outcome"] for run in children] == [words[one.state.name] for one in ended]
     assert {"finished", "diverged", "pruned"} == {run.data.tags["ablate.outcome"] for run in children}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 
 import yaml
@@ -29,8 +30,13 @@ def _front_matter(card: Card, gradio: str | None) -> str:
     if gradio is None:
         fields |= {"library_name": "onnx", "pipeline_tag": "image-classification", "tags": ["cifar-ablate"]}
     else:
-        fields |= {"sdk": "gradio", "sdk_version": gradio, "app_file": "app.py", "pinned": False}
+        fields |= {"sdk": "gradio", "sdk_version": gradio, "app_file": "app.py", "python_version": _python()}
     return "---\n" + yaml.safe_dump(fields, sort_keys=False, allow_unicode=True) + "---"
+
+
+def _python() -> str:
+    """Where it was packaged; a Space has 3.10 where nothing is said, for which there is no recent numpy."""
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def _sections(card: Card, question: str, verdicts: Sequence[str], checked: str, *, has_page: bool) -> Iterator[str]:

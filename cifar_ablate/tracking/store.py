@@ -15,7 +15,7 @@ from cifar_ablate.locks import lock
 from cifar_ablate.records import ABANDONED, LedgerEntry, RecordedRun, RunIdentity, StudyRecord
 from cifar_ablate.tracking.answering import answering, without_password
 from cifar_ablate.tracking.claims import winner_of
-from cifar_ablate.tracking.delivery import Delivery
+from cifar_ablate.tracking.delivery import TUNING, Delivery
 from cifar_ablate.tracking.details import TrackedDetails
 from cifar_ablate.tracking.ledger import as_tag, entries_in, entry_now
 
@@ -143,6 +143,8 @@ class Tracking:
                 ) from None
             if "ablate.study" not in tags:
                 raise RecordError(f"run {run_id!r} is none of a study's arm and seed; name one of those")
+            if TUNING in tags:
+                raise RecordError(f"run {run_id!r} is a trial of a tuning, which keeps no weights; name a study's run")
             return str(tags["ablate.study"])
 
     def note(self, label: str, kind: str, detail: str, runs: Iterable[RecordedRun]) -> LedgerEntry | None:
