@@ -11,6 +11,7 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING, NoReturn, cast
 
 from cifar_ablate.signals import stopping_on
+from cifar_ablate.temporary import remove_all
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,6 +58,7 @@ def leaving_at_once() -> Iterator[None]:
         with suppress(OSError):
             rest = "; the same command again does what is left" if sys.argv[1:2] == ["run"] else ""
             os.write(2, f"{show_cursor}interrupted{rest}\n".encode())
+        remove_all()
         os._exit(130)
 
     with stopping_on(leave):
@@ -74,6 +76,10 @@ def without_collecting() -> Iterator[None]:
         gc.enable()
 
 
+EVERY = 250
+"""Lines of a count that is written where there is no terminal."""
+
+
 @contextmanager
 def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Count up on the error stream, ``total`` in all: a bar on a terminal, else a line now and then."""
@@ -83,7 +89,7 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
         def say(num: int) -> None:
             nonlocal done
             done += num
-            if num < total:  # of what is done at once there is nothing to tell
+            if total > EVERY and (done % EVERY == 0 or done == total):
                 with suppress(OSError):
                     sys.stderr.write(f"{done:,} of {total:,} {what}\n")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sqlite3
 from contextlib import closing
@@ -10,12 +11,15 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from cifar_ablate.analysis import compare
+from cifar_ablate.analysis.all_pairs import all_pairs
 from cifar_ablate.errors import AblateError, DataError, RecordError, UnknownNameError, UsageError
 from cifar_ablate.predictor import load
 from cifar_ablate.predictor.portable.answers import answer
@@ -29,6 +33,12 @@ NUM = 360
 
 def version(name: str = LABEL, alias: str = "champion") -> mlflow.entities.model_registry.ModelVersion:
     return mlflow.MlflowClient().get_model_version_by_alias(name, alias)
+
+
+def promoted(alias: str = "champion") -> Path:
+    """The folder of what an alias points at."""
+    found = version(alias=alias)
+    return artifact(found.run_id, found.source.removeprefix(f"runs:/{found.run_id}/"))
 
 
 # Promoted
@@ -79,6 +89,73 @@ def test_promoting_again_makes_no_second_version(trained: Workshop) -> None:
     assert version(alias="again").version == first
 
 
+def test_each_version_keeps_what_was_said_of_it_when_it_was_promoted(trained: Workshop) -> None:
+    """Promoted again by name, the run's files were written over, and the champion was no longer said to be chosen."""
+    assert trained("promote", LABEL).code == 0
+    assert trained("promote", LABEL, "--arm", "larger", "--alias", "named").code == 0
+    assert load(f"{LABEL}@champion").card.accuracy.is_chosen_on_test
+    assert not load(f"{LABEL}@named").card.accuracy.is_chosen_on_test
+    assert version().version != version(alias="named").version
+
+
+def test_what_is_said_of_a_network_is_of_its_own_recipe_after_the_study_was_edited(workshop: Workshop) -> None:
+    workshop.write("one.yaml", ONE.replace("seeds: 2", "seeds: 3"))
+    assert workshop("run", "one.yaml").code == 0
+    assert workshop("promote", "one", "--arm", "flip").code == 0
+    run, card = version("one").run_id, load("one").card
+    workshop.write("one.yaml", ONE.replace("seeds: 2", "seeds: 3").replace("epochs: 1", "epochs: 2"))
+    assert workshop("run", "one.yaml").code == 0
+    assert load("one").card == card
+    again = load(run=run).card
+    assert (again.accuracy.over_seeds, again.origin.epochs) == (card.accuracy.over_seeds, 1)
+    assert card.verdicts
+    assert workshop("package", "out", "--run", run).code == 0
+    assert "What the study says" not in Path("out/README.md").read_text()  # it speaks of another recipe by now
+
+
+@pytest.mark.parametrize("alias", ["a b", "latest", "v1", "", "x@y", "9"])
+def test_an_alias_that_means_something_else_is_refused_before_anything_is_registered(
+    trained: Workshop, alias: str
+) -> None:
+    before = len(mlflow.MlflowClient().search_model_versions(f"name = '{LABEL}'"))
+    answer = trained("promote", LABEL, "--arm", "larger and longer", "--alias", alias)
+    assert (answer.code, f"--alias {alias}: give letters" in answer.err) == (2, True)
+    assert len(mlflow.MlflowClient().search_model_versions(f"name = '{LABEL}'")) == before
+
+
+def test_a_registered_model_of_somebody_else_is_left_alone(workshop: Workshop) -> None:
+    workshop.write("one.yaml", ONE)
+    assert workshop("run", "one.yaml", "--arm", "baseline").code == 0
+    mlflow.MlflowClient().create_registered_model("one")
+    answer = workshop("promote", "one", "--arm", "baseline")
+    assert (answer.code, "that is none of ours" in answer.err) == (2, True)
+    answer = workshop("promote", "one")
+    assert answer.code == 1
+    experiment = mlflow.MlflowClient().get_experiment_by_name("one")
+    assert experiment is not None
+    assert not [name for name in experiment.tags if "promote" in name]  # nothing was chosen
+
+
+def test_all_pairs_of_two_arms_say_what_their_contrast_says() -> None:
+    rows = [(arm, seed, base + (3 * seed) % 5 + (seed * seed) % 3) for arm, base in BASES for seed in range(5)]
+    frame = pd.DataFrame(rows, columns=["arm", "seed", "accuracy"])
+    frame.loc[frame.arm == "b", "accuracy"] += [0.1, -0.3, 0.4, 0.0, 0.2]
+    (contrast,) = compare(frame[frame.arm != "c"], baseline="a")
+    pair = all_pairs(frame[frame.arm != "c"], ["a", "b"])["b", "a"]
+    assert pair.value == pytest.approx(contrast.estimate)
+    assert pair.ci95 == pytest.approx(contrast.ci95)
+    every = all_pairs(frame, ["a", "b", "c"])
+    assert len(every) == 6
+    assert every["a", "b"].value == pytest.approx(-every["b", "a"].value)
+    one, other = every["a", "b"].ci95, every["b", "a"].ci95
+    assert one is not None
+    assert other is not None
+    assert one == pytest.approx((-other[1], -other[0]))
+
+
+BASES = (("a", 60.0), ("b", 61.0), ("c", 61.5))
+
+
 def test_a_first_seed_that_is_not_there_is_not_replaced_by_another(workshop: Workshop) -> None:
     workshop.write("one.yaml", ONE)
     assert workshop("run", "one.yaml", "--seed", "1").code == 0
@@ -118,6 +195,9 @@ ONE = """
         (("predict", "x.png", "--model", "shapes", "--run", "0"), 2, "name one of them"),
         (("predict", "x.png", "--model", "shapes", "--top", "0"), 2, "greater than or equal to 1"),
         (("predict", "x.png", "--model", "shapes", "--device", "tpu"), 2, "tpu"),
+        (("predict", "x.png", "--model", ""), 2, "unknown registered model ''"),
+        (("predict", "x.png", "--model", "./nowhere"), 1, "nowhere has no predictor.json"),
+        (("predict", "x.png", "--model", "mlruns"), 2, "unknown registered model 'mlruns'"),
     ],
 )
 def test_a_wrong_name_is_one_sentence_with_what_there_is(
@@ -235,18 +315,15 @@ def test_weights_with_one_byte_altered_are_refused(trained: Workshop, tmp_path: 
 
 def test_promoted_weights_and_their_card_are_checked_too(trained: Workshop) -> None:
     assert trained("promote", LABEL, "--arm", "larger", "--alias", "checked").code == 0
-    folder = artifact(run_of("larger"), "predictor")
+    folder = promoted("checked")
     with altered(folder / "weights.safetensors", 5000), pytest.raises(RecordError, match="SHA-256"):
         load(f"{LABEL}@checked")
     card = folder / "predictor.json"
     before = card.read_text()
-    for wrong, said in (
-        ("{", "is damaged"),
-        (before.replace('"classes"', '"klasses"'), "is damaged"),
-        ("3", "damaged"),
-    ):
+    edits = (('"classes"', '"klasses"'), ('"name": "resnet', '"nome": "resnet'), ('"precision": "', '"precision": "x'))
+    for wrong in ("{", "3", *(before.replace(old, new) for old, new in edits)):
         card.write_text(wrong)
-        with pytest.raises(RecordError, match=said):
+        with pytest.raises(RecordError, match="is damaged"):
             load(f"{LABEL}@checked")
     card.write_text(before.replace('"format": 1', '"format": 2'))
     with pytest.raises(RecordError, match="newer cifar-ablate"):
@@ -275,7 +352,7 @@ def test_weights_from_before_there_were_checksums_can_be_used(trained: Workshop)
 def test_weights_of_another_training_are_refused(trained: Workshop) -> None:
     mine, other = (artifact(run_of("larger", seed), "weights.safetensors") for seed in (1, 2))
     assert trained("promote", LABEL, "--arm", "larger", "--alias", "swapped").code == 0
-    folder = artifact(run_of("larger"), "predictor")
+    folder = promoted("swapped")
     kept = folder / "weights.safetensors"
     before = kept.read_bytes()
     shutil.copyfile(other, kept)
@@ -377,6 +454,21 @@ def test_many_pictures_are_counted_on_the_way(trained: Workshop, tmp_path: Path)
     found = [one["label"] for one in json.loads(answer.out)["pictures"][:NUM]]
     recorded = np.load(artifact(run_of("larger"), "test_logits.npy")).argmax(1)
     assert found == [digits().classes[label] for label in recorded]
+
+
+def test_names_that_a_terminal_would_take_for_commands_are_shown_as_text(trained: Workshop, tmp_path: Path) -> None:
+    picture(0).save(tmp_path / "a\x1b[31m\nb.png")
+    answer = trained("predict", str(tmp_path), "--run", run_of("larger"))
+    assert answer.code == 0
+    assert "\x1b" not in answer.out
+    assert r"a\x1b[31m\nb.png" in answer.out
+
+
+def test_a_pipe_or_a_device_is_not_waited_for(trained: Workshop, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    answer = trained("predict", str(tmp_path / "pipe.png"), "/dev/zero", "--run", run_of("larger"))
+    assert answer.code == 1
+    assert answer.err.count("is no file; name a picture") == 2
 
 
 def test_a_folder_without_pictures_is_an_error(trained: Workshop, tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -221,9 +223,11 @@ def test_a_packaged_folder_is_a_model_like_any_other(packaged: Path, workshop: W
     answer = workshop("predict", "digit.png", "--model", "net", "--json")
     assert answer.code == 0, answer.err
     assert json.loads(answer.out)["pictures"][0]["label"] == load(packaged)(picture(2)).label
-    answer = workshop("package", "again", "--model", "net")  # without the record: no verdicts, but whole
+    (workshop.folder / "again").mkdir()
+    workshop.monkeypatch.chdir(workshop.folder / "again")
+    answer = workshop("package", ".", "--model", "../net")  # without the record: its card says what there is to say
     assert answer.code == 0, answer.err
-    assert "What the study says" not in (workshop.folder / "again" / "README.md").read_text()
+    assert "larger is better than baseline by" in (workshop.folder / "again" / "README.md").read_text()
     assert not (workshop.folder / "again" / "app.py").exists()
 
 
@@ -234,6 +238,19 @@ def test_a_folder_that_is_not_empty_is_left_alone(trained: Workshop, tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     answer = trained("package", str(tmp_path / "mine.txt" / "x"), "--run", run_of("larger"))
     assert (answer.code, "cannot write" in answer.err) == (1, True)
+
+
+def test_interrupted_it_leaves_nothing(trained: Workshop, tmp_path: Path) -> None:
+    begun = subprocess.Popen(
+        [sys.executable, "-m", "cifar_ablate.cli", "package", str(tmp_path / "out"), "--run", run_of("larger")],
+        stderr=subprocess.DEVNULL,
+    )
+    while not list(tmp_path.iterdir()):
+        assert begun.poll() is None
+        time.sleep(0.01)
+    begun.send_signal(signal.SIGINT)
+    assert begun.wait(timeout=30) == 130
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_the_data_it_is_checked_on_noise_and_says_so(

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from cifar_ablate.predictor import load
+from cifar_ablate.predictor.portable.page import plain
 from tests.conftest import Workshop
 from tests.predicting import LABEL, artifact, content, digits, picture, run_of
 from tests.serving import serve_command, served
@@ -100,7 +101,7 @@ def test_a_warning_is_shown_for_what_is_unlike_the_test_images_only(
     [
         ("a.png", b"hello", "is no picture of a known format"),
         ("a.png", content(Image.new("RGB", (1, 1))), "nothing is to be seen"),
-        ("a.png", content(Image.new("1", (20_000, 20_000))), "at most 64 megapixels"),
+        ("a.png", content(Image.new("1", (20_000, 20_000))), "at most 24 megapixels"),
         ("<b>x</b>.png", b"hello", "cannot be used"),
     ],
 )
@@ -161,6 +162,25 @@ def test_only_this_machine_can_open_it_and_nothing_else_is_asked(address: str, t
     with urllib.request.urlopen(address) as answer:
         page = answer.read().decode()
     assert "fonts.googleapis.com" not in page
+
+
+def test_what_was_uploaded_is_gone_with_the_command(trained: Workshop, tmp_path: Path) -> None:
+    """Ctrl-C ends the command at once, and its folders were left."""
+    place = tmp_path / "tmp"
+    place.mkdir()
+    picture(0).save(tmp_path / "digit.png")
+    environment = {"TMPDIR": str(place), "http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    command = serve_command("--run", run_of("larger"))
+    with served(command, trained.folder, tmp_path / "log", **environment) as found:
+        asked(gradio_client.Client(found, verbose=False, analytics_enabled=False), tmp_path / "digit.png")
+        assert list(place.rglob("digit.png"))
+    assert list(place.rglob("*.png")) == []
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_names_are_shown_as_they_are() -> None:
+    """An arm may have any name; as markdown it would be a picture, which asks somebody for it."""
+    assert plain("<img src=x> ![a](http://b) *c*") == r"\<img src=x\> \!\[a\]\(http://b\) \*c\*"
 
 
 def test_a_port_that_is_taken_is_one_sentence(trained: Workshop) -> None:

@@ -55,6 +55,9 @@ def test_what_was_done_to_a_picture_is_said() -> None:
         "32x32 as it is": gradient(32, 32),
         "CMYK made RGB, 32x32 as it is": gradient(32, 32).convert("CMYK"),
         "16 bits made 8, 32x32 as it is": Image.fromarray(np.full((32, 32), 40_000, np.uint16)),
+        "12 bits made 8, 32x32 as it is": Image.fromarray(np.full((32, 32), 4_000, np.uint16)),
+        "8 bits in 16, 32x32 as it is": Image.fromarray(np.full((32, 32), 100, np.uint16)),
+        "its range stretched to 8 bits, 32x32 as it is": Image.fromarray(np.full((32, 32), 0.5, np.float32)),
     }
     assert {text: open_picture(image, 32).how for text, image in said.items()} == {text: text for text in said}
 
@@ -85,7 +88,7 @@ def test_a_photo_taken_with_a_turned_camera_is_turned_back() -> None:
 def test_grey_arrays_colours_and_16_bits_come_out_alike() -> None:
     grey = np.linspace(0, 255, 32 * 32).astype(np.uint8).reshape(32, 32)
     expected = np.repeat(grey[None], 3, axis=0)
-    for source in (grey, np.repeat(grey[..., None], 3, axis=2), Image.fromarray(grey)):
+    for source in (grey, grey[..., None], np.repeat(grey[..., None], 3, axis=2), Image.fromarray(grey)):
         assert (open_picture(source, 32).pixels == expected).all()
     deep = content(Image.fromarray(grey.astype(np.uint16) * 257), "PNG")
     assert (open_picture(deep, 32).pixels == expected).all()
@@ -105,6 +108,10 @@ def test_grey_arrays_colours_and_16_bits_come_out_alike() -> None:
         (np.zeros((0, 32, 3), np.uint8), "empty array"),
         (Path("nowhere.png"), "cannot read nowhere.png"),
         (Path(), "is a folder"),
+        ("a\0b.png", "cannot read"),
+        (None, "give a path, bytes, a PIL image or a numpy array"),
+        ([1, 2], "give a path, bytes, a PIL image or a numpy array"),
+        (Image.fromarray(np.full((32, 32), np.nan, np.float32)), "pixels that are no numbers"),
     ],
 )
 def test_what_is_no_usable_picture_is_one_sentence(source: object, said: str) -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from cifar_ablate.analysis.sentences import count
 from cifar_ablate.data import DataSet, load_data
 from cifar_ablate.errors import AblateError
 from cifar_ablate.predictor.card import Card
 from cifar_ablate.records import StudyRecord
-from cifar_ablate.report.accuracy import Study
 from cifar_ablate.report.formats.markdown import escape
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.tracking import Tracking, existing
@@ -25,7 +25,7 @@ def about(card: Card) -> str:
     of, worth = card.origin, card.accuracy
     low, high = worth.interval
     lines = [
-        f"**Study** {escape(of.study)}, **arm** {escape(of.arm)}, **seed** {of.seed} ({of.epochs} epochs): "
+        f"**Study** {escape(of.study)}, **arm** {escape(of.arm)}, **seed** {of.seed} ({count(of.epochs, 'epoch')}): "
         f"**{worth.percent:.2f}%** of {worth.num_images:,} test images right (95% CI {low:.2f} to {high:.2f})."
     ]
     if worth.over_seeds is not None:
@@ -42,9 +42,11 @@ def record_of(card: Card) -> tuple[StudyRecord | None, Tracking | None]:
     """The study that the network is from, where its record is at hand."""
     try:
         tracking = existing()
-        return tracking.load(card.origin.study), tracking
+        record = tracking.load(card.origin.study)
     except AblateError:  # a packaged folder elsewhere
         return None, None
+    is_it = any(run.run_id == card.origin.run_id for run in record.runs)  # and not another study of that name
+    return (record, tracking) if is_it else (None, None)
 
 
 def test_images(card: Card, say: Callable[[str], None]) -> DataSet | None:
@@ -70,13 +72,6 @@ def write_examples(data: DataSet, folder: Path) -> list[Path]:
         Image.fromarray(np.ascontiguousarray(data.test_images[index].transpose(1, 2, 0))).save(path)
         paths.append(path)
     return paths
-
-
-def verdicts_on(record: StudyRecord, arm: str) -> list[str]:
-    """The sentences of the report that are about an arm."""
-    study = Study(record, record.current())
-    found = [one for family in study.compared.families.values() for one in family]
-    return [one.sentence for one in found if arm in (one.arm, one.reference)]
 
 
 def _file_name(text: str) -> str:

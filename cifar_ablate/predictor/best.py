@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
-import pandas as pd
-
-from cifar_ablate.analysis import Contrast, compare
-from cifar_ablate.analysis.types import Verdict
+from cifar_ablate.analysis import Contrast
+from cifar_ablate.analysis.all_pairs import Pair, all_pairs, mirrored
+from cifar_ablate.analysis.types import Interval, Verdict
 from cifar_ablate.errors import RecordError
 from cifar_ablate.records import StudyRecord
 from cifar_ablate.report.accuracy import Study
@@ -27,28 +25,27 @@ class Choice:
 
 
 def best_arm(record: StudyRecord, cost: Callable[[str], float]) -> Choice:
-    """The arm that no verdict names worse than another one; of several, the cheapest by ``cost`` (arm to any unit).
+    """The arm that nothing puts another one above; of several, the cheapest by ``cost`` (arm to any unit).
 
-    An arm is out where a verdict of the report puts another one above it. Those left that were never compared with the
-    one of the highest mean among them are compared with it here, as one more family.
+    An arm is out where a verdict puts another one above it. A choice has to be made where a verdict would wait, so an
+    arm is out, too, where the report's interval at 90% lies on one side, unless within the margin; and, since not all
+    arms were compared with each other, where that of all pairs puts the highest mean above it. The rest is a tie.
     Raises RecordError where there are no verdicts.
     """
     study = Study(record, record.current())
     verdicts = [one for family in study.compared.families.values() for one in family]
-    arms = _judged(record, verdicts)
-    beaten = _beaten(verdicts)
-    left = [arm for arm in arms if arm not in beaten]
-    means = study.frame[study.frame.status == "finished"].groupby("arm").accuracy.mean()
-    leader = max(left, key=lambda arm: float(means[arm]))
-    told = {frozenset((one.arm, one.reference)) for one in verdicts}  # the report has said what these two are
-    others = [arm for arm in left if arm != leader and {arm, leader} not in told]
-    if others:
-        pairs = dict.fromkeys(others, leader)
-        extra = compare(study.frame, baseline=leader, references=pairs, margin=record.document["margin"])
-        beaten |= {one.arm: leader for one in extra if one.verdict is Verdict.WORSE}
-    tied = [arm for arm in left if arm not in beaten]
-    chosen = _cheapest(tied, cost, means)
-    return Choice(chosen, _sentence(chosen, tied, leader, cost, record))
+    arms, margin = _judged(record, verdicts), float(record.document["margin"])
+    pairs = all_pairs(study.frame, arms)
+    by_verdict = _beaten(verdicts)
+    left = [arm for arm in arms if arm not in by_verdict | _below(verdicts, margin)]
+    leader = next(arm for arm in left if all(pairs[arm, other].value >= 0 for other in left if other != arm))
+    tied = [arm for arm in left if arm == leader or not _is_above(pairs[leader, arm].ci90, margin)]
+    chosen = _cheapest(tied, leader, cost, pairs)
+    by = f"The verdicts of {record.label}"
+    if set(arms) - set(tied) - by_verdict:
+        by += ", and intervals at 90% between its arms,"
+    sentences = [_choice(by, chosen, tied, leader, cost, pairs), *_left_out(record, arms), "Chosen on this test set."]
+    return Choice(chosen, " ".join(sentences))
 
 
 def _judged(record: StudyRecord, verdicts: Sequence[Contrast]) -> list[str]:
@@ -63,32 +60,64 @@ def _judged(record: StudyRecord, verdicts: Sequence[Contrast]) -> list[str]:
     return found
 
 
-def _beaten(verdicts: Sequence[Contrast]) -> dict[str, str]:
-    """Arms that were shown to be worse, with the one that beat them."""
-    found = {one.arm: one.reference for one in verdicts if one.verdict is Verdict.WORSE}
-    return found | {one.reference: one.arm for one in verdicts if one.verdict is Verdict.BETTER}
+def _beaten(verdicts: Sequence[Contrast]) -> set[str]:
+    """Arms that a verdict puts another one above."""
+    worse = {one.arm for one in verdicts if one.verdict is Verdict.WORSE}
+    return worse | {one.reference for one in verdicts if one.verdict is Verdict.BETTER}
 
 
-def _cheapest(tied: Sequence[str], cost: Callable[[str], float], means: pd.Series) -> str:
+def _below(verdicts: Sequence[Contrast], margin: float) -> set[str]:
+    """Arms that an interval at 90% puts another one above."""
+    found = {one.reference for one in verdicts if _is_above(one.ci90, margin)}
+    return found | {one.arm for one in verdicts if _is_above(mirrored(one.ci90), margin)}
+
+
+def _is_above(interval: Interval | None, margin: float) -> bool:
+    """Does an interval lie above 0, and not as a whole within the margin?"""
+    return interval is not None and interval[0] > 0 and interval[1] >= margin
+
+
+def _cheapest(
+    tied: Sequence[str], leader: str, cost: Callable[[str], float], pairs: Mapping[tuple[str, str], Pair]
+) -> str:
+    """The lowest cost; of those that cost the same, the highest mean."""
     lowest = min(cost(arm) for arm in tied)
-    return max((arm for arm in tied if cost(arm) <= lowest * NEAR), key=lambda arm: float(means[arm]))
+    cheap = [arm for arm in tied if cost(arm) <= lowest * NEAR]
+    return min(cheap, key=lambda arm: 0.0 if arm == leader else pairs[leader, arm].value)
 
 
-def _sentence(chosen: str, tied: Sequence[str], leader: str, cost: Callable[[str], float], record: StudyRecord) -> str:
+def _choice(
+    by: str,
+    chosen: str,
+    tied: Sequence[str],
+    leader: str,
+    cost: Callable[[str], float],
+    pairs: Mapping[tuple[str, str], Pair],
+) -> str:
     if len(tied) == 1:
-        return f"The verdicts of {record.label} name {chosen} best; chosen on this test set."
+        return f"{by} name {chosen} best."
     others = _listed([arm for arm in tied if arm != chosen])
-    costs = sorted(cost(arm) for arm in tied)
-    if all(high <= low * NEAR for low, high in pairwise(costs)):
+    if max(map(cost, tied)) <= min(map(cost, tied)) * NEAR:
         why = "they cost the same, and its mean is the highest"
     elif chosen == leader:
-        why = "it is the cheapest to train, and its mean is the highest"
+        why = "its mean is the highest, and it costs no more than they do"
     else:
-        why = f"it is the cheapest to train; the mean of {leader} is higher, but not shown to be"
-    return (
-        f"The verdicts of {record.label} do not tell {chosen} from {others}; {chosen} was taken, for {why}; "
-        "chosen on this test set."
-    )
+        pair = pairs[leader, chosen]
+        interval = "" if pair.ci95 is None else f", 95% CI {_points(pair.ci95[0])} to {_points(pair.ci95[1])}"
+        why = (
+            f"it is the cheapest to train; the mean of {leader} is higher, which is not shown to be more than chance "
+            f"({_points(pair.value)}{interval})"
+        )
+    return f"{by} do not tell {chosen} from {others}; {chosen} was taken, for {why}."
+
+
+def _left_out(record: StudyRecord, judged: Sequence[str]) -> list[str]:
+    names = [arm["name"] for arm in record.document["arms"] if arm["name"] not in judged]
+    return [f"Not judged, for want of seeds or because of diverged runs: {_listed(names)}."] if names else []
+
+
+def _points(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -6,9 +6,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
 from cifar_ablate.errors import RecordError
 from cifar_ablate.folder import write_atomically
@@ -21,8 +21,14 @@ FORMAT = 1
 Interval = tuple[float, float]
 
 
+def _named(network: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(network.get("name"), str):
+        raise ValueError("has no name")
+    return network
+
+
 class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Preprocessing(_Frozen):
@@ -32,7 +38,7 @@ class Preprocessing(_Frozen):
     """Height and width; others are resized on their shorter side (bilinear, antialiased), and cut to the centre."""
     mean: Annotated[list[float], Field(min_length=3, max_length=3)]
     """Of RGB channels in [0, 1]; subtracted."""
-    std: Annotated[list[float], Field(min_length=3, max_length=3)]
+    std: Annotated[list[PositiveFloat], Field(min_length=3, max_length=3)]
     """Divided by, after that."""
     flip_averaging: bool = False
     """Logits are the mean of those of a picture and of its mirror image."""
@@ -49,7 +55,7 @@ class Origin(_Frozen):
     """Of MLflow."""
     fingerprint: str
     epochs: int
-    precision: str
+    precision: Literal["fp32", "bf16"]
     """As it was evaluated: fp32 or bf16."""
     data: str
     """The data, named for what they are."""
@@ -95,7 +101,7 @@ class Card(_Frozen):
     """Everything about a network but its weights."""
 
     format: int = FORMAT
-    network: dict[str, Any]
+    network: Annotated[dict[str, Any], AfterValidator(_named)]
     """Name and options of the model."""
     classes: Annotated[list[str], Field(min_length=2)]
     """By label."""
@@ -103,6 +109,10 @@ class Card(_Frozen):
     origin: Origin
     accuracy: Accuracy
     usual: UsualCard
+    question: str = ""
+    """Of the study."""
+    verdicts: list[str] = []
+    """What the study said of the arm when the card was written."""
     sha256: dict[str, str]
     """Of the files beside it, by name."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -16,11 +15,13 @@ import yaml
 from cifar_ablate.errors import RecordError
 from cifar_ablate.predictor.card import WEIGHTS, Accuracy, Card, Origin, Preprocessing, Spread, UsualCard, digest_of
 from cifar_ablate.predictor.portable.answers import calibrate, softmax
-from cifar_ablate.records import RecordedRun, StudyRecord
+from cifar_ablate.records import RecordedRun, StudyRecord, worth
 from cifar_ablate.tracking import Tracking
 from cifar_ablate.training.checkpoint import load_weights
 
 LEVEL = 0.05
+MIN_SEEDS = 3
+"""An interval from two is so wide that it says nothing."""
 
 
 @dataclass(frozen=True)
@@ -32,18 +33,27 @@ class Trained:
 
 
 def from_run(
-    tracking: Tracking, record: StudyRecord, run: RecordedRun, into: Path, *, chosen: str = "", by_test: bool = False
+    tracking: Tracking,
+    record: StudyRecord,
+    run: RecordedRun,
+    into: Path,
+    *,
+    chosen: str = "",
+    by_test: bool = False,
+    with_verdicts: bool = False,
 ) -> Trained:
     """Card and weights of a finished run of a study; artifacts that are elsewhere come ``into`` a folder.
 
-    ``chosen``: how it was chosen, in one sentence; ``by_test``: because of its accuracy on the test images.
+    ``chosen``: how it was chosen, in words; ``by_test``: because of its accuracy on the test images. ``with_verdicts``:
+    with what the study's verdicts say of the arm, which takes a second. Everything is of the recipe that was trained,
+    and not of what the study's arm of that name may be now.
     Raises RecordError where the run has no usable weights, or its artifacts are damaged.
     """
     if run.outcome != "finished":
         why = f": {run.reason}" if run.reason else ""
         raise RecordError(
             f"run {run.run_id} ({run.arm} seed {run.seed}) has no weights, for it is {run.outcome}{why}; "
-            "name a run that has finished"
+            "name another one, that has finished"
         )
     artifacts = _Artifacts(tracking, run, into)
     weights = artifacts.path(WEIGHTS)
@@ -64,13 +74,15 @@ def from_run(
                 run_id=run.run_id,
                 fingerprint=metadata["fingerprint"],
                 epochs=int(metadata["epoch"]),
-                precision=_precision(record, run.arm),
+                precision=tracking.tags_of(run.run_id)["ablate.precision"],
                 data=str(environment["data"]),
                 data_digest=str(environment["data_digest"]),
                 recipe=recipe,
             ),
             accuracy=_accuracy(record, run, logits.argmax(1) == labels, chosen, by_test),
             usual=UsualCard(min_confidence=usual.min_confidence, max_entropy=usual.max_entropy, share=usual.share),
+            question=str(record.document["question"]),
+            verdicts=verdicts_on(record, run) if with_verdicts else [],
             sha256={WEIGHTS: digest_of(weights)},
         )
     except (KeyError, ValueError, TypeError):
@@ -111,8 +123,15 @@ def arm_named(record: StudyRecord, arm: str) -> str:
     return arm
 
 
-def _precision(record: StudyRecord, arm: str) -> str:
-    return str(next((one["precision"] for one in record.document["arms"] if one["name"] == arm), "fp32"))
+def verdicts_on(record: StudyRecord, run: RecordedRun) -> list[str]:
+    """The sentences of the report that are about a run's arm; none where the study has another recipe by now."""
+    from cifar_ablate.report.accuracy import Study
+
+    current = record.current()
+    if run.run_id not in (one.run_id for one in current):
+        return []
+    found = [one for family in Study(record, current).compared.families.values() for one in family]
+    return [one.sentence for one in found if run.arm in (one.arm, one.reference)]
 
 
 def _accuracy(record: StudyRecord, run: RecordedRun, is_right: Any, chosen: str, by_test: bool) -> Accuracy:
@@ -124,21 +143,29 @@ def _accuracy(record: StudyRecord, run: RecordedRun, is_right: Any, chosen: str,
         percent=100 * right / num,
         num_images=num,
         interval=(100 * float(low), 100 * float(high)),
-        over_seeds=_spread([one for one in record.current() if one.arm == run.arm]),
+        over_seeds=_spread(record, run),
         is_chosen_on_test=by_test,
         choice=chosen,
     )
 
 
-def _spread(runs: Sequence[RecordedRun]) -> Spread | None:
+def _spread(record: StudyRecord, run: RecordedRun) -> Spread | None:
+    """Over all seeds of the run's own recipe, where at least three have ended and none has diverged."""
     from scipy import stats
 
+    by_seed: dict[int, RecordedRun] = {}
+    for one in record.runs:
+        if (one.arm, one.recipe_id) == (run.arm, run.recipe_id) and worth(one) > worth(by_seed.get(one.seed, one)) - 1:
+            by_seed[one.seed] = one
+    runs = [one for one in by_seed.values() if one.outcome in ("finished", "diverged")]
     values = [run.metrics["test_accuracy"] for run in runs if run.outcome == "finished"]
-    if len(values) < 2 or len(values) < len(runs):  # without the diverged ones the mean would look better than it is
+    if len(values) < MIN_SEEDS or len(values) < len(
+        runs
+    ):  # without the diverged ones the mean would look better than it is
         return None
     mean, sd = fmean(values), stdev(values)
     half = float(stats.t.ppf(1 - LEVEL / 2, len(values) - 1)) * sd / math.sqrt(len(values))
-    return Spread(mean=mean, sd=sd, num_seeds=len(values), interval=(mean - half, mean + half))
+    return Spread(mean=mean, sd=sd, num_seeds=len(values), interval=(max(mean - half, 0.0), min(mean + half, 100.0)))
 
 
 class _Artifacts:

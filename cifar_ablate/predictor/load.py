@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from cifar_ablate.errors import UsageError
 from cifar_ablate.predictor.card import CARD, WEIGHTS, check_files, read_card
 from cifar_ablate.predictor.from_run import Trained, find_run, from_run
 from cifar_ablate.predictor.network import Predictor
+from cifar_ablate.temporary import temporary_folder
 from cifar_ablate.tracking import Tracking, existing
 from cifar_ablate.tracking.models import CHAMPION, fetch_network, find_registered, registered
 
@@ -43,22 +43,36 @@ def load(
 
 @contextmanager
 def located(
-    model: str | Path | None = None, *, run: str | None = None, tracking: Tracking | None = None
+    model: str | Path | None = None,
+    *,
+    run: str | None = None,
+    tracking: Tracking | None = None,
+    with_verdicts: bool = False,
 ) -> Iterator[Trained]:
-    """Card and weights for the block, of what ``load`` takes; raises as it does."""
+    """Card and weights for the block, of what ``load`` takes; raises as it does.
+
+    ``with_verdicts``: the card of a run says what the study's verdicts are, which takes a second.
+    """
     if model is not None and run is not None:
         raise UsageError("both a run and a model are given; name one of them")
-    if model is not None and (isinstance(model, Path) or (Path(model) / CARD).is_file()):
+    if model is not None and (isinstance(model, Path) or _is_folder(model)):
         yield in_folder(Path(model))
         return
     tracking = tracking or existing()
-    with tempfile.TemporaryDirectory() as place:
+    with temporary_folder() as place:
         if run is not None:
             record, recorded = find_run(tracking, run)
-            yield from_run(tracking, record, recorded, Path(place))
+            yield from_run(tracking, record, recorded, place, with_verdicts=with_verdicts)
         else:
-            network = find_registered(tracking, model or only_champion(tracking))
-            yield in_folder(fetch_network(tracking, network, Path(place)))
+            network = find_registered(tracking, str(model) if model is not None else only_champion(tracking))
+            yield in_folder(fetch_network(tracking, network, place))
+
+
+def _is_folder(model: str) -> bool:
+    """Is a folder meant, there or not? No study has such a name."""
+    return (
+        (Path(model) / CARD).is_file() or model.startswith((".", "/", "~")) or ("/" in model and Path(model).exists())
+    )
 
 
 def in_folder(folder: Path) -> Trained:
@@ -70,7 +84,11 @@ def in_folder(folder: Path) -> Trained:
 
 def only_champion(tracking: Tracking) -> str:
     """The one network that needs no name; raises UsageError where there is none, or more than one."""
-    champions = [name for name, aliases in registered(tracking).items() if CHAMPION in aliases]
+    found = registered(tracking)
+    champions = [name for name, aliases in found.items() if CHAMPION in aliases]
+    if not champions and any(found.values()):
+        listed = ", ".join(f"--model {name}@{alias}" for name, aliases in found.items() for alias in aliases)
+        raise UsageError(f"no network has the alias {CHAMPION}; name one: {listed}")
     if not champions:
         raise UsageError("no network is promoted yet; run `cifar-ablate promote STUDY`, or name a run with --run ID")
     if len(champions) > 1:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import yaml
 
+from cifar_ablate.analysis.sentences import count
 from cifar_ablate.predictor.around import about
 from cifar_ablate.predictor.card import Card
 from cifar_ablate.report.formats.markdown import escape
 
 
-def model_card(card: Card, *, question: str, verdicts: Sequence[str], checked: str, gradio: str | None) -> str:
+def model_card(card: Card, *, checked: str, gradio: str | None) -> str:
     """README.md of a packaged network; ``gradio``: the version its page was made with, None without a page."""
-    parts = [_front_matter(card, gradio), *_sections(card, question, verdicts, checked, has_page=gradio is not None)]
+    parts = [_front_matter(card, gradio), *_sections(card, checked, has_page=gradio is not None)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -39,16 +40,16 @@ def _python() -> str:
     return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
-def _sections(card: Card, question: str, verdicts: Sequence[str], checked: str, *, has_page: bool) -> Iterator[str]:
+def _sections(card: Card, checked: str, *, has_page: bool) -> Iterator[str]:
     of = card.origin
     yield f"# {escape(of.study)}: {escape(of.arm)}"
-    if question:
-        yield f"*{escape(question)}*"
+    if card.question:
+        yield f"*{escape(card.question)}*"
     yield about(card)
     yield "## Use\n" + _use(card, has_page)
     yield "## What it is worth\n" + "\n".join(_worth(card))
-    if verdicts:
-        listed = "\n".join(f"- {escape(one)}" for one in verdicts)
+    if card.verdicts:
+        listed = "\n".join(f"- {escape(one)}" for one in card.verdicts)
         yield f"## What the study says of this arm\n{listed}"
     size = card.preprocessing.image_size_px
     yield (
@@ -59,7 +60,7 @@ def _sections(card: Card, question: str, verdicts: Sequence[str], checked: str, 
     )
     yield (
         "## How it was trained\n"
-        + f"{escape(of.data)}, digest `{of.data_digest}`; {of.epochs} epochs, {of.precision}.\n\n"
+        + f"{escape(of.data)}, digest `{of.data_digest}`; {count(of.epochs, 'epoch')}, {of.precision}.\n\n"
         + ("```yaml\n" + yaml.safe_dump(of.recipe, sort_keys=False, allow_unicode=True) + "```")
     )
     yield "## Limits\n" + "\n".join(f"- {line}" for line in _limits(card))

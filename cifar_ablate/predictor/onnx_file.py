@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cifar_ablate.errors import RecordError
+from cifar_ablate.errors import RecordError, not_written
 from cifar_ablate.predictor.network import Portable, Predictor
 
 OPSET = 20
@@ -66,6 +66,8 @@ def write_onnx(predictor: Predictor, path: Path, images: NDArray[np.uint8], what
                 external_data=False,
                 verbose=False,
             )
+    except OSError as error:
+        raise not_written(path, error) from None
     except Exception as error:  # whatever a network of another library meets in the exporter
         reason = str(error).strip().split("\n", 1)[0][:200]
         raise RecordError(f"network {predictor.card.network} cannot be written as ONNX ({reason})") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,13 +16,14 @@ from numpy.typing import NDArray
 from cifar_ablate.data import DataSet
 from cifar_ablate.errors import OutputError, UsageError, not_written
 from cifar_ablate.folder import write_atomically
-from cifar_ablate.predictor.around import record_of, test_images, verdicts_on, write_examples
+from cifar_ablate.predictor.around import test_images, write_examples
 from cifar_ablate.predictor.card import WEIGHTS, Card, digest_of, save_card
 from cifar_ablate.predictor.from_run import Trained
 from cifar_ablate.predictor.load import located
 from cifar_ablate.predictor.model_card import about_page, model_card
 from cifar_ablate.predictor.network import Predictor
 from cifar_ablate.predictor.onnx_file import NUM_CHECKED, Checked, write_onnx
+from cifar_ablate.temporary import temporary_folder
 
 MODEL = "model.onnx"
 RUNTIME = ("numpy", "pillow", "onnxruntime")
@@ -46,7 +46,7 @@ def package(folder: Path, *, model: str | None = None, run: str | None = None, s
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is there already; name a new or an empty folder")
     notes: list[str] = []
-    with located(model, run=run) as found, _written_at(folder) as place:
+    with located(model, run=run, with_verdicts=True) as found, _written_at(folder.absolute()) as place:
         predictor = Predictor(found.card, found.weights)
         data = test_images(found.card, notes.append)
         images, what = _images(data, predictor.image_size_px)
@@ -90,9 +90,6 @@ def _fill(place: Path, found: Trained) -> Card:
 
 
 def _describe(place: Path, card: Card, checked: Checked, *, space: bool) -> None:
-    record, _ = record_of(card)
-    verdicts = verdicts_on(record, card.origin.arm) if record is not None else []
-    question = str(record.document["question"]) if record is not None else ""
     templates = files("cifar_ablate.predictor") / "templates"
     names = ("predict.py", "app.py") if space else ("predict.py",)
     for name in names:
@@ -104,7 +101,7 @@ def _describe(place: Path, card: Card, checked: Checked, *, space: bool) -> None
     libraries = [*RUNTIME, "gradio"] if space else RUNTIME
     gradio = version("gradio") if space else None
     write_atomically(place / "requirements.txt", "".join(f"{_pinned(name)}\n" for name in libraries))
-    text = model_card(card, question=question, verdicts=verdicts, checked=checked.sentence(), gradio=gradio)
+    text = model_card(card, checked=checked.sentence(), gradio=gradio)
     write_atomically(place / "README.md", text)
 
 
@@ -119,13 +116,15 @@ def _written_at(folder: Path) -> Iterator[Path]:
     """A folder beside ``folder`` that takes its place only if the block succeeds."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
-            inside = Path(place) / "folder"
+        with temporary_folder(within=folder.parent, prefix=f".{folder.name}.") as place:
+            inside = place / "folder"
             inside.mkdir()
             yield inside
-            if folder.exists():
-                folder.rmdir()
-            inside.replace(folder)
+            if not folder.exists():
+                inside.replace(folder)
+                return
+            for path in list(inside.iterdir()):  # it may be the folder that somebody is in
+                path.replace(folder / path.name)
     except OutputError:
         raise
     except OSError as error:

@@ -49,16 +49,16 @@ def predict_files(
         pictures: list[Picture | DataError] = []
         for path in chunk:
             try:
-                pictures.append(predictor.picture(path))
+                pictures.append(predictor.picture(path, name=shown(path)))
             except DataError as error:
                 pictures.append(error)
+            on_done(1)
         answers = iter(predictor.answers([one for one in pictures if isinstance(one, Picture)]))
         for path, picture in zip(chunk, pictures, strict=True):
             if isinstance(picture, Picture):
                 yield Predicted(path, next(answers))
             else:
                 yield Predicted(path, None, str(picture))
-        on_done(len(chunk))
 
 
 def as_json(predictor: Predictor, predicted: Sequence[Predicted], top: int) -> str:
@@ -81,15 +81,20 @@ def as_json(predictor: Predictor, predicted: Sequence[Predicted], top: int) -> s
 
 def table_of(predicted: Sequence[Predicted], top: int) -> Iterator[str]:
     """A line for each picture: its name, the likeliest classes with their probabilities, and what is to be said."""
-    width = max((len(str(one.path)) for one in predicted), default=0)
+    width = max((len(shown(one.path)) for one in predicted), default=0)
     for one in predicted:
         if one.answer is None:
-            yield f"{one.path!s:{width}}  error"
+            yield f"{shown(one.path):{width}}  error"
             continue
         listed = "  ".join(f"{name} {value:.1%}" for name, value in one.answer.classes[:top])
-        yield f"{one.path!s:{width}}  {listed}  ({one.answer.how})"
+        yield f"{shown(one.path):{width}}  {listed}  ({one.answer.how})"
         if one.answer.warning:
             yield f"{'':{width}}  ! {one.answer.warning}"
+
+
+def shown(path: Path) -> str:
+    """A name as a terminal may show it: what is not printable would be taken for a command."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in str(path))
 
 
 def check_top(top: int, predictor: Predictor) -> int:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cifar_ablate.errors import RecordError, UsageError, not_written
 from cifar_ablate.predictor.best import Choice, best_arm
-from cifar_ablate.predictor.card import WEIGHTS, Card, save_card
+from cifar_ablate.predictor.card import CARD, WEIGHTS, Card, digest_of, save_card
 from cifar_ablate.predictor.from_run import Trained, arm_named, first_seed, from_run
 from cifar_ablate.records import StudyRecord
 from cifar_ablate.spec.schema import Recipe
+from cifar_ablate.temporary import temporary_folder
 from cifar_ablate.tracking import Tracking, noted
 from cifar_ablate.tracking.models import CHAMPION, register
 
@@ -40,22 +40,25 @@ def promote(tracking: Tracking, label: str, arm: str | None, *, alias: str = CHA
 
     Raises UnknownNameError for a study or an arm that there is not, RecordError where the seed has no usable weights.
     """
+    check_alias(alias)
     record = tracking.load(label)
     if arm is None:
-        record = noted(tracking, record, "promote", "an arm was chosen")
         choice = best_arm(record, _costs(record))
+        noted(tracking, record, "promote", f"{choice.arm} was chosen")
     else:
         choice = Choice(arm_named(record, arm), "")
     run = first_seed(record, choice.arm)
-    with tempfile.TemporaryDirectory() as place, tempfile.TemporaryDirectory() as downloads:
-        folder = Path(place)
-        trained = from_run(tracking, record, run, Path(downloads), chosen=choice.sentence, by_test=arm is None)
+    with temporary_folder() as folder, temporary_folder() as downloads:
+        trained = from_run(
+            tracking, record, run, downloads, chosen=choice.sentence, by_test=arm is None, with_verdicts=True
+        )
         fill(folder, trained)
         version = register(
             tracking,
             label,
             run.run_id,
             folder,
+            digest=digest_of(folder / CARD),
             alias=alias,
             tags=_tags(trained.card),
             description=_description(trained.card),
@@ -64,10 +67,14 @@ def promote(tracking: Tracking, label: str, arm: str | None, *, alias: str = CHA
     return Promoted(label, version, alias, trained.card)
 
 
+def check_alias(alias: str) -> None:
+    """Raise UsageError for a name that MLflow takes for something else."""
+    if not re.fullmatch(r"[A-Za-z][\w.-]{0,200}", alias) or alias == "latest" or re.fullmatch(r"[vV]\d+", alias):
+        raise UsageError(f"--alias {alias}: give letters, digits, dots and dashes; not `latest`, and no version number")
+
+
 def fill(folder: Path, trained: Trained) -> None:
     """A folder with the card and the weights, from which ``load`` can load; raises OutputError."""
-    from cifar_ablate.errors import not_written
-
     try:
         shutil.copyfile(trained.weights, folder / WEIGHTS)
     except OSError as error:
@@ -83,7 +90,10 @@ def _costs(record: StudyRecord) -> Any:
     def cost(arm: str) -> float:
         document = next(one for one in record.document["arms"] if one["name"] == arm)
         recipe = Recipe.model_validate(document["recipe"])
-        per_image = count(recipe.model.name, recipe.model.kwargs()).mult_adds
+        size = int(
+            recipe.data.kwargs().get("image_size", 32)
+        )  # of the sources, folders of images alone have another one
+        per_image = count(recipe.model.name, recipe.model.kwargs(), image_size_px=size).mult_adds
         return float(per_image * recipe.epochs * _num_train(document))
 
     return cost
@@ -92,7 +102,9 @@ def _costs(record: StudyRecord) -> Any:
 def _num_train(document: Mapping[str, Any]) -> int:
     """Training images of an arm, from how the record describes its data."""
     found = re.search(r"([\d,]+)( of [\d,]+)? training images", str(document.get("data", "")))
-    return int(found[1].replace(",", "")) if found else 1
+    if found is None:
+        raise RecordError(f"the record does not say how many images {document['name']!r} was trained on; name an --arm")
+    return int(found[1].replace(",", ""))
 
 
 def _tags(card: Card) -> dict[str, str]:
@@ -111,7 +123,6 @@ def _tags(card: Card) -> dict[str, str]:
         "classes": json.dumps(card.classes),
         "recipe": json.dumps(of.recipe),
         "sha256": card.sha256[WEIGHTS],
-        "card_sha256": hashlib.sha256(card.model_dump_json().encode()).hexdigest(),
     }
     if worth.over_seeds is not None:
         low, high = worth.over_seeds.interval

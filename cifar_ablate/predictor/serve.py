@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from cifar_ablate.errors import AblateError, UsageError
 from cifar_ablate.predictor.around import about, record_of, test_images, write_examples
@@ -20,6 +18,7 @@ from cifar_ablate.predictor.portable.answers import Answer
 from cifar_ablate.predictor.portable.page import Shown, build_page, launch
 from cifar_ablate.predictor.portable.pictures import Picture
 from cifar_ablate.records import StudyRecord
+from cifar_ablate.temporary import temporary_folder
 from cifar_ablate.tracking import Tracking
 
 
@@ -64,10 +63,10 @@ def serve_page(model: str | None, run: str | None, where: Where, *, device: str,
     card = predictor.card
     record, tracking = record_of(card)
     others = _others(record, tracking, card, device) if record is not None and tracking is not None else []
-    with tempfile.TemporaryDirectory(prefix="cifar-ablate-") as place:
-        os.environ.setdefault("GRADIO_TEMP_DIR", str(Path(place) / "uploads"))  # gone with the command
+    with temporary_folder() as place:
+        os.environ.setdefault("GRADIO_TEMP_DIR", str(place / "uploads"))  # gone with the command
         data = test_images(card, say)
-        examples = write_examples(data, Path(place)) if data is not None else []
+        examples = write_examples(data, place) if data is not None else []
         question = str(record.document["question"]) if record is not None else ""
         shown = Shown(card.origin.arm, lambda: about(card), predictor.image_size_px, predictor.answer)
         page = build_page(shown, others, examples, title=f"{card.origin.study}: {card.origin.arm}", question=question)
@@ -93,6 +92,7 @@ def _others(record: StudyRecord, tracking: Tracking, card: Card, device: str) ->
         except AblateError:
             continue
         if run.outcome == "finished" and run.run_id != card.origin.run_id:
-            arm = Arm(f"{run.arm} (seed {run.seed})", run.run_id, tracking, device)
+            now = ", as it is now" if run.arm == card.origin.arm and run.seed == card.origin.seed else ""
+            arm = Arm(f"{run.arm} (seed {run.seed}{now})", run.run_id, tracking, device)
             found.append(Shown(arm.name, arm.about, card.preprocessing.image_size_px, arm.answer))
     return found

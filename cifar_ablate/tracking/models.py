@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cifar_ablate.errors import RecordError, UnknownNameError
+from cifar_ablate.errors import RecordError, UnknownNameError, UsageError
 from cifar_ablate.tracking.answering import answering
 from cifar_ablate.tracking.store import Tracking
 
 CHAMPION = "champion"
 """The alias that is set and read where nothing else is said."""
 FOLDER = "predictor"
-"""Artifact folder of a run that holds a registered network whole."""
+"""Artifact folder of a run below which registered networks lie whole."""
 KIND = "ablate.kind"
 """Tag of registered models that this program made."""
 
@@ -26,7 +26,8 @@ class RegisteredNetwork:
     name: str
     version: str
     run_id: str
-    tags: Mapping[str, str]
+    folder: str
+    """Its files among the artifacts of that run."""
 
 
 def register(
@@ -35,6 +36,7 @@ def register(
     run_id: str,
     folder: Path,
     *,
+    digest: str,
     alias: str,
     tags: Mapping[str, str],
     description: str,
@@ -42,7 +44,8 @@ def register(
 ) -> str:
     """Put a folder beside a run's artifacts, register it as a version, and point the alias at it; gives the version.
 
-    The same files registered before are not registered again: their version gets the alias.
+    ``digest``: of what is in the folder. Each version has a place of its own; the same files registered before are not
+    registered again: their version gets the alias. Raises UsageError where the name is somebody else's model.
     """
     from mlflow.exceptions import MlflowException
 
@@ -53,11 +56,17 @@ def register(
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        known = next((one for one in _versions(client, name) if _is_same(one, run_id, tags)), None)
+            if client.get_registered_model(name).tags.get(KIND) != "network":
+                raise UsageError(
+                    f"MLflow has a registered model {name!r} that is none of ours; rename that one, and promote again"
+                ) from None
+        place = f"{FOLDER}/{digest[:12]}"
+        source = f"runs:/{run_id}/{place}"
+        known = next((one for one in _versions(client, name) if one.source == source), None)
         if known is None:
-            client.log_artifacts(run_id, str(folder), FOLDER)
+            client.log_artifacts(run_id, str(folder), place)
             made = client.create_model_version(
-                name, source=f"runs:/{run_id}/{FOLDER}", run_id=run_id, tags=dict(tags), description=description
+                name, source=source, run_id=run_id, tags=dict(tags), description=description
             )
             version = str(made.version)
         else:
@@ -98,7 +107,7 @@ def registered(tracking: Tracking) -> dict[str, list[str]]:
 def fetch_network(tracking: Tracking, network: RegisteredNetwork, into: Path) -> Path:
     """The folder of a registered network, downloaded where it is not on this machine; raises RecordError."""
     try:
-        return tracking.artifact(network.run_id, FOLDER, into)
+        return tracking.artifact(network.run_id, network.folder, into)
     except RecordError:
         raise RecordError(
             f"the files of {network.name!r} version {network.version} are gone from run {network.run_id}; if mlruns/ "
@@ -128,9 +137,6 @@ def _versions(client: Any, name: str) -> list[Any]:
     return sorted(found, key=lambda one: -int(one.version))
 
 
-def _is_same(version: Any, run_id: str, tags: Mapping[str, str]) -> bool:
-    return version.run_id == run_id and all(version.tags.get(key) == value for key, value in tags.items())
-
-
 def _network(version: Any) -> RegisteredNetwork:
-    return RegisteredNetwork(version.name, str(version.version), version.run_id, dict(version.tags))
+    folder = str(version.source).removeprefix(f"runs:/{version.run_id}/")
+    return RegisteredNetwork(version.name, str(version.version), version.run_id, folder)

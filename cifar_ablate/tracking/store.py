@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_ablate.errors import OutputError, RecordError, TrackingError, UnknownNameError
+from cifar_ablate.errors import OutputError, RecordError, TrackingError, UnknownNameError, not_written
 from cifar_ablate.locks import lock
 from cifar_ablate.records import ABANDONED, LedgerEntry, RecordedRun, RunIdentity, StudyRecord
 from cifar_ablate.tracking.answering import answering, without_password
@@ -32,6 +33,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 CHUNK = 4500  # an experiment tag holds 5,000 characters
 PAGE = 1000
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 DOCUMENT = "ablate.study"
 """Experiment tag that points at the study's document: its digest and in how many pieces it is kept."""
 
@@ -128,13 +130,17 @@ class Tracking:
             details = TrackedDetails(self, places)
             return StudyRecord(label, document, [_recorded(run) for run in found], details, ledger)
 
+    def tags_of(self, run_id: str) -> dict[str, str]:
+        """Tags of a run."""
+        return dict(self.client.get_run(run_id).data.tags)
+
     def study_of(self, run_id: str) -> str:
         """Label of the study that a run belongs to; raises RecordError where it is none of ours."""
         from mlflow.exceptions import MlflowException
 
         with answering():
             try:
-                tags = self.client.get_run(run_id).data.tags
+                tags = self.tags_of(run_id)
             except MlflowException as error:
                 if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                     raise
@@ -189,7 +195,9 @@ class Tracking:
 
         try:
             return Path(self.client.download_artifacts(run_id, name, str(into)))
-        except (OSError, MlflowException):
+        except (OSError, MlflowException) as error:
+            if isinstance(error, OSError) and error.errno in NO_ROOM:
+                raise not_written(into, error) from None
             raise RecordError(
                 f"run {run_id} has no artifact {name!r}; if mlruns/ was moved, move it back to where it was made; "
                 "if it was deleted, delete the run in MLflow, and `cifar-ablate run` trains it again"

@@ -20,6 +20,8 @@ from .pictures import SUFFIXES, Picture, PictureError, open_picture
 
 MAX_FILE_SIZE = "20mb"
 """Of an upload."""
+MAX_PIXELS = 24_000_000
+"""Of an upload: a small file may hold many, and each costs up to 25 bytes of memory while it is read."""
 SHOWN_PX = 256
 """Side of the enlarged picture."""
 NOBODY = "nobody"
@@ -59,7 +61,7 @@ def build_page(network: Shown, others: Sequence[Shown], examples: Sequence[Path]
         if not path:
             return (None, "", *_no_answer(), *_no_rival())
         try:
-            picture = open_picture(path, network.image_size_px, name=_name_of(path))
+            picture = open_picture(path, network.image_size_px, name=_name_of(path), max_pixels=MAX_PIXELS)
         except PictureError as error:
             gr.Warning(str(error), title="This picture cannot be used")
             return (None, f"**This picture cannot be used:** {error}.", *_no_answer(), *_no_rival())
@@ -68,7 +70,7 @@ def build_page(network: Shown, others: Sequence[Shown], examples: Sequence[Path]
         return (*seen, *(_no_rival() if other not in by_name else _rival(by_name[other], path, answer)))
 
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(3600, 3600)) as page:
-        gr.Markdown(f"# {title}\n{question}")
+        gr.Markdown(f"# {plain(title)}\n{plain(question)}")
         with gr.Row():
             with gr.Column():
                 file = gr.File(label="Drop a picture here", file_types=list(SUFFIXES), type="filepath", elem_id="file")
@@ -98,8 +100,10 @@ def build_page(network: Shown, others: Sequence[Shown], examples: Sequence[Path]
 
 def launch(page: Any, *, host: str, port: int, share: bool = False) -> str:
     """Serve the page in threads of its own; gives its address. Raises OSError where the port is taken."""
+    for name in ("no_proxy", "NO_PROXY"):  # gradio asks the page whether it is up, and a proxy would not know
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1,localhost,::1"]))
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # none fetched
-    _, address, public = page.queue(max_size=64, default_concurrency_limit=2).launch(
+    _, address, public = page.queue(max_size=64, default_concurrency_limit=1).launch(
         server_name=host,
         server_port=port or None,
         share=share,
@@ -140,11 +144,17 @@ def _seen(size_px: int) -> Any:
     return gr.Image(
         label=f"What the network sees: {size_px}x{size_px}",
         type="pil",
+        format="png",
         interactive=False,
         height=SHOWN_PX + 40,
         buttons=[],
         elem_id="seen",
     )
+
+
+def plain(text: str) -> str:
+    """Text that markdown shows as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|~&-])", r"\\\1", " ".join(text.split()))
 
 
 def _name_of(path: str) -> str:
@@ -169,10 +179,10 @@ def _no_answer() -> tuple[Any, ...]:
 def _rival(rival: Shown, path: str, ours: Answer) -> tuple[Any, ...]:
     """What the other network's column, label, warning and words show."""
     try:
-        theirs = rival.answer(open_picture(path, rival.image_size_px))
+        theirs = rival.answer(open_picture(path, rival.image_size_px, max_pixels=MAX_PIXELS))
         about = rival.about()
     except Exception as error:  # such as weights that are gone: the page goes on without it
-        return gr.Column(visible=True), gr.Label(None, label=rival.name), gr.Markdown(visible=False), str(error)
+        return gr.Column(visible=True), gr.Label(None, label=rival.name), gr.Markdown(visible=False), plain(str(error))
     agree = "Both say the same." if theirs.label == ours.label else "They do not agree."
     probabilities, warning = _answered(theirs)
     shown = gr.Label(probabilities, label=rival.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import stat
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,8 @@ MIN_SIDE_PX = 8
 """Below it there is nothing to be seen."""
 MAX_BYTES = 100_000_000
 """Of a file."""
-DEEP = {"I;16": 257, "I;16B": 257, "I;16L": 257, "I;16N": 257, "I": 257, "F": None}
-"""Modes with more than 8 bits, and by how much a value is divided."""
+DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+"""Modes with more than 8 bits."""
 
 
 class PictureError(ValueError):
@@ -41,7 +42,13 @@ class Picture:
     """How it was brought to this size, in words."""
 
 
-def open_picture(source: str | Path | bytes | Image.Image | NDArray[Any], size_px: int, *, name: str = "") -> Picture:
+def open_picture(
+    source: str | Path | bytes | Image.Image | NDArray[Any],
+    size_px: int,
+    *,
+    name: str = "",
+    max_pixels: int = MAX_PIXELS,
+) -> Picture:
     """Bring a picture to ``size_px`` x ``size_px``, as the images of a data set are: short side resized, centre kept.
 
     Args:
@@ -49,24 +56,30 @@ def open_picture(source: str | Path | bytes | Image.Image | NDArray[Any], size_p
             [H, W, 4] with transparency).
         size_px: Height and width of the result.
         name: What messages call it; a path has its own name.
+        max_pixels: Larger ones are refused.
 
     Raises:
         PictureError: It is missing, empty, no picture, damaged, too small or too large.
     """
     notes: list[str] = []
     name = name or (str(source) if isinstance(source, str | Path) else "the picture")
-    if isinstance(source, np.ndarray):
-        image = _of_array(source, name)
-    elif isinstance(source, Image.Image):
-        image = source
-    else:
-        image, notes = _opened(_content(source, name), name)
-    _check_size(image.size, name)
-    try:
-        image = ImageOps.exif_transpose(image)
-        image, more = _as_rgb(image)
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
-        raise PictureError(f"{name} is damaged ({_first_line(error)}); save it again, or leave it out") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, about what our errors say or what does not matter
+        if isinstance(source, np.ndarray):
+            image = _of_array(source, name)
+        elif isinstance(source, Image.Image):
+            image = source
+        elif isinstance(source, str | Path | bytes):
+            image, notes = _opened(_content(source, name), name, max_pixels)
+        else:
+            raise PictureError(f"{name} is a {type(source).__name__}; give a path, bytes, a PIL image or a numpy array")
+        _check_size(image.size, name, max_pixels)
+        try:
+            image, more = _as_rgb(ImageOps.exif_transpose(image))
+        except PictureError as error:
+            raise PictureError(f"{name} {error}") from None
+        except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
+            raise _damaged(name, error) from None
     image, resized = _to_size(image, size_px)
     pixels = np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
     return Picture(pixels, ", ".join([*notes, *more, resized]))
@@ -76,47 +89,59 @@ def _content(source: str | Path | bytes, name: str) -> bytes:
     if isinstance(source, bytes):
         content = source
     else:
-        path = Path(source)
         try:
-            if path.is_dir():
-                raise PictureError(f"{name} is a folder without pictures; name a picture")
-            if path.stat().st_size > MAX_BYTES:
-                raise PictureError(f"{name} has more than {MAX_BYTES // 1_000_000} MB; save it smaller")
-            content = path.read_bytes()
+            path = Path(source)
+            kind = path.stat().st_mode
+            if stat.S_ISDIR(kind):
+                raise PictureError(f"{name} is a folder; name a picture")
+            if not stat.S_ISREG(kind):  # a pipe would be waited for, a device read for ever
+                raise PictureError(f"{name} is no file; name a picture")
+            with path.open("rb") as file:
+                content = file.read(MAX_BYTES + 1)
         except OSError as error:
             raise PictureError(f"cannot read {name}: {error.strerror}; correct its name, or leave it out") from None
+        except PictureError:
+            raise
+        except ValueError as error:  # a name that no file can have
+            raise PictureError(f"cannot read {name!r}: {error}; correct its name") from None
+    if len(content) > MAX_BYTES:
+        raise PictureError(f"{name} has more than {MAX_BYTES // 1_000_000} MB; save it smaller")
     if not content:
         raise PictureError(f"{name} is empty (0 bytes); save it again, or leave it out")
     return content
 
 
-def _opened(content: bytes, name: str) -> tuple[Image.Image, list[str]]:
+def _opened(content: bytes, name: str, max_pixels: int) -> tuple[Image.Image, list[str]]:
     """The picture, decoded, and what is to be said of it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ours is the stricter limit
-        try:
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-        except UnidentifiedImageError:
-            known = ", ".join(FORMATS)
-            raise PictureError(
-                f"{name} is no picture of a known format ({known}); convert it, or leave it out"
-            ) from None
-        except Image.DecompressionBombError:
-            raise PictureError(
-                f"{name} is too large; at most {MAX_PIXELS // 1_000_000} megapixels are decoded: make it smaller"
-            ) from None
-        except Exception as error:
-            raise PictureError(f"{name} is damaged ({_first_line(error)}); save it again, or leave it out") from None
-        _check_size(image.size, name)  # of the header: nothing is decoded yet
-        try:
-            frames = getattr(image, "n_frames", 1)
-            image.load()
-        except Exception as error:
-            raise PictureError(f"{name} is damaged ({_first_line(error)}); save it again, or leave it out") from None
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        known = ", ".join(FORMATS)
+        message = f"{name} is no picture of a known format ({known}); convert it, or leave it out"
+        raise PictureError(message) from None
+    except Image.DecompressionBombError:
+        raise PictureError(
+            f"{name} is too large; at most {max_pixels // 1_000_000} megapixels are decoded: make it smaller"
+        ) from None
+    except Exception as error:
+        raise _damaged(name, error) from None
+    _check_size(image.size, name, max_pixels)  # of the header: nothing is decoded yet
+    try:
+        frames = getattr(image, "n_frames", 1)
+        image.load()
+    except Exception as error:
+        raise _damaged(name, error) from None
     return image, [f"the first of {frames} frames"] if frames > 1 else []
 
 
+def _damaged(name: str, error: Exception) -> PictureError:
+    reason = (str(error).strip().split("\n", 1)[0] or type(error).__name__)[:200]
+    return PictureError(f"{name} is damaged ({reason}); save it again, or leave it out")
+
+
 def _of_array(values: NDArray[Any], name: str) -> Image.Image:
+    if values.ndim == 3 and values.shape[2] == 1:
+        values = values[..., 0]
     if values.dtype != np.uint8 or values.ndim not in (2, 3) or (values.ndim == 3 and values.shape[2] not in (3, 4)):
         raise PictureError(
             f"{name} is an array {values.dtype} {list(values.shape)}; give uint8 [H, W], [H, W, 3] or [H, W, 4]"
@@ -126,11 +151,11 @@ def _of_array(values: NDArray[Any], name: str) -> Image.Image:
     return Image.fromarray(values)
 
 
-def _check_size(size: tuple[int, int], name: str) -> None:
+def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
     width, height = size
-    if width * height > MAX_PIXELS:
+    if width * height > max_pixels:
         raise PictureError(
-            f"{name} has {width:,} x {height:,} pixels; at most {MAX_PIXELS // 1_000_000} megapixels are decoded: "
+            f"{name} has {width:,} x {height:,} pixels; at most {max_pixels // 1_000_000} megapixels are decoded: "
             "make it smaller"
         )
     if min(size) < MIN_SIDE_PX:
@@ -142,14 +167,9 @@ def _check_size(size: tuple[int, int], name: str) -> None:
 
 def _as_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
     if image.mode in DEEP:
-        divisor = DEEP[image.mode]
-        values = np.asarray(image, dtype=np.float64)
-        if divisor is None or values.max(initial=0) > 65535 or values.min(initial=0) < 0:
-            low, span = values.min(), max(float(np.ptp(values)), 1e-12)
-            values, how = (values - low) * (255 / span), "its range stretched to 8 bits"
-        else:
-            values, how = values / divisor, "16 bits made 8"
-        return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8)).convert("RGB"), [how]
+        return _from_deep(image)
+    if image.mode == "La":
+        image = image.convert("LA")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
@@ -158,6 +178,21 @@ def _as_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
     names = {"CMYK": "CMYK", "YCbCr": "YCbCr", "LAB": "Lab"}
     notes = [f"{names[image.mode]} made RGB"] if image.mode in names else []
     return image.convert("RGB"), notes
+
+
+def _from_deep(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    """More than 8 bits: 16 or 12 where the values look like it, else their range is stretched."""
+    values = np.asarray(image, dtype=np.float32)
+    if not np.isfinite(values).all():
+        raise PictureError("has pixels that are no numbers; save it again, or leave it out")
+    low, high = float(values.min()), float(values.max())
+    if image.mode != "F" and low >= 0 and high <= 65535:
+        bits = 8 if high <= 255 else 12 if high <= 4095 else 16
+        scale, how = 255 / (2**bits - 1), f"{bits} bits made 8" if bits > 8 else "8 bits in 16"
+    else:
+        values, scale, how = values - low, 255 / max(high - low, 1e-12), "its range stretched to 8 bits"
+    grey = Image.fromarray(np.clip(np.rint(values * scale), 0, 255).astype(np.uint8))
+    return grey.convert("RGB"), [how]
 
 
 def _to_size(image: Image.Image, size_px: int) -> tuple[Image.Image, str]:
@@ -178,7 +213,3 @@ def _to_size(image: Image.Image, size_px: int) -> tuple[Image.Image, str]:
         image = image.crop((left, top, left + size_px, top + size_px))
     how = f"{width}x{height} resized to {size_px}x{size_px}"
     return image, how if width == height else f"{how}, its centre"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().split("\n", 1)[0] or type(error).__name__)[:200]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from portable.onnx_network import OnnxNetwork
@@ -24,5 +25,9 @@ demo = build_page(
 if __name__ == "__main__":
     # a Space sets GRADIO_SERVER_NAME; anywhere else only this machine can open the page
     host = os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0" if os.environ.get("SPACE_ID") else "127.0.0.1")
-    print("Open", launch(demo, host=host, port=int(os.environ.get("GRADIO_SERVER_PORT", "7860"))), flush=True)
+    port = int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
+    try:
+        print("Open", launch(demo, host=host, port=port), flush=True)
+    except OSError:
+        sys.exit(f"port {port} is taken; set GRADIO_SERVER_PORT to another one")
     demo.block_thread()

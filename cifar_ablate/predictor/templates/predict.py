@@ -20,6 +20,8 @@ def main() -> int:
     parser.add_argument("--top", type=int, default=3, help="classes to show")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     given = parser.parse_args()
+    if given.top < 1:
+        parser.error("--top: give 1 or more")
     try:
         network = OnnxNetwork(HERE)
     except (OSError, ValueError, KeyError) as error:
