@@ -183,6 +183,14 @@ def test_names_are_shown_as_they_are() -> None:
     assert plain("<img src=x> ![a](http://b) *c*") == r"\<img src=x\> \!\[a\]\(http://b\) \*c\*"
 
 
+def test_another_name_for_this_machine_is_refused(address: str) -> None:
+    """A web site could give its own name this machine's address (DNS rebinding)."""
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(urllib.request.Request(address, headers={"Host": "evil.example"}))
+    with error.value:
+        assert error.value.code == 400
+
+
 def test_a_port_that_is_taken_is_one_sentence(trained: Workshop) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

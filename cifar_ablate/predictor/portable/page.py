@@ -24,6 +24,7 @@ MAX_PIXELS = 24_000_000
 """Of an upload: a small file may hold many, and each costs up to 25 bytes of memory while it is read."""
 SHOWN_PX = 256
 """Side of the enlarged picture."""
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 NOBODY = "nobody"
 TOP = 5
 """Classes that are shown."""
@@ -114,8 +115,17 @@ def launch(page: Any, *, host: str, port: int, share: bool = False) -> str:
         theme=theme,
         css=CSS,
         footer_links=["api"],
+        app_kwargs={"middleware": [] if share or host not in LOOPBACK else [_for_this_machine_alone()]},
     )
     return str(public or address)
+
+
+def _for_this_machine_alone() -> Any:
+    """A web site that a browser here has open could give its own name this machine's address, and read the page."""
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    return Middleware(TrustedHostMiddleware, allowed_hosts=[*LOOPBACK])
 
 
 def _gallery(examples: Sequence[Path]) -> Any:
