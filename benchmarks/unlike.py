@@ -40,7 +40,7 @@ def main() -> None:
     for kind, images in pictures(predictor):
         rows = predictor.probabilities(images)
         warned = [
-            bool(warning_of(float(row.max()), float(entropy), predictor.usual))
+            bool(warning_of(float(row.max()), float(entropy), predictor.card.usual))
             for row, entropy in zip(rows, entropies(rows), strict=True)
         ]
         print(f"{kind:28} {np.mean(warned):6.1%} of {len(images):,}")

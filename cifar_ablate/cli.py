@@ -20,7 +20,6 @@ from cifar_ablate.registry import EXECUTORS, FORMATS
 from cifar_ablate.shell import fail, leaving_at_once, make_console, without_collecting, write
 
 if TYPE_CHECKING:
-    from cifar_ablate.tracking import Tracking
     from cifar_ablate.training.engine import Choice
 
 
@@ -175,12 +174,13 @@ def report(
     from cifar_ablate.report.check import check as check_report
     from cifar_ablate.report.deliver import REPORTS, format_of, render, write_files, write_report
     from cifar_ablate.report.gathered import from_folder, from_tracking
+    from cifar_ablate.tracking import existing
 
     format = format_of(format, output)
     if check and output is None and format != "markdown":
         raise UsageError(f"--check --format {format}: name the report to check with --output PATH")
     records, beside = (
-        from_folder(record, studies or ()) if record is not None else from_tracking(_existing_record(), studies or ())
+        from_folder(record, studies or ()) if record is not None else from_tracking(existing(), studies or ())
     )
     gc.freeze()  # statsmodels collects before it corrects for many comparisons: 0.3 s
     found = build_report(records, beside=beside)
@@ -207,8 +207,9 @@ def export(
 ) -> None:
     """Write a study's compact record (recipes, curves, per-image predictions), to be committed beside a report."""
     from cifar_ablate.export import export_study
+    from cifar_ablate.tracking import existing
 
-    record = export_study(_existing_record(), study, folder)
+    record = export_study(existing(), study, folder)
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     make_console().print(f"{folder}: {len(record.runs)} runs, {size / 1e6:.2f} MB", highlight=False, markup=False)
 
@@ -243,13 +244,6 @@ def schema() -> None:
     from cifar_ablate.spec.json_schema import study_json_schema
 
     sys.stdout.write(json.dumps(study_json_schema(), indent=1) + "\n")
-
-
-def _existing_record() -> Tracking:
-    """The tracking store, for commands that read; they make no database where there is none."""
-    from cifar_ablate.tracking import existing
-
-    return existing()
 
 
 def main() -> None:

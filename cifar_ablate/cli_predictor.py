@@ -41,20 +41,12 @@ def predict(
     device: DeviceName = "cpu",
 ) -> None:
     """Say what pictures show: the likeliest classes with their probabilities."""
+    from cifar_ablate.device import find_device
     from cifar_ablate.predictor import load
-    from cifar_ablate.predictor.predict import (
-        as_json,
-        check_top,
-        device_named,
-        failures,
-        find_pictures,
-        predict_files,
-        table_of,
-    )
+    from cifar_ablate.predictor.predict import as_json, failures, find_pictures, predict_files, table_of
 
     paths = find_pictures(images)
-    predictor = load(model, run=run, device=device_named(device))
-    top = check_top(top, predictor)
+    predictor = load(model, run=run, device=find_device(device).kind)
     with counting("pictures", len(paths)) as advance:
         predicted = list(predict_files(predictor, paths, advance))
     if json:
@@ -74,8 +66,8 @@ def serve(
     device: DeviceName = "cpu",
 ) -> None:
     """Serve a page on which pictures are dropped, and two arms are compared; needs the extra [serve]."""
+    from cifar_ablate.device import find_device
     from cifar_ablate.predictor.extras import need
-    from cifar_ablate.predictor.predict import device_named
 
     need("serve", "gradio")
     from cifar_ablate.predictor.serve import Where, serve_page
@@ -85,7 +77,7 @@ def serve(
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    serve_page(model, run, Where(host, port, share), device=device_named(device), say=say)
+    serve_page(model, run, Where(host, port, share), device=find_device(device).kind, say=say)
 
 
 def package(

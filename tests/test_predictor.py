@@ -291,8 +291,8 @@ def test_a_picture_that_is_unlike_the_test_images_is_told_and_few_test_images_ar
     least = predictor.answers(pictures)[int(np.argmax(warned))]
     assert "Less sure than of nearly all test images" in least.warning
     even, certain = np.full(10, 0.1), np.eye(10)[3]
-    assert "its probability of 10% is below" in answer(even, predictor.classes, predictor.usual, "").warning
-    assert answer(certain, predictor.classes, predictor.usual, "").warning == ""
+    assert "its probability of 10% is below" in answer(even, predictor.classes, predictor.card.usual, "").warning
+    assert answer(certain, predictor.classes, predictor.card.usual, "").warning == ""
 
 
 @pytest.mark.parametrize("part", ["length", "header", "values", "end"])

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
-from cifar_ablate.errors import RecordError
+from cifar_ablate.errors import RecordError, not_written
 from cifar_ablate.folder import write_atomically
+from cifar_ablate.predictor.portable.answers import Usual
 
 CARD, WEIGHTS = "predictor.json", "weights.safetensors"
 """Names of the two files of a network that can be used."""
@@ -82,19 +84,11 @@ class Accuracy(_Frozen):
     interval: Interval
     """95%, for new images like these (Wilson)."""
     over_seeds: Spread | None = None
-    """None with one seed."""
+    """None with fewer than three seeds, or where one has diverged."""
     is_chosen_on_test: bool = False
     """The arm was chosen because of its accuracy on these test images: it looks a little better than it is."""
     choice: str = ""
-    """How the arm was chosen, in one sentence."""
-
-
-class UsualCard(_Frozen):
-    """How sure the network is of test images; see ``answers.Usual``."""
-
-    min_confidence: float
-    max_entropy: float
-    share: float
+    """How the arm was chosen, in words."""
 
 
 class Card(_Frozen):
@@ -108,7 +102,8 @@ class Card(_Frozen):
     preprocessing: Preprocessing
     origin: Origin
     accuracy: Accuracy
-    usual: UsualCard
+    usual: Usual
+    """How sure the network is of its test images."""
     question: str = ""
     """Of the study."""
     verdicts: list[str] = []
@@ -127,8 +122,12 @@ class Card(_Frozen):
         return f"{text}; chosen on this test set" if one.is_chosen_on_test else text
 
 
-def save_card(card: Card, folder: Path) -> None:
-    """Write it as ``predictor.json``; raises OutputError where that cannot be done."""
+def fill(folder: Path, card: Card, weights: Path) -> None:
+    """Write the card and the weights, from which ``load`` can load; raises OutputError."""
+    try:
+        shutil.copyfile(weights, folder / WEIGHTS)
+    except OSError as error:
+        raise not_written(folder / WEIGHTS, error) from None
     write_atomically(folder / CARD, json.dumps(card.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n")
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from cifar_ablate.errors import RecordError
-from cifar_ablate.predictor.card import WEIGHTS, Accuracy, Card, Origin, Preprocessing, Spread, UsualCard, digest_of
+from cifar_ablate.errors import RecordError, UnknownNameError
+from cifar_ablate.predictor.card import WEIGHTS, Accuracy, Card, Origin, Preprocessing, Spread, digest_of
 from cifar_ablate.predictor.portable.answers import calibrate, softmax
 from cifar_ablate.records import RecordedRun, StudyRecord, worth
 from cifar_ablate.tracking import Tracking
@@ -60,7 +60,6 @@ def from_run(
     _, metadata = load_weights(weights)
     environment, recipe = artifacts.json("environment.json"), artifacts.yaml("recipe.yaml")
     logits, labels = artifacts.array("test_logits.npy"), artifacts.array("test_labels.npy")
-    usual = calibrate(softmax(logits))
     try:
         preprocessing = json.loads(metadata["preprocessing"])
         card = Card(
@@ -80,7 +79,7 @@ def from_run(
                 recipe=recipe,
             ),
             accuracy=_accuracy(record, run, logits.argmax(1) == labels, chosen, by_test),
-            usual=UsualCard(min_confidence=usual.min_confidence, max_entropy=usual.max_entropy, share=usual.share),
+            usual=calibrate(softmax(logits)),
             question=str(record.document["question"]),
             verdicts=verdicts_on(record, run) if with_verdicts else [],
             sha256={WEIGHTS: digest_of(weights)},
@@ -115,8 +114,6 @@ def first_seed(record: StudyRecord, arm: str) -> RecordedRun:
 
 def arm_named(record: StudyRecord, arm: str) -> str:
     """The arm, if the study has it; raises UnknownNameError."""
-    from cifar_ablate.errors import UnknownNameError
-
     known = [one["name"] for one in record.document["arms"]]
     if arm not in known:
         raise UnknownNameError(f"arm of {record.label}", arm, known)
@@ -153,15 +150,12 @@ def _spread(record: StudyRecord, run: RecordedRun) -> Spread | None:
     """Over all seeds of the run's own recipe, where at least three have ended and none has diverged."""
     from scipy import stats
 
-    by_seed: dict[int, RecordedRun] = {}
-    for one in record.runs:
-        if (one.arm, one.recipe_id) == (run.arm, run.recipe_id) and worth(one) > worth(by_seed.get(one.seed, one)) - 1:
-            by_seed[one.seed] = one
+    mine = [one for one in record.runs if (one.arm, one.recipe_id) == (run.arm, run.recipe_id)]
+    by_seed = {one.seed: one for one in sorted(mine, key=worth)}  # of several records of a seed, the one that says most
     runs = [one for one in by_seed.values() if one.outcome in ("finished", "diverged")]
-    values = [run.metrics["test_accuracy"] for run in runs if run.outcome == "finished"]
-    if len(values) < MIN_SEEDS or len(values) < len(
-        runs
-    ):  # without the diverged ones the mean would look better than it is
+    values = [one.metrics["test_accuracy"] for one in runs if one.outcome == "finished"]
+    # without the diverged ones the mean would look better than it is
+    if len(values) < MIN_SEEDS or len(values) < len(runs):
         return None
     mean, sd = fmean(values), stdev(values)
     half = float(stats.t.ppf(1 - LEVEL / 2, len(values) - 1)) * sd / math.sqrt(len(values))

@@ -16,7 +16,7 @@ from cifar_ablate.augment.pipeline import Pipeline
 from cifar_ablate.errors import DataError, RecordError
 from cifar_ablate.models.build import build_model
 from cifar_ablate.predictor.card import Card
-from cifar_ablate.predictor.portable.answers import Answer, Usual, answer, softmax
+from cifar_ablate.predictor.portable.answers import Answer, answer, softmax
 from cifar_ablate.predictor.portable.pictures import Picture, PictureError, open_picture
 from cifar_ablate.training.checkpoint import load_weights
 from cifar_ablate.training.engine import on_device
@@ -35,7 +35,6 @@ class Predictor:
     def __init__(self, card: Card, weights: Path, *, device: str = "cpu") -> None:
         """Raises RecordError where the weights are damaged, altered, or of another network."""
         self.card, self.device = card, torch.device(device)
-        self.usual = Usual(**card.usual.model_dump())
         self.model = on_device(_network(card, weights), self.device)
         self._pipeline = _without_augmentations(card, self.device)
 
@@ -72,7 +71,7 @@ class Predictor:
             return []
         probabilities = self.probabilities(np.stack([picture.pixels for picture in pictures]))
         return [
-            answer(row, self.classes, self.usual, picture.how)
+            answer(row, self.classes, self.card.usual, picture.how)
             for row, picture in zip(probabilities, pictures, strict=True)
         ]
 

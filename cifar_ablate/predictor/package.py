@@ -17,7 +17,7 @@ from cifar_ablate.data import DataSet
 from cifar_ablate.errors import OutputError, UsageError, not_written
 from cifar_ablate.folder import write_atomically
 from cifar_ablate.predictor.around import test_images, write_examples
-from cifar_ablate.predictor.card import WEIGHTS, Card, digest_of, save_card
+from cifar_ablate.predictor.card import WEIGHTS, Card, digest_of, fill
 from cifar_ablate.predictor.from_run import Trained
 from cifar_ablate.predictor.load import located
 from cifar_ablate.predictor.model_card import about_page, model_card
@@ -79,10 +79,9 @@ def _images(data: DataSet | None, size_px: int) -> tuple[NDArray[np.uint8], str]
 
 def _fill(place: Path, found: Trained) -> Card:
     """Weights, card, and the files that need no network of ours."""
-    shutil.copyfile(found.weights, place / WEIGHTS)
-    digests = {name: digest_of(place / name) for name in (WEIGHTS, MODEL)}
+    digests = {WEIGHTS: found.card.sha256[WEIGHTS], MODEL: digest_of(place / MODEL)}
     card = found.card.model_copy(update={"sha256": digests})
-    save_card(card, place)
+    fill(place, card, found.weights)
     here = files("cifar_ablate.predictor")
     with as_file(here / "portable") as portable:
         shutil.copytree(portable, place / "portable", ignore=shutil.ignore_patterns("__pycache__"))

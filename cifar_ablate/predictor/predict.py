@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from cifar_ablate.errors import DataError, UsageError
+from cifar_ablate.errors import DataError
 from cifar_ablate.predictor.network import Predictor
 from cifar_ablate.predictor.portable.answers import Answer
 from cifar_ablate.predictor.portable.pictures import SUFFIXES, Picture
@@ -95,20 +95,6 @@ def table_of(predicted: Sequence[Predicted], top: int) -> Iterator[str]:
 def shown(path: Path) -> str:
     """A name as a terminal may show it: what is not printable would be taken for a command."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in str(path))
-
-
-def check_top(top: int, predictor: Predictor) -> int:
-    """How many classes are shown; raises UsageError."""
-    if top < 1:
-        raise UsageError(f"--top {top}: give 1 or more")
-    return min(top, len(predictor.classes))
-
-
-def device_named(name: str) -> str:
-    """A device to compute on; raises DeviceError."""
-    from cifar_ablate.device import find_device
-
-    return find_device(name).kind
 
 
 def failures(predicted: Sequence[Predicted]) -> list[str]:

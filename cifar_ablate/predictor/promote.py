@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-from cifar_ablate.errors import RecordError, UsageError, not_written
+from cifar_ablate.errors import RecordError, UsageError
 from cifar_ablate.predictor.best import Choice, best_arm
-from cifar_ablate.predictor.card import CARD, WEIGHTS, Card, digest_of, save_card
-from cifar_ablate.predictor.from_run import Trained, arm_named, first_seed, from_run
+from cifar_ablate.predictor.card import CARD, WEIGHTS, Card, digest_of, fill
+from cifar_ablate.predictor.from_run import arm_named, first_seed, from_run
 from cifar_ablate.records import StudyRecord
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.temporary import temporary_folder
@@ -52,7 +50,7 @@ def promote(tracking: Tracking, label: str, arm: str | None, *, alias: str = CHA
         trained = from_run(
             tracking, record, run, downloads, chosen=choice.sentence, by_test=arm is None, with_verdicts=True
         )
-        fill(folder, trained)
+        fill(folder, trained.card, trained.weights)
         version = register(
             tracking,
             label,
@@ -71,15 +69,6 @@ def check_alias(alias: str) -> None:
     """Raise UsageError for a name that MLflow takes for something else."""
     if not re.fullmatch(r"[A-Za-z][\w.-]{0,200}", alias) or alias == "latest" or re.fullmatch(r"[vV]\d+", alias):
         raise UsageError(f"--alias {alias}: give letters, digits, dots and dashes; not `latest`, and no version number")
-
-
-def fill(folder: Path, trained: Trained) -> None:
-    """A folder with the card and the weights, from which ``load`` can load; raises OutputError."""
-    try:
-        shutil.copyfile(trained.weights, folder / WEIGHTS)
-    except OSError as error:
-        raise not_written(folder / WEIGHTS, error) from None
-    save_card(trained.card, folder)
 
 
 def _costs(record: StudyRecord) -> Any:

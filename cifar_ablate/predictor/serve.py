@@ -15,7 +15,7 @@ from cifar_ablate.predictor.from_run import first_seed
 from cifar_ablate.predictor.load import load
 from cifar_ablate.predictor.network import Predictor
 from cifar_ablate.predictor.portable.answers import Answer
-from cifar_ablate.predictor.portable.page import Shown, build_page, launch
+from cifar_ablate.predictor.portable.page import LOOPBACK, Shown, build_page, launch
 from cifar_ablate.predictor.portable.pictures import Picture
 from cifar_ablate.records import StudyRecord
 from cifar_ablate.temporary import temporary_folder
@@ -67,9 +67,9 @@ def serve_page(model: str | None, run: str | None, where: Where, *, device: str,
         os.environ.setdefault("GRADIO_TEMP_DIR", str(place / "uploads"))  # gone with the command
         data = test_images(card, say)
         examples = write_examples(data, place) if data is not None else []
-        question = str(record.document["question"]) if record is not None else ""
         shown = Shown(card.origin.arm, lambda: about(card), predictor.image_size_px, predictor.answer)
-        page = build_page(shown, others, examples, title=f"{card.origin.study}: {card.origin.arm}", question=question)
+        title = f"{card.origin.study}: {card.origin.arm}"
+        page = build_page(shown, others, examples, title=title, question=card.question)
         try:
             address = launch(page, host=where.host, port=where.port, share=where.share)
         except OSError:
@@ -78,7 +78,7 @@ def serve_page(model: str | None, run: str | None, where: Where, *, device: str,
             ) from None
         say(card.headline())
         say(f"Open {address} (Ctrl-C ends it)")
-        if where.host not in ("127.0.0.1", "localhost", "::1"):
+        if where.host not in LOOPBACK:
             say("Everybody who reaches this machine can open it.")
         page.block_thread()
 

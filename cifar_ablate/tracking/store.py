@@ -132,7 +132,8 @@ class Tracking:
 
     def tags_of(self, run_id: str) -> dict[str, str]:
         """Tags of a run."""
-        return dict(self.client.get_run(run_id).data.tags)
+        with answering():
+            return dict(self.client.get_run(run_id).data.tags)
 
     def study_of(self, run_id: str) -> str:
         """Label of the study that a run belongs to; raises RecordError where it is none of ours."""
@@ -140,7 +141,7 @@ class Tracking:
 
         with answering():
             try:
-                tags = self.tags_of(run_id)
+                tags = self.client.get_run(run_id).data.tags
             except MlflowException as error:
                 if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                     raise

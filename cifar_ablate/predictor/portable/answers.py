@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +87,7 @@ def softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     return found
 
 
-def answer(probabilities: NDArray[np.floating[Any]], classes: Sequence[str], usual: Usual | None, how: str) -> Answer:
+def answer(probabilities: NDArray[np.floating[Any]], classes: Sequence[str], usual: Usual, how: str) -> Answer:
     """Of one picture: probabilities [classes]."""
     order = np.argsort(-probabilities, kind="stable")
     entropy = float(entropies(probabilities[None])[0])
@@ -95,9 +95,9 @@ def answer(probabilities: NDArray[np.floating[Any]], classes: Sequence[str], usu
     return Answer(ranked, entropy, warning_of(ranked[0][1], entropy, usual), how)
 
 
-def warning_of(confidence: float, entropy: float, usual: Usual | None) -> str:
+def warning_of(confidence: float, entropy: float, usual: Usual) -> str:
     """One sentence where the network is less sure than of nearly all test images; else nothing."""
-    if usual is None or (confidence >= usual.min_confidence and entropy <= usual.max_entropy):
+    if confidence >= usual.min_confidence and entropy <= usual.max_entropy:
         return ""
     if confidence < usual.min_confidence:
         measure = f"its probability of {confidence:.0%} is below {usual.min_confidence:.0%}"
@@ -107,8 +107,3 @@ def warning_of(confidence: float, entropy: float, usual: Usual | None) -> str:
         f"Less sure than of nearly all test images: {measure}, a bound that {usual.share:.1%} of them keep. "
         "The picture may show none of the classes, or be unlike what the network was trained on."
     )
-
-
-def usual_from(values: Mapping[str, float] | None) -> Usual | None:
-    """As ``predictor.json`` has it."""
-    return None if values is None else Usual(values["min_confidence"], values["max_entropy"], values["share"])

@@ -24,7 +24,7 @@ MAX_PIXELS = 24_000_000
 """Of an upload: a small file may hold many, and each costs up to 25 bytes of memory while it is read."""
 SHOWN_PX = 256
 """Side of the enlarged picture."""
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 NOBODY = "nobody"
 TOP = 5
 """Classes that are shown."""
