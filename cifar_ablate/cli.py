@@ -8,15 +8,28 @@ from __future__ import annotations
 import gc
 import io
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from cifar_ablate.cli_options import CheckpointSeconds, DeviceName, Files, Jobs, OnOff, Profile, Settings, Threads
+from cifar_ablate.cli_options import (
+    Address,
+    CheckpointSeconds,
+    DeviceName,
+    ExecutorName,
+    Files,
+    GpusPerRun,
+    Jobs,
+    OnOff,
+    Profile,
+    Settings,
+    Threads,
+)
 from cifar_ablate.cli_predictor import package, predict, promote, serve
 from cifar_ablate.cli_tune import tune
-from cifar_ablate.registry import EXECUTORS, FORMATS
+from cifar_ablate.registry import FORMATS
 from cifar_ablate.shell import fail, leaving_at_once, make_console, without_collecting, write
 
 if TYPE_CHECKING:
@@ -43,7 +56,9 @@ def run(
     retry: Annotated[str | None, typer.Option(metavar="failed", help="Try failed runs again.")] = None,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop everything when a run fails.")] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Leave MLflow alone; deliver later with sync.")] = False,
-    executor: Annotated[str, typer.Option(help=f"Where runs are trained: {', '.join(EXECUTORS.names())}.")] = "local",
+    executor: ExecutorName = "local",
+    address: Address = None,
+    gpus_per_run: GpusPerRun = None,
     device: DeviceName = "auto",
     jobs: Jobs = "auto",
     threads: Threads = None,
@@ -53,42 +68,22 @@ def run(
 ) -> None:
     """Train what the record lacks: every arm over every seed; the same command again does what is left."""
     from cifar_ablate.errors import UsageError
-    from cifar_ablate.runner.stopping import Stops, signals_stop
 
     if retry not in (None, "failed"):
         raise UsageError(f"--retry {retry}: only failed runs can be tried again; write --retry failed")
-    from cifar_ablate.device import find_device
-    from cifar_ablate.runner.chosen import chosen_runs
     from cifar_ablate.runner.closing import exit_code, lines_of
-    from cifar_ablate.runner.estimate import images_of
-    from cifar_ablate.runner.execute import RunOptions, run_plans, runs_left
-    from cifar_ablate.runner.jobs import choose_places, parse_jobs
-    from cifar_ablate.runner.preflight import describe_places, open_tracking, prepare
-    from cifar_ablate.terminal import Terminal
-    from cifar_ablate.training.engine import EngineOptions, choose_mode
+    from cifar_ablate.runner.execute import RunOptions
+    from cifar_ablate.runner.executor import Wish
+    from cifar_ablate.runner.jobs import parse_jobs
+    from cifar_ablate.runner.start import Wanted, choose_executor, run_studies
+    from cifar_ablate.training.engine import EngineOptions
 
-    EXECUTORS.get(executor)
     console = make_console()
-    num_jobs, engine = parse_jobs(jobs), EngineOptions(cast("Choice", compile), cast("Choice", capture))
-    choose_mode(engine, find_device(device))
-    ready = prepare(files, profile, settings, device=device, console=console)
-    wanted = chosen_runs(ready.plans, arm, seed)
-    left = runs_left(ready.plans, wanted)
-    places, why = choose_places(left, ready.data, ready.device, num_jobs, threads, engine)
-    console.print(describe_places(places, why), highlight=False, markup=False)
-    stops = Stops()
-    tracking = None if offline else open_tracking()
-    with Terminal(console, lambda run: images_of(run, ready.data[run.data_key])) as terminal, signals_stop(stops):
-        summary = run_plans(
-            ready.plans,
-            tracking=tracking,
-            data=ready.data,
-            places=places,
-            options=RunOptions(executor, retry == "failed", fail_fast, checkpoint_seconds, engine),
-            wanted=wanted,
-            events=terminal,
-            stops=stops,
-        )
+    engine = EngineOptions(cast("Choice", compile), cast("Choice", capture))
+    options = RunOptions(retry == "failed", fail_fast, checkpoint_seconds, engine)
+    wanted = Wanted(profile, settings, arm, seed, offline)
+    with choose_executor(executor, Wish(device, parse_jobs(jobs), threads, address, gpus_per_run)) as where:
+        summary = run_studies(files, wanted, where, options, console)
     for line in lines_of(summary):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(exit_code(summary))
@@ -104,13 +99,14 @@ def plan(
     threads: Threads = None,
 ) -> None:
     """List every run, what is done already, and a time estimate measured on this device. Trains nothing."""
+    from cifar_ablate.device import find_device
     from cifar_ablate.runner.execute import runs_left
     from cifar_ablate.runner.jobs import choose_places, parse_jobs
     from cifar_ablate.runner.preflight import prepare
     from cifar_ablate.runner.show_plan import show_plan
 
     console, num_jobs = make_console(), parse_jobs(jobs)
-    ready = prepare(files, profile, settings, device=device, console=console)
+    ready = prepare(files, profile, settings, device=partial(find_device, device), console=console)
     places, _ = choose_places(runs_left(ready.plans), ready.data, ready.device, num_jobs, threads)
     show_plan(ready.plans, ready.data, places, console)
 

@@ -67,7 +67,7 @@ def serve(
 ) -> None:
     """Serve a page on which pictures are dropped, and two arms are compared; needs the extra [serve]."""
     from cifar_ablate.device import find_device
-    from cifar_ablate.predictor.extras import need
+    from cifar_ablate.extras import need
 
     need("serve", "gradio")
     from cifar_ablate.predictor.serve import Where, serve_page
@@ -87,7 +87,7 @@ def package(
     space: Annotated[bool, typer.Option("--space", help="With a page, ready for a Hugging Face Space.")] = False,
 ) -> None:
     """Write a folder that runs anywhere: weights, ONNX, labels, model card; needs the extra [package]."""
-    from cifar_ablate.predictor.extras import need
+    from cifar_ablate.extras import need
 
     need("package", "onnx", "onnxscript", "onnxruntime", *(["gradio"] if space else []))
     from cifar_ablate.predictor.package import lines_of

@@ -10,8 +10,18 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from cifar_ablate.cli_options import CheckpointSeconds, DeviceName, Jobs, OnOff, Profile, Settings, Threads
-from cifar_ablate.registry import EXECUTORS
+from cifar_ablate.cli_options import (
+    Address,
+    CheckpointSeconds,
+    DeviceName,
+    ExecutorName,
+    GpusPerRun,
+    Jobs,
+    OnOff,
+    Profile,
+    Settings,
+    Threads,
+)
 from cifar_ablate.shell import make_console
 
 if TYPE_CHECKING:
@@ -31,7 +41,9 @@ def tune(
     storage: Annotated[str | None, typer.Option(metavar="URL|FILE", help="Of Optuna: sqlite:///optuna.db")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Leave MLflow alone; the next command delivers.")] = False,
     retry: Annotated[str | None, typer.Option(metavar="failed", help="Try failed trials again.")] = None,
-    executor: Annotated[str, typer.Option(help=f"Where trials are trained: {', '.join(EXECUTORS.names())}.")] = "local",
+    executor: ExecutorName = "local",
+    address: Address = None,
+    gpus_per_run: GpusPerRun = None,
     device: DeviceName = "auto",
     jobs: Jobs = "auto",
     threads: Threads = None,
@@ -41,6 +53,9 @@ def tune(
 ) -> None:
     """Search better values for what the study's `tune` section names, judged on a part of the training images."""
     _check(arm, output, retry, all_arms=all_arms, write=write)
+    from cifar_ablate.runner.executor import Wish
+    from cifar_ablate.runner.jobs import parse_jobs
+    from cifar_ablate.runner.start import choose_executor
     from cifar_ablate.training.engine import EngineOptions
     from cifar_ablate.tuning.closing import exit_code, lines_of, under_way
     from cifar_ablate.tuning.history import write_history
@@ -49,22 +64,15 @@ def tune(
     from cifar_ablate.tuning.target import target_of
     from cifar_ablate.tuning.write import write_tuned
 
-    EXECUTORS.get(executor)
     console = make_console()
     engine = EngineOptions(cast("Choice", compile), cast("Choice", capture))
     target = target_of(study, output)
     wanted = Wanted(profile, settings, arm, all_arms, trials, target if write else None, history)
-    summary = tune_study(
-        study,
-        wanted,
-        storage=storage,
-        offline=offline,
-        device=device,
-        jobs=jobs,
-        threads=threads,
-        options=TuneOptions(executor, retry == "failed", checkpoint_seconds, engine),
-        console=console,
-    )
+    options = TuneOptions(retry == "failed", checkpoint_seconds, engine)
+    with choose_executor(executor, Wish(device, parse_jobs(jobs), threads, address, gpus_per_run)) as where:
+        summary = tune_study(
+            study, wanted, storage=storage, offline=offline, executor=where, options=options, console=console
+        )
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     is_written = write and not summary.stopped_because and not under_way(summary)
     for line in lines_of(summary, is_written=is_written):

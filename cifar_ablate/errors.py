@@ -107,6 +107,10 @@ class OutputError(AblateError, OSError):
 
     def __init__(self, path: Path, reason: str, cure: str) -> None:
         super().__init__(f"cannot write {path}: {reason}; {cure}")
+        self.parts = (path, reason, cure)
+
+    def __reduce__(self) -> tuple[type[OutputError], tuple[Path, str, str]]:  # it travels between processes
+        return OutputError, self.parts
 
     def __str__(self) -> str:
         return str(self.args[0])

@@ -17,12 +17,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
 
+from cifar_ablate.device import find_device
 from cifar_ablate.errors import TakenError
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.owner import this_machine, this_process
@@ -131,7 +133,7 @@ def planned(study: Path, *settings: str) -> tuple[list[PlannedRun], str]:
     from cifar_ablate.tracking import Tracking
 
     console = Console(quiet=True)
-    ready = prepare([study], None, list(settings), device="cpu", console=console)
+    ready = prepare([study], None, list(settings), device=partial(find_device, "cpu"), console=console)
     plan = ready.plans[0]
     return list(plan.runs), Tracking().open_study(plan.study.label, plan.document)
 

@@ -6,13 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from rich.console import Console
 
-from cifar_ablate.device import Device, Place
+from cifar_ablate.device import Device, Place, find_device
 from cifar_ablate.errors import UsageError
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.runner import estimate, jobs, trainer
@@ -86,7 +87,7 @@ def test_a_longer_one_is_measured_and_the_figures_are_told(workshop: Workshop, m
 
 def run_in_turn(study: Path, side_by_side: int) -> dict[str, float]:
     """Train a study offline in one process, so many runs in turn, as on a GPU; gives the loss of each run."""
-    ready = prepare([study], None, None, device="cpu", console=Console(quiet=True))
+    ready = prepare([study], None, None, device=partial(find_device, "cpu"), console=Console(quiet=True))
     shutil.rmtree("mlruns", ignore_errors=True)
     places = [Place(ready.device, 1, side_by_side)]
     summary = run_plans(ready.plans, tracking=None, data=ready.data, places=places)
@@ -106,7 +107,7 @@ def test_the_estimate_is_of_runs_in_turn_where_they_will_be(
 ) -> None:
     monkeypatch.setattr(estimate, "rate_in_turn", lambda trials, _: 100.0 if len(trials) == 1 else 240.0)
     study = workshop.write("tiny.yaml", STUDY)
-    ready = prepare([study], None, None, device="cpu", console=Console(quiet=True))
+    ready = prepare([study], None, None, device=partial(find_device, "cpu"), console=Console(quiet=True))
     runs = ready.plans[0].runs[:1]
     (alone,) = measure_rates(runs, ready.data, Place(ready.device, 1)).values()
     (beside,) = measure_rates(runs, ready.data, Place(ready.device, 1, side_by_side=4)).values()
@@ -123,7 +124,7 @@ def test_what_cannot_be_tried_has_no_estimate_and_what_finds_no_room_is_tried_wi
         return 200.0
 
     study = workshop.write("tiny.yaml", STUDY)
-    ready = prepare([study], None, None, device="cpu", console=Console(quiet=True))
+    ready = prepare([study], None, None, device=partial(find_device, "cpu"), console=Console(quiet=True))
     place, runs = Place(ready.device, 1, side_by_side=4), ready.plans[0].runs[:1]
     monkeypatch.setattr(estimate, "rate_in_turn", room_for_two)
     (rate,) = measure_rates(runs, ready.data, place).values()

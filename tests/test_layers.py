@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "cifar_ablate"
 
 FLOORS = (
-    ("errors", "fields", "registry", "keys", "locks", "owner", "signals", "temporary", "__init__"),
+    ("errors", "fields", "registry", "keys", "locks", "owner", "signals", "temporary", "extras", "__init__"),
     ("spec", "analysis"),
     ("data", "models", "device", "folder", "records", "compact", "environment", "plan"),
     ("augment",),

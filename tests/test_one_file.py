@@ -76,13 +76,16 @@ ADDITIONS = {
         """,
     "runner/executors/backwards.py": """
         from cifar_ablate.registry import EXECUTORS
+        from cifar_ablate.runner.executor import Executor
 
 
         @EXECUTORS.register("backwards")
-        def backwards(groups, train_group, places, channel):
+        class Backwards(Executor):
             '''The last group first.'''
-            for group in reversed(groups):
-                train_group(group, places[0], channel)
+
+            def train(self, groups, train_group, places, channel):
+                for group in reversed(groups):
+                    train_group(group, places[0], channel)
         """,
     "report/formats/outline.py": """
         from cifar_ablate.registry import FORMATS

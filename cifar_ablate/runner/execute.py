@@ -13,10 +13,11 @@ from cifar_ablate.device import Place
 from cifar_ablate.owner import this_process
 from cifar_ablate.plan import DataKey, Plan, PlannedRun
 from cifar_ablate.records import Key
-from cifar_ablate.registry import EXECUTORS
 from cifar_ablate.runner.chosen import Chosen
 from cifar_ablate.runner.command import Command, Summary
 from cifar_ablate.runner.events import Events
+from cifar_ablate.runner.executor import Executor, Wish
+from cifar_ablate.runner.executors.local import Local
 from cifar_ablate.runner.looks import stand, waiting_line
 from cifar_ablate.runner.messages import Group
 from cifar_ablate.runner.opened import Opened
@@ -39,7 +40,6 @@ HURRIED_SECONDS = 5.0
 class RunOptions:
     """How a ``run`` command goes about its work; none of it changes what is trained."""
 
-    executor: str = "local"
     retry_failed: bool = False
     fail_fast: bool = False
     """The first run that fails stops the others."""
@@ -61,6 +61,7 @@ def run_plans(
     tracking: Tracking | None,
     data: Mapping[DataKey, DataSet],
     places: Sequence[Place],
+    executor: Executor | None = None,
     options: RunOptions | None = None,
     wanted: Chosen | None = None,
     events: Events | None = None,
@@ -92,7 +93,7 @@ def run_plans(
                 break
             begun |= {run.key for run in stage}
             todo = _reconciled(opened, stage, command, options)
-            _train(todo, data, places, options, command)
+            _train(todo, data, executor or Local(Wish()), places, options, command)
             if stops.reason or not todo or not any(plan.study.looks for plan in plans):
                 break
             courier.settle(patience_seconds=PATIENCE_SECONDS, hurry=hurry)
@@ -127,6 +128,7 @@ def _reconciled(
 def _train(
     runs: Sequence[PlannedRun],
     data: Mapping[DataKey, DataSet],
+    executor: Executor,
     places: Sequence[Place],
     options: RunOptions,
     command: Command,
@@ -142,7 +144,7 @@ def _train(
         options.engine,
         images_by_shape(runs, data),
     )
-    execute = partial(_execute, options.executor, train_group, places, command)
+    execute = partial(_execute, executor, train_group, places, command)
     execute(runs)
     if not command.stops.reason:  # what others were at when we came to it may have been left since
         command.stops.withdrawn.clear()
@@ -172,11 +174,11 @@ def grouped(runs: Sequence[PlannedRun], num_places: int = 1, side_by_side: int =
 
 
 def _execute(
-    executor: str, train_group: GroupTrainer, places: Sequence[Place], command: Command, runs: Sequence[PlannedRun]
+    executor: Executor, train_group: GroupTrainer, places: Sequence[Place], command: Command, runs: Sequence[PlannedRun]
 ) -> None:
     if runs:
         side_by_side = max(place.side_by_side for place in places)
-        EXECUTORS.get(executor)(grouped(runs, len(places), side_by_side), train_group, places, command)
+        executor.train(grouped(runs, len(places), side_by_side), train_group, places, command)
 
 
 def close(courier: Courier, stops: Stops) -> list[Parcel]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from cifar_ablate.data import DataSet
-from cifar_ablate.device import Device, Place, find_device, num_cores, why_no_cuda
+from cifar_ablate.device import Device, Place, num_cores, why_no_cuda
 from cifar_ablate.errors import TrackingError
 from cifar_ablate.plan import Plan, load_all_data, make_plan
 from cifar_ablate.spec.load import load_studies
@@ -33,12 +33,12 @@ def prepare(
     profile: str | None,
     settings: Sequence[str] | None,
     *,
-    device: str,
+    device: Callable[[], Device],
     console: Console,
 ) -> Prepared:
-    """Load and plan the studies; raises AblateError for whatever stands in the way."""
+    """Load and plan the studies for what ``device`` finds; raises AblateError for whatever stands in the way."""
     studies = load_studies(files, load_overlay(profile, settings or []))
-    found = find_device(device)
+    found = device()
     with reporting(console) as report_progress:
         data = load_all_data(studies, report_progress)
     return Prepared([make_plan(study, data, found) for study in studies], data, found)

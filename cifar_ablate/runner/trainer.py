@@ -51,6 +51,8 @@ class GroupTrainer:
     """To be trained by the whole command, by shape."""
     keep_networks: bool = True
     """Weights, predictions and training accuracy of finished runs: trials of a tuning leave their history alone."""
+    patience_seconds: float = 0.0
+    """A folder that is locked in our own command's name, by a process that is about to end, is waited for so long."""
     resident: tuple[DataKey, Device, DeviceData] | None = field(default=None, init=False)
     """The data set on the device; one at a time is kept there."""
     engine: Engine | None = field(default=None, init=False)
@@ -75,9 +77,11 @@ class GroupTrainer:
 
     def _steps_of(self, run: PlannedRun, place: Place, channel: Channel, turn: Turn) -> Steps[None]:
         folder = RunFolder(self.runs_root / run.fingerprint)
+        patient_until = time.monotonic() + self.patience_seconds
         while not channel.should_stop(run.key):
             with lock(folder.lock, note=self.owner.to_text()) as mine:  # of two processes, one trains the run
-                if mine or self.keep_networks:
+                is_left = self.keep_networks and not (time.monotonic() < patient_until and self._holds(folder))
+                if mine or is_left:
                     is_mine = self._end_of(run, folder, place, channel, turn)
                     ended = (yield from is_mine) if mine else _elsewhere(run, folder)
                     channel.tell(ended)
@@ -85,6 +89,9 @@ class GroupTrainer:
             if turn.num_lanes == 1:  # a trial waits for its twin, and has its result then
                 time.sleep(WAIT_SECONDS)
             yield
+
+    def _holds(self, folder: RunFolder) -> bool:
+        return owner_from(holder(folder.lock) or "") == self.owner
 
     def _end_of(self, run: PlannedRun, folder: RunFolder, place: Place, channel: Channel, turn: Turn) -> Steps[Ended]:
         """Train a run, or take what its folder holds already."""

@@ -11,8 +11,7 @@ import os
 import queue
 import signal
 import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
@@ -25,6 +24,7 @@ from cifar_ablate.errors import DeviceError
 from cifar_ablate.plan import PlannedRun
 from cifar_ablate.records import Key
 from cifar_ablate.runner.messages import Channel, Ended, Group, Lost, Message, Noted, Started, TrainGroup
+from cifar_ablate.runner.pending import Pending
 from cifar_ablate.signals import held_back
 
 POLL_SECONDS = 0.2
@@ -38,7 +38,7 @@ def train_in_workers(
     groups: Iterable[Group], train_group: TrainGroup, places: Sequence[Place], channel: Channel
 ) -> None:
     """Train all groups with one worker process for each place; raises DeviceError where workers cannot live."""
-    pending = _Pending(groups)
+    pending = Pending(groups)
     crew = [_Worker(place, train_group) for place in places[: length_hint(groups, len(places))]]
     try:
         while crew and (pending.may_have_more or any(worker.left for worker in crew)):
@@ -60,33 +60,6 @@ def train_in_workers(
             worker.dismiss()
         for worker in crew:
             worker.await_end()
-
-
-class _Pending:
-    """Groups that wait for a worker; each is asked for when there is one."""
-
-    def __init__(self, groups: Iterable[Group]) -> None:
-        self.fresh: Iterator[Group] = iter(groups)
-        self.returned: deque[Group] = deque()
-        """What dead workers left of theirs."""
-
-    @property
-    def may_have_more(self) -> bool:
-        """Of a list it is known; of what is made one by one only when there is no next one."""
-        return bool(self.returned) or length_hint(self.fresh, 1) > 0
-
-    def take(self) -> Group | None:
-        group = self.returned.popleft() if self.returned else next(self.fresh, None)
-        if group is None:
-            self.fresh = iter(())
-        return group
-
-    def give_back(self, groups: Sequence[Group]) -> None:
-        self.returned.extendleft(groups)
-
-    def clear(self) -> None:
-        self.fresh = iter(())
-        self.returned.clear()
 
 
 def _in_place_of(worker: _Worker, channel: Channel) -> list[_Worker]:

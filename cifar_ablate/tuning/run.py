@@ -15,8 +15,8 @@ from cifar_ablate.folder import RunFolder
 from cifar_ablate.owner import this_process
 from cifar_ablate.plan import data_key
 from cifar_ablate.records import RunIdentity
-from cifar_ablate.registry import EXECUTORS
 from cifar_ablate.runner.execute import RUNS_ROOT, close
+from cifar_ablate.runner.executor import Executor
 from cifar_ablate.runner.stopping import Stops
 from cifar_ablate.runner.trainer import GroupTrainer
 from cifar_ablate.tracking import Courier, Tracking
@@ -44,7 +44,6 @@ from cifar_ablate.tuning.trials import ArmTrials
 class TuneOptions:
     """How a ``tune`` command goes about its work."""
 
-    executor: str = "local"
     retry_failed: bool = False
     """Trials that could not be trained are tried again."""
     checkpoint_seconds: float = CHECKPOINT_SECONDS
@@ -68,6 +67,7 @@ def tune_arms(
     *,
     url: str,
     tracking: Tracking | None,
+    executor: Executor,
     places: Sequence[Place],
     events: TuningEvents,
     stops: Stops,
@@ -76,12 +76,13 @@ def tune_arms(
     """Bring every arm to the trials that are wanted of it; raises AblateError where nothing could be started."""
     with opened_storage(url) as storage:
         arms = [ArmTrials(plan, storage, url) for plan in plans]
-        return _tune(arms, tracking, places, events, stops, options or TuneOptions())
+        return _tune(arms, tracking, executor, places, events, stops, options or TuneOptions())
 
 
 def _tune(
     arms: Sequence[ArmTrials],
     tracking: Tracking | None,
+    executor: Executor,
     places: Sequence[Place],
     events: TuningEvents,
     stops: Stops,
@@ -108,7 +109,7 @@ def _tune(
         keep_networks=False,
     )
     try:
-        EXECUTORS.get(options.executor)(command.groups(), train_group, places, command)
+        executor.train(command.groups(), train_group, places, command)
     finally:
         command.close()
         left = close(courier, stops)

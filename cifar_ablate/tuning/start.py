@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from cifar_ablate.device import find_device
 from cifar_ablate.errors import OutputError, TrackingError, not_written
 from cifar_ablate.plan import PlannedRun
-from cifar_ablate.runner.jobs import choose_places, parse_jobs
-from cifar_ablate.runner.preflight import describe_places, prepare
+from cifar_ablate.runner.executor import Executor
+from cifar_ablate.runner.preflight import prepare
+from cifar_ablate.runner.start import fitting_device
 from cifar_ablate.runner.stopping import Stops, signals_stop
 from cifar_ablate.spec.load import load_study
 from cifar_ablate.spec.overlay import Overlay, load_overlay
 from cifar_ablate.spec.schema import Study
 from cifar_ablate.tracking import Tracking
-from cifar_ablate.training.engine import choose_mode
 from cifar_ablate.tuning.events import TuningEvents
 from cifar_ablate.tuning.plan import ArmPlan, plan_tuning
 from cifar_ablate.tuning.pruners import can_prune
@@ -58,15 +58,12 @@ def tune_study(
     *,
     storage: str | None,
     offline: bool,
-    device: str,
-    jobs: str,
-    threads: int | None,
+    executor: Executor,
     options: TuneOptions,
     console: Console,
 ) -> TuneSummary:
     """Tune the arms that are wanted of a study; raises AblateError for whatever stands in the way."""
-    num_jobs = parse_jobs(jobs)
-    choose_mode(options.engine, find_device(device))
+    device = partial(fitting_device, executor, options.engine)
     ready = prepare([file], wanted.profile, wanted.settings, device=device, console=console)
     study = ready.plans[0].study
     tune = study.tune
@@ -76,8 +73,8 @@ def tune_study(
     _check_outputs(file, wanted, plans)
     trainings = [run for plan in plans for run in _trainings(plan)]
     parts = {run.data_key: plan.data for plan in plans for run in plan.runs(plan.recipe, 0)}
-    places, why = choose_places(trainings, parts, ready.device, num_jobs, threads, options.engine)
-    console.print(describe_places(places, why), highlight=False, markup=False)
+    places, said = executor.places(trainings, parts, options.engine)
+    console.print(said, highlight=False, markup=False)
     for line in (*_described(plans), *_of_pruning(plans)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     stops = Stops()
@@ -87,6 +84,7 @@ def tune_study(
             plans,
             url=storage_url(storage),
             tracking=tracking,
+            executor=executor,
             places=places,
             events=events,
             stops=stops,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from cifar_ablate.registry import EXECUTORS
+from cifar_ablate.runner.executor import Executor
 
 if TYPE_CHECKING:  # ``--help`` lists the executors, and shall not wait for torch
     from cifar_ablate.device import Place
@@ -13,16 +14,15 @@ if TYPE_CHECKING:  # ``--help`` lists the executors, and shall not wait for torc
 
 
 @EXECUTORS.register("local")
-def local(groups: Iterable[Group], train_group: TrainGroup, places: Sequence[Place], channel: Channel) -> None:
-    """Train on this machine: one group at a time, or with --jobs as many as there are worker processes.
+class Local(Executor):
+    """Train on this machine: one group at a time, or with --jobs as many as there are worker processes."""
 
-    A group is asked for when there is a place for it: the next trial may depend on how the last one ended.
-    """
-    if len(places) > 1:
-        from cifar_ablate.runner.workers import train_in_workers
+    def train(
+        self, groups: Iterable[Group], train_group: TrainGroup, places: Sequence[Place], channel: Channel
+    ) -> None:
+        if len(places) > 1:
+            from cifar_ablate.runner.workers import train_in_workers
 
-        train_in_workers(groups, train_group, places, channel)
-        return
-    for group in groups:
-        if not channel.should_stop():
-            train_group(group, places[0], channel)
+            train_in_workers(groups, train_group, places, channel)
+        else:
+            super().train(groups, train_group, places, channel)

@@ -1,0 +1,134 @@
+"""The way to a Ray cluster: one that is there, or one that is started on this machine for the command."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cifar_ablate.analysis.sentences import count
+from cifar_ablate.device import Device, num_cores
+from cifar_ablate.errors import DeviceError, UsageError
+from cifar_ablate.runner.cluster.environment import LOCAL
+from cifar_ablate.runner.cluster.node import NodeInfo, describe_node, differing, versions
+from cifar_ablate.signals import held_back
+
+ANSWER_SECONDS = 60.0
+"""A node has so long to start a process with torch in it and to say what it is."""
+NAMESPACE = "cifar-ablate"
+
+
+@dataclass(frozen=True)
+class Share:
+    """What Ray sets aside for one task."""
+
+    num_cpus: float
+    num_gpus: float = 0.0
+
+    def fits(self, resources: dict[str, float]) -> int:
+        """So many tasks have room at the same time on a node, or none."""
+        by_cpu = int(resources.get("CPU", 0.0) / self.num_cpus + 1e-6)
+        return min(by_cpu, int(resources.get("GPU", 0.0) / self.num_gpus + 1e-6)) if self.num_gpus else by_cpu
+
+
+def connect(address: str, *, cores_wanted: int = 0) -> None:
+    """Join the cluster at ``address``; ``local``: start one of this machine alone, which ends with the command.
+
+    Raises UsageError, DeviceError.
+    """
+    if address.startswith("ray://"):
+        raise UsageError(f"--address {address}: start the command on a node of the cluster, and give HOST:PORT or auto")
+    options: dict[str, Any] = {"address": address}
+    if address == LOCAL:
+        options |= {"num_cpus": max(num_cores(), cores_wanted), "include_dashboard": False}
+    # a signal to the whole group is for the command alone, which stops trainings with a checkpoint
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with held_back():
+            ray.init(**options, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.CRITICAL)
+    except (ConnectionError, RayError, ValueError, RuntimeError, OSError, TimeoutError) as error:
+        first = str(error).strip().split("\n", 1)[0][:300]
+        cure = "look into its logs in /tmp/ray" if address == LOCAL else "check --address, RAY_AUTH_TOKEN, `ray status`"
+        raise DeviceError(f"there is no Ray cluster to be had at {address} ({first}); {cure}") from None
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)  # Ray has one of its own
+
+
+def disconnect() -> None:
+    """Leave the cluster; one that was started for the command ends."""
+    with suppress(Exception):
+        ray.shutdown()
+
+
+def alive() -> list[dict[str, Any]]:
+    """Ray's description of each node that is there."""
+    nodes: Any = ray.nodes  # without types
+    return [node for node in nodes() if node["Alive"]]
+
+
+def capacity(share: Share) -> int:
+    """Tasks of such a share that the whole cluster has room for."""
+    return sum(share.fits(node["Resources"]) for node in alive())
+
+
+def has_gpus() -> bool:
+    return any(node["Resources"].get("GPU", 0.0) > 0 for node in alive())
+
+
+def find_common_device(kind: str) -> Device:
+    """The device that runs are trained on; it computes in bf16 where every node does.
+
+    Asks each node that has such a device, as long as one is free. Raises DeviceError where a node has other versions
+    than this machine, or none has the device.
+    """
+    nodes = [node for node in alive() if kind != "cuda" or node["Resources"].get("GPU", 0.0) > 0]
+    if not nodes:
+        raise DeviceError("no node of the Ray cluster has a GPU; use --device cpu, or start nodes with --num-gpus")
+    describe: Any = ray.remote(max_retries=0)(describe_node)
+    asked = [
+        describe.options(
+            num_cpus=0,
+            num_gpus=0.001 if kind == "cuda" else 0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+        ).remote(kind)
+        for node in nodes
+    ]
+    answers, waiting = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_SECONDS)
+    for one in waiting:
+        ray.cancel(one)
+    told = [_answer(one) for one in answers]
+    infos = [one for one in told if isinstance(one, NodeInfo)]
+    for info in infos:
+        if why := differing(info.versions, versions(), info.host):
+            raise DeviceError(f"{why}, for results depend on it")
+    if not infos:
+        reasons = "; ".join(str(one) for one in told) or f"no node answered within {ANSWER_SECONDS:.0f} s"
+        raise DeviceError(f"no node of the Ray cluster can train: {reasons}; look at `ray status`")
+    names = ", ".join(dict.fromkeys(info.device.name for info in infos))
+    return Device(infos[0].device.kind, names, all(info.device.fast_bf16 for info in infos))
+
+
+def _answer(reference: Any) -> NodeInfo | str:
+    try:
+        answer: NodeInfo | str = ray.get(reference, timeout=ANSWER_SECONDS)
+    except (RayError, GetTimeoutError) as error:  # the package is not installed there, or the node is gone
+        return str(getattr(error, "cause", None) or error).strip().rsplit("\n", 1)[-1][:300]
+    return answer
+
+
+def described(share: Share) -> str:
+    """The cluster in a clause."""
+    nodes = alive()
+    total = [sum(node["Resources"].get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")]
+    gpus = f", {total[1]:g} GPUs" if total[1] else ""
+    each = f", {share.num_gpus:g} GPU for each task" if share.num_gpus else ""
+    return f"Ray, {count(len(nodes), 'node')}, {total[0]:g} CPUs{gpus}{each}"

@@ -1,0 +1,194 @@
+"""The command's side of a cluster: groups become tasks, lost tasks are begun again, stops are passed on."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, TaskCancelledError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cifar_ablate.device import Place
+from cifar_ablate.errors import DeviceError, not_written
+from cifar_ablate.plan import PlannedRun
+from cifar_ablate.records import Key
+from cifar_ablate.runner.cluster.connection import Share, capacity
+from cifar_ablate.runner.cluster.mailbox import Mailbox, Placed
+from cifar_ablate.runner.cluster.node import Order, Sighting, train_on_node, versions
+from cifar_ablate.runner.messages import Channel, Ended, Group, Lost, Message, Noted, Started
+from cifar_ablate.runner.pending import Pending
+from cifar_ablate.runner.trainer import GroupTrainer
+
+POLL_SECONDS = 0.2
+COUNT_SECONDS = 5.0
+"""Between two looks at how much room the cluster has: nodes come and go."""
+ATTEMPTS = 4
+"""So often a run may be under way when its process is lost: then it is the run that ends processes, not the cluster."""
+PATIENCE_SECONDS = 60.0
+"""A folder that is locked in this command's own name is one of a process that is about to end: it is waited for."""
+
+
+@dataclass(eq=False)
+class Task:
+    """One group at a time and place that Ray chooses."""
+
+    name: str
+    left: list[PlannedRun]
+    """Runs that have not ended, in their order."""
+    under_way: set[Key] = field(default_factory=set)
+    node: str = ""
+    """Where it runs; empty until it does."""
+
+
+class Dispatch:
+    """The tasks of one command."""
+
+    def __init__(self, train_group: GroupTrainer, place: Place, share: Share, sighting: Sighting, channel: Channel):
+        self.place, self.share, self.channel = place, share, channel
+        self.tasks: dict[Any, Task] = {}
+        """By Ray's reference."""
+        self.num_lost: Counter[Key] = Counter()
+        self.numbers = count(1)
+        train_group.patience_seconds = PATIENCE_SECONDS
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor: Any = ray.remote(Mailbox)
+        self.box = actor.options(num_cpus=0, max_restarts=0, scheduling_strategy=here).remote(
+            train_group.runs_root, train_group.owner
+        )
+        self.trainer = ray.put(train_group)
+        self.sighting = sighting
+        self.train: Any = ray.remote(max_retries=0)(train_on_node)
+
+    def submit(self, group: Group) -> None:
+        """Let Ray find a place for a group."""
+        task = Task(f"task-{next(self.numbers)}", list(group))
+        order = Order(self.box, task.name, self.trainer, self.sighting, versions())
+        in_turn = self.place.side_by_side
+        gpus = self.share.num_gpus * min(in_turn, len(task.left)) / in_turn
+        options = {"num_cpus": self.share.num_cpus, "num_gpus": gpus, "name": f"cifar-ablate {task.left[0].study}"}
+        self.tasks[self.train.options(**options).remote(order, task.left, self.place)] = task
+
+    def hear(self) -> None:
+        """Pass on what tasks have told, and tell them what shall stop."""
+        keys = [run.key for task in self.tasks.values() for run in task.left]
+        stops = frozenset(key for key in (None, *keys) if self.channel.should_stop(key))
+        by_name = {task.name: task for task in self.tasks.values()}
+        for name, message in ray.get(self.box.exchange.remote(stops)):
+            if name in by_name:  # another one was given up, and its runs with it
+                self._pass_on(by_name[name], message)
+
+    def _pass_on(self, task: Task, message: Message | Placed) -> None:
+        if isinstance(message, Placed):
+            task.node = message.node
+            return
+        if isinstance(message, Started):
+            task.under_way.add(message.key)
+        if isinstance(message, Ended):
+            task.under_way.discard(message.key)
+            task.left = [run for run in task.left if run.key != message.key]
+        self.channel.tell(message)
+
+    def cancel_waiting(self) -> None:
+        """Tasks that no node has begun shall not begin."""
+        for reference, task in self.tasks.items():
+            if not task.node:
+                ray.cancel(reference)
+
+    def settle(self) -> list[Group]:
+        """See which tasks have ended; gives what lost ones have left to do."""
+        ended, _ = ray.wait(list(self.tasks), num_returns=len(self.tasks), timeout=0)
+        if ended:
+            self.hear()  # what a task told before its end
+        rest: list[Group] = []
+        for reference in ended:
+            task = self.tasks.pop(reference)
+            ray.get(self.box.take_back.remote(task.name))
+            rest += self._end(reference, task)
+        return rest
+
+    def _end(self, reference: Any, task: Task) -> list[Group]:
+        try:
+            if why := ray.get(reference):
+                raise DeviceError(f"{why}; take that node out of the cluster, or put it right")
+        except (TaskCancelledError, DeviceError):
+            if self.channel.should_stop():
+                return []
+            raise
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Exception) else error from None
+        except RayError as error:
+            return self._lost(task, error)
+        return [task.left] if task.left and not self.channel.should_stop() else []
+
+    def _lost(self, task: Task, error: RayError) -> list[Group]:
+        """A process is gone: its runs go on elsewhere, but for those that have met with that too often."""
+        lost = [run for run in task.left if run.key in task.under_way] or task.left[:1]
+        why = "memory ran out there" if isinstance(error, OutOfMemoryError) else "its process or its node is gone"
+        where = f"node {task.node}" if task.node else "a node"
+        if self.channel.should_stop():
+            for run in lost if task.node else ():
+                self.channel.tell(Ended(run.key, "stopped", f"was lost on {where}: {why}"))
+            return []
+        for run in lost:
+            self.num_lost[run.key] += 1
+        given_up = [run for run in lost if self.num_lost[run.key] == ATTEMPTS]
+        for run in given_up:
+            self.channel.tell(Lost(run.key, f"was lost {ATTEMPTS} times; the last time, on {where}, {why}"))
+        rest = [run for run in task.left if run not in given_up]
+        names = ", ".join(run.name for run in lost if run not in given_up)
+        if names:
+            self.channel.tell(Noted(f"{names}: lost on {where} ({why}); begun again from the last checkpoint"))
+        return [rest] if rest else []
+
+
+def train_on_cluster(
+    groups: Iterable[Group],
+    train_group: GroupTrainer,
+    places: Sequence[Place],
+    share: Share,
+    channel: Channel,
+    *,
+    is_fixed: bool,
+) -> None:
+    """Train all groups, as many at a time as there are places; unless ``is_fixed``, as the cluster has room for."""
+    pending, at_a_time, counted = Pending(groups), len(places), time.monotonic()
+    with _sighted(train_group.runs_root) as sighting:
+        dispatch = Dispatch(train_group, places[0], share, sighting, channel)
+        try:
+            while dispatch.tasks or pending.may_have_more:
+                if channel.should_stop():
+                    pending.clear()
+                    dispatch.cancel_waiting()
+                if not is_fixed and time.monotonic() - counted > COUNT_SECONDS:
+                    at_a_time, counted = max(1, capacity(share)), time.monotonic()
+                while len(dispatch.tasks) < at_a_time and (group := pending.take()):
+                    dispatch.submit(group)
+                dispatch.hear()
+                pending.give_back(dispatch.settle())
+                ray.wait(list(dispatch.tasks), timeout=POLL_SECONDS) if dispatch.tasks else None
+        finally:
+            ray.kill(dispatch.box)
+
+
+@contextmanager
+def _sighted(runs_root: Path) -> Iterator[Sighting]:
+    """A file that nodes know the folder of runs by, for the block."""
+    word = uuid.uuid4().hex
+    path = runs_root / f".{word}.sighting"
+    try:
+        runs_root.mkdir(parents=True, exist_ok=True)
+        path.write_text(word, encoding="ascii")
+    except OSError as error:
+        raise not_written(path, error) from None
+    try:
+        yield Sighting(path, word)
+    finally:
+        path.unlink(missing_ok=True)

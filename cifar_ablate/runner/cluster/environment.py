@@ -1,0 +1,23 @@
+"""What Ray reads from the environment while it is imported; to be set before."""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+LOCAL = "local"
+
+
+def address_of(given: str | None) -> str:
+    """The cluster's address: what is ``given``, else $RAY_ADDRESS, else ``local``: one that is started here."""
+    return given or os.environ.get("RAY_ADDRESS") or LOCAL
+
+
+def prepare_environment(address: str) -> None:
+    """Ray tells nobody of its use; and one that is started here obeys nobody who lacks a word made for it (its token).
+
+    Ray listens on all of a machine's addresses, and whoever it obeys runs code.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address == LOCAL and "RAY_AUTH_MODE" not in os.environ:
+        os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})

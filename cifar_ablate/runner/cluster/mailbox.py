@@ -1,0 +1,101 @@
+"""Between the tasks of a command and the command: a Ray actor on the command's machine, beside its run folders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from cifar_ablate.errors import OutputError, not_written
+from cifar_ablate.folder import RunFolder, atomic
+from cifar_ablate.locks import holder, lock
+from cifar_ablate.owner import Owner, owner_from
+from cifar_ablate.records import Key
+from cifar_ablate.runner.messages import Message
+
+NETWORKS = "weights*.safetensors"
+"""Files of a run's folder that no training reads."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A task runs, on this node."""
+
+    node: str
+
+
+@dataclass(frozen=True)
+class Lent:
+    """A run's folder for a node that does not see it, or why it cannot be had."""
+
+    files: Mapping[str, bytes]
+    held_by: str = ""
+
+
+class Mailbox:
+    """Keeps messages until the command asks, and the command's wishes until tasks ask.
+
+    For nodes that do not see the run folders it hands these out, holds their locks, and writes what comes back. A task
+    that Ray took for lost, and that is not, finds its folder given to another, and stops.
+    """
+
+    def __init__(self, runs_root: Path, owner: Owner) -> None:
+        """``owner``: the command, in whose name folders are locked."""
+        self.runs_root, self.owner = runs_root, owner
+        self.messages: list[tuple[str, Message | Placed]] = []
+        self.stops: frozenset[Key | None] = frozenset()
+        self.lent: dict[str, tuple[str, ExitStack]] = {}
+        """By fingerprint: the task that has the folder, and its lock."""
+
+    def tell(self, task: str, message: Message | Placed) -> None:
+        """From a task."""
+        self.messages.append((task, message))
+
+    def exchange(self, stops: frozenset[Key | None]) -> list[tuple[str, Message | Placed]]:
+        """From the command: these runs (None: everything) shall stop; gives what was told since it last asked."""
+        self.stops = stops
+        told, self.messages = self.messages, []
+        return told
+
+    def wanted_stops(self) -> frozenset[Key | None]:
+        """To a task."""
+        return self.stops
+
+    def lend(self, task: str, fingerprint: str) -> Lent:
+        """Lock a run's folder for a task, and hand out what a training reads of it."""
+        folder = RunFolder(self.runs_root / fingerprint)
+        with ExitStack() as stack:
+            if fingerprint in self.lent or not stack.enter_context(lock(folder.lock, note=self.owner.to_text())):
+                return Lent({}, str(owner_from(holder(folder.lock) or "") or "another run command"))
+            self.lent[fingerprint] = (task, stack.pop_all())
+        unread = {*folder.path.glob(NETWORKS), folder.lock}
+        files = (path for path in folder.path.iterdir() if path.is_file() and path not in unread)
+        return Lent({path.name: path.read_bytes() for path in files if not path.name.startswith(".")})
+
+    def keep(
+        self, task: str, fingerprint: str, files: Mapping[str, bytes], removed: Sequence[str]
+    ) -> OutputError | None:
+        """Write what a task's folder has, in this order, and remove what it has no more; gives what went wrong."""
+        if self.lent.get(fingerprint, ("",))[0] != task:
+            return OutputError(self.runs_root / fingerprint, "it was given to another node", "look there")
+        folder = RunFolder(self.runs_root / fingerprint)
+        try:
+            for name, content in files.items():
+                path = folder.path / Path(name).name
+                with atomic(path, before=folder.checkpoint_before if path == folder.checkpoint else None) as temporary:
+                    temporary.write_bytes(content)
+            for name in removed:
+                (folder.path / Path(name).name).unlink(missing_ok=True)
+        except OutputError as error:
+            return error
+        except OSError as error:
+            return not_written(folder.path, error)
+        return None
+
+    def take_back(self, task: str, fingerprint: str | None = None) -> None:
+        """A task is done with a folder (None: with all that it has)."""
+        for name in [fingerprint] if fingerprint is not None else list(self.lent):
+            if self.lent.get(name, ("",))[0] == task:
+                with suppress(OSError):
+                    self.lent.pop(name)[1].close()

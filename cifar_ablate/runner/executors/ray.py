@@ -1,0 +1,99 @@
+"""Runs on the nodes of a Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from cifar_ablate.errors import DeviceError, UsageError
+from cifar_ablate.extras import need
+from cifar_ablate.registry import EXECUTORS
+from cifar_ablate.runner.cluster.environment import address_of, prepare_environment
+from cifar_ablate.runner.executor import Executor, Wish
+
+if TYPE_CHECKING:  # ``--help`` lists the executors, and shall wait neither for torch nor for Ray
+    from types import TracebackType
+
+    from cifar_ablate.data import DataSet
+    from cifar_ablate.device import Device, Place
+    from cifar_ablate.plan import DataKey, PlannedRun
+    from cifar_ablate.runner.cluster.connection import Share
+    from cifar_ablate.runner.messages import Channel, Group, TrainGroup
+    from cifar_ablate.training.engine import EngineOptions
+
+
+@EXECUTORS.register("ray")
+class Ray(Executor):
+    """Train on a Ray cluster: groups are tasks with a share of a GPU, begun again elsewhere when a node dies."""
+
+    def __init__(self, wish: Wish) -> None:
+        if wish.gpus_per_run is not None and not 0 < wish.gpus_per_run <= 1:
+            raise UsageError(f"--gpus-per-run {wish.gpus_per_run:g}: a run uses one GPU or a share of one: 0.25, 1")
+        if wish.device == "mps":
+            raise UsageError("--device mps: Ray knows no Apple GPUs; use --device cpu, or leave --executor ray out")
+        need("ray", "ray")
+        self.wish = wish
+        self.found: Device | None = None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.found is not None:
+            from cifar_ablate.runner.cluster.connection import disconnect
+
+            disconnect()
+
+    def device(self) -> Device:
+        """Joins the cluster first, where that is not done; see ``find_common_device``."""
+        if self.found is None:
+            address = address_of(self.wish.address)
+            prepare_environment(address)
+            from cifar_ablate.runner.cluster.connection import connect, disconnect, find_common_device, has_gpus
+
+            connect(address, cores_wanted=(self.wish.jobs or 0) * (self.wish.threads or 1))
+            try:
+                kind = self.wish.device if self.wish.device != "auto" else "cuda" if has_gpus() else "cpu"
+                self.found = find_common_device(kind)
+            finally:
+                if self.found is None:
+                    disconnect()
+        return self.found
+
+    def places(
+        self, runs: Sequence[PlannedRun], data: Mapping[DataKey, DataSet], options: EngineOptions
+    ) -> tuple[Sequence[Place], str]:
+        """As many as the cluster has room for, or --jobs asks for; where a share allows it, runs take turns in one."""
+        from cifar_ablate.device import Place
+        from cifar_ablate.runner.cluster.connection import capacity, described
+
+        share, in_turn = self._share()
+        room = capacity(share)
+        if not room:
+            raise DeviceError(
+                f"no node of the cluster ({described(share)}) has room for a run; give fewer --threads, or larger nodes"
+            )
+        num = room if self.wish.jobs is None else max(1, -(-self.wish.jobs // in_turn))
+        place = Place(self.device(), int(share.num_cpus), in_turn)
+        at_a_time = f"{num * in_turn} runs at a time" if num * in_turn > 1 else "1 run at a time"
+        threads = "1 thread" if place.threads == 1 else f"{place.threads} threads"
+        return [place] * num, f"On {place.device.name} ({described(share)}), {at_a_time}, {threads} each"
+
+    def train(
+        self, groups: Iterable[Group], train_group: TrainGroup, places: Sequence[Place], channel: Channel
+    ) -> None:
+        from cifar_ablate.runner.cluster.dispatch import train_on_cluster
+        from cifar_ablate.runner.trainer import GroupTrainer
+
+        if not isinstance(train_group, GroupTrainer):
+            raise TypeError("what trains a group on a cluster is a GroupTrainer")
+        is_fixed = self.wish.jobs is not None
+        train_on_cluster(groups, train_group, places, self._share()[0], channel, is_fixed=is_fixed)
+
+    def _share(self) -> tuple[Share, int]:
+        """What one task takes, and how many runs take turns in it: a GPU is shared within a process, not among them."""
+        from cifar_ablate.runner.cluster.connection import Share
+
+        threads = float(self.wish.threads or 1)
+        if self.device().kind != "cuda":
+            return Share(threads), 1
+        each = self.wish.gpus_per_run or 1.0
+        in_turn = int(1 / each + 1e-6)
+        return Share(threads, in_turn * each), in_turn
