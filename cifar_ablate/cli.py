@@ -16,6 +16,7 @@ import typer
 
 from cifar_ablate.cli_options import (
     Address,
+    Checkpoints,
     CheckpointSeconds,
     DeviceName,
     ExecutorName,
@@ -65,6 +66,7 @@ def run(
     compile: OnOff = "auto",
     capture: OnOff = "auto",
     checkpoint_seconds: CheckpointSeconds = 60.0,
+    checkpoints: Checkpoints = "folder",
 ) -> None:
     """Train what the record lacks: every arm over every seed; the same command again does what is left."""
     from cifar_ablate.errors import UsageError
@@ -75,12 +77,12 @@ def run(
     from cifar_ablate.runner.execute import RunOptions
     from cifar_ablate.runner.executor import Wish
     from cifar_ablate.runner.jobs import parse_jobs
-    from cifar_ablate.runner.start import Wanted, choose_executor, run_studies
+    from cifar_ablate.runner.start import Wanted, choose_executor, keeps_in_mlflow, run_studies
     from cifar_ablate.training.engine import EngineOptions
 
     console = make_console()
     engine = EngineOptions(cast("Choice", compile), cast("Choice", capture))
-    options = RunOptions(retry == "failed", fail_fast, checkpoint_seconds, engine)
+    options = RunOptions(retry == "failed", fail_fast, checkpoint_seconds, engine, keeps_in_mlflow(checkpoints))
     wanted = Wanted(profile, settings, arm, seed, offline)
     with choose_executor(executor, Wish(device, parse_jobs(jobs), threads, address, gpus_per_run)) as where:
         summary = run_studies(files, wanted, where, options, console)

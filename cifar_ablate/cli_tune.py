@@ -12,6 +12,7 @@ import typer
 
 from cifar_ablate.cli_options import (
     Address,
+    Checkpoints,
     CheckpointSeconds,
     DeviceName,
     ExecutorName,
@@ -50,12 +51,13 @@ def tune(
     compile: OnOff = "auto",
     capture: OnOff = "auto",
     checkpoint_seconds: CheckpointSeconds = 60.0,
+    checkpoints: Checkpoints = "folder",
 ) -> None:
     """Search better values for what the study's `tune` section names, judged on a part of the training images."""
     _check(arm, output, retry, all_arms=all_arms, write=write)
     from cifar_ablate.runner.executor import Wish
     from cifar_ablate.runner.jobs import parse_jobs
-    from cifar_ablate.runner.start import choose_executor
+    from cifar_ablate.runner.start import choose_executor, keeps_in_mlflow
     from cifar_ablate.training.engine import EngineOptions
     from cifar_ablate.tuning.closing import exit_code, lines_of, under_way
     from cifar_ablate.tuning.history import write_history
@@ -68,7 +70,7 @@ def tune(
     engine = EngineOptions(cast("Choice", compile), cast("Choice", capture))
     target = target_of(study, output)
     wanted = Wanted(profile, settings, arm, all_arms, trials, target if write else None, history)
-    options = TuneOptions(retry == "failed", checkpoint_seconds, engine)
+    options = TuneOptions(retry == "failed", checkpoint_seconds, engine, keeps_in_mlflow(checkpoints))
     with choose_executor(executor, Wish(device, parse_jobs(jobs), threads, address, gpus_per_run)) as where:
         summary = tune_study(
             study, wanted, storage=storage, offline=offline, executor=where, options=options, console=console

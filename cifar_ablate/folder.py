@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -32,6 +33,9 @@ from cifar_ablate.errors import RecordError, not_written
 
 DESCRIBED = {"classes", "data", "data_digest", "device", "threads", "torch", "git_commit", "git_dirty"}
 """What a run's environment says at least."""
+
+SENT, FETCHED = ".sent-", ".fetched-"
+"""How folders begin that a run's folder has for a moment, while a checkpoint goes to MLflow or comes from there."""
 
 Status = Literal["finished", "diverged", "failed"]
 
@@ -118,6 +122,8 @@ class RunFolder:
     def tidy(self) -> None:
         """Remove what an attempt left that was killed while it wrote; only for the process that holds the lock."""
         _remove(*self.path.glob(".?*.[0-9]*"))
+        for place in (*self.path.glob(f"{SENT}*"), *self.path.glob(f"{FETCHED}*")):
+            shutil.rmtree(place, ignore_errors=True)
 
     def drop_checkpoints(self) -> None:
         """The run has its result."""

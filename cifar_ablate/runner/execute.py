@@ -45,6 +45,8 @@ class RunOptions:
     """The first run that fails stops the others."""
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     engine: EngineOptions = field(default_factory=EngineOptions)
+    keep_checkpoints: bool = False
+    """Also in MLflow, until a run has its result: any machine can then go on with it."""
 
 
 def runs_left(plans: Sequence[Plan], wanted: Chosen | None = None) -> list[PlannedRun]:
@@ -79,7 +81,13 @@ def run_plans(
     standings = opened.standings()
     wanted.check(standings)
     opened.note_margins(standings)
-    courier = Courier(tracking, opened.experiments, on_note=events.on_note, on_taken=stops.withdrawn.__setitem__)
+    courier = Courier(
+        tracking,
+        opened.experiments,
+        on_note=events.on_note,
+        on_taken=stops.withdrawn.__setitem__,
+        keeps_checkpoints=options.keep_checkpoints,
+    )
     command = Command(RUNS_ROOT, courier, events, stops, fail_fast=options.fail_fast)
     begun: set[Key] = set()
     hurry = partial(_was_signalled_since, stops, stops.signal)
@@ -120,6 +128,7 @@ def _reconciled(
         for plan in opened.plans
     ]
     todo = tuple(run for one in found for run in one.todo)
+    opened.bring_checkpoints(todo, command.events.on_note)
     done = tuple(run for one in found for run in one.done)
     command.take(Reconciled(done, tuple(each for one in found for each in one.failed), todo))
     return todo

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from cifar_ablate.errors import OutputError, TrackingError
-from cifar_ablate.plan import Plan
+from cifar_ablate.plan import Plan, PlannedRun
 from cifar_ablate.records import RecordedRun
+from cifar_ablate.runner.checkpoints import bring_checkpoints
 from cifar_ablate.runner.kept_plans import keep_plan, mark_recorded
 from cifar_ablate.runner.looks import Standing, stand
 from cifar_ablate.tracking import Tracking
@@ -46,6 +47,14 @@ class Opened:
             if self.tracking is not None and plan.study.looks:
                 with suppress(TrackingError, OutputError):
                     self.recorded[plan.study.label] = self.tracking.runs(self.experiments[plan.study.label])
+
+    def bring_checkpoints(self, runs: Sequence[PlannedRun], on_note: Callable[[str], None]) -> None:
+        """Fetch what other machines left in MLflow of these runs, where they came further than this one."""
+        for plan in self.plans:
+            if self.tracking is not None:
+                mine = [run for run in runs if run.study == plan.study.label]
+                experiment = self.experiments[plan.study.label]
+                bring_checkpoints(self.tracking, experiment, mine, self.runs_root, on_note)
 
     def note_margins(self, standings: Sequence[Standing]) -> None:
         """Enter in the ledgers which margin was set, and how much was known by then."""

@@ -42,6 +42,13 @@ def choose_executor(name: str, wish: Wish) -> Executor:
     return executor
 
 
+def keeps_in_mlflow(checkpoints: str) -> bool:
+    """What --checkpoints says; raises UsageError for anything else than folder and mlflow."""
+    if checkpoints not in ("folder", "mlflow"):
+        raise UsageError(f"--checkpoints {checkpoints}: write folder, or mlflow to let any machine go on with a run")
+    return checkpoints == "mlflow"
+
+
 def fitting_device(executor: Executor, engine: EngineOptions) -> Device:
     """The executor's device; raises DeviceError where steps cannot be taken on it as the options force it."""
     device = executor.device()

@@ -69,13 +69,16 @@ class Courier:
         *,
         on_note: Callable[[str], None] = lambda text: None,
         on_taken: Callable[[Key, str], None] = lambda key, why: None,
+        keeps_checkpoints: bool = False,
     ) -> None:
         """``tracking`` None: everything stays in the folders. ``on_taken``: another process has claimed the run.
+
+        ``keeps_checkpoints``: MLflow gets them, too, until the run has its result.
 
         ``experiments``: id by study label. Both callbacks are called from the courier's thread.
         """
         self.is_offline, self.experiments = tracking is None, experiments
-        self.on_note, self.on_taken = on_note, on_taken
+        self.on_note, self.on_taken, self.keeps_checkpoints = on_note, on_taken, keeps_checkpoints
         self.parcels: dict[Key, Parcel] = {}
         self.changed = threading.Condition()
         self.is_closing = False
@@ -228,6 +231,8 @@ class Courier:
             parcel.delivery.finish(result)
         else:
             parcel.delivery.push(parcel.folder.history())
+            if self.keeps_checkpoints and outcome in ("", "killed"):
+                parcel.delivery.keep_checkpoint()
             if outcome:
                 parcel.delivery.end(outcome, parcel.reason)
         parcel.is_done = bool(outcome)

@@ -8,11 +8,13 @@ last epoch, and MLflow keeps one of equal (key, step, time, value) points. So de
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_ablate.errors import BusyError, TakenError
 from cifar_ablate.folder import RunFolder, RunResult
 from cifar_ablate.records import RunIdentity
+from cifar_ablate.tracking import checkpoints
 from cifar_ablate.tracking.answering import answering
 from cifar_ablate.tracking.claims import HEARTBEAT_SECONDS, claims_of, new_claim, winner_of
 
@@ -97,6 +99,7 @@ class Delivery:
             # a parameter cannot be changed in MLflow; those that could differ now never decide a training, and
             # recipe.yaml has them as they are
             self._log(tags=tags, params={name: value for name, value in params.items() if name not in run.data.params})
+            self.kept = checkpoints.kept_from(run.data.tags, self.run_id)
             if run.info.status != "RUNNING":
                 self.client.update_run(self.run_id, status="RUNNING")
             self._read_progress()
@@ -159,6 +162,22 @@ class Delivery:
             self.epochs_delivered = page[-1]["epoch"]
             self.on_success()
 
+    def keep_checkpoint(self) -> None:
+        """Bring the newest checkpoint to the artifact store, where another machine can take the run up from it."""
+        with answering():
+            for path in self.folder.path.glob("weights-epoch-*"):  # of epochs that nobody trains again
+                self._log_artifact(path)
+            kept = checkpoints.upload(self.client, self.run_id, self.folder, self.kept)
+            if kept != self.kept:
+                self.kept = kept
+                self.on_success()
+
+    def _log_artifact(self, path: Path) -> None:
+        if path.name not in self.artifacts_delivered:
+            self.client.log_artifact(self.run_id, str(path))
+            self.artifacts_delivered.add(path.name)
+            self.on_success()
+
     def finish(self, result: RunResult) -> None:
         """Deliver the end of a run: what is left of its history, headline metrics, artifacts, and how it ended."""
         from mlflow.entities import Metric
@@ -173,10 +192,10 @@ class Delivery:
         with answering():
             self.client.log_batch(self.run_id, metrics=metrics)
             for path in self.folder.artifacts():
-                if path.name not in self.artifacts_delivered:
-                    self.client.log_artifact(self.run_id, str(path))
-                    self.artifacts_delivered.add(path.name)
-                    self.on_success()
+                self._log_artifact(path)
+            if self.kept is not None and result.status != "failed":
+                checkpoints.discard(self.client, self.run_id)
+                self.kept = None
         self.end(result.status, result.reason)
 
     def end(self, outcome: str, reason: str = "") -> None:

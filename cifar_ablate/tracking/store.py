@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 from cifar_ablate.errors import OutputError, RecordError, TrackingError, UnknownNameError, not_written
 from cifar_ablate.locks import lock
 from cifar_ablate.records import ABANDONED, LedgerEntry, RecordedRun, RunIdentity, StudyRecord
+from cifar_ablate.tracking import checkpoints
 from cifar_ablate.tracking.answering import answering, without_password
+from cifar_ablate.tracking.checkpoints import Kept
 from cifar_ablate.tracking.claims import winner_of
 from cifar_ablate.tracking.delivery import TUNING, Delivery
 from cifar_ablate.tracking.details import TrackedDetails
@@ -181,6 +183,23 @@ class Tracking:
     def deliver(self, experiment_id: str, planned: RunIdentity, folder: RunFolder, **options: Any) -> Delivery:
         """Start, or take up again, the delivery of a run's folder; options are those of ``Delivery``."""
         return Delivery(self.client, experiment_id, planned, folder, **options)
+
+    def kept_checkpoints(self, experiment_id: str) -> dict[str, Kept]:
+        """Checkpoints of unfinished runs that the store keeps, by fingerprint: the furthest of each."""
+        found: dict[str, Kept] = {}
+        with answering():
+            query = f"tags.`{checkpoints.TAG}` LIKE '%'"
+            for run in self.pages(self.client.search_runs, experiment_ids=[experiment_id], filter_string=query):
+                kept = checkpoints.kept_from(run.data.tags, run.info.run_id)
+                fingerprint = run.data.tags.get("ablate.fingerprint", "")
+                if kept is not None and kept.epochs >= (found[fingerprint].epochs if fingerprint in found else 0):
+                    found[fingerprint] = kept
+        return found
+
+    def fetch_checkpoint(self, kept: Kept, folder: RunFolder) -> None:
+        """Write a kept checkpoint into a run's folder; raises RecordError, OutputError."""
+        with answering():
+            checkpoints.fetch(self.client, kept, folder)
 
     def curves(self, run_id: str, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
         """Points (epoch, value) of each named metric of a run."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -53,10 +53,14 @@ class TuneCommand(Channel):
         *,
         parents: Mapping[str, str],
         at_a_time: int = 1,
+        bring: Callable[[Sequence[PlannedRun]], None] = lambda runs: None,
     ) -> None:
-        """``parents``: MLflow's run of each arm's tuning. ``at_a_time``: trials that take turns in one place."""
+        """``parents``: MLflow's run of each arm's tuning. ``at_a_time``: trials that take turns in one place.
+
+        ``bring``: fetches what another machine may have left of the trainings of a trial that is taken up.
+        """
         self.arms, self.runs_root, self.courier = arms, runs_root, courier
-        self.events, self.stops, self.parents, self.at_a_time = events, stops, parents, at_a_time
+        self.events, self.stops, self.parents, self.at_a_time, self.bring = events, stops, parents, at_a_time, bring
         self.active: dict[Key, Active] = {}
         self.reasons: list[str] = []
         """Of the last trials, as long as they could not be trained."""
@@ -117,6 +121,8 @@ class TuneCommand(Channel):
         runs = arm.plan.runs(asked.recipe, asked.number, self.parents.get(arm.plan.identity, ""))
         every = arm.plan.recipe.eval_every if arm.plan.tune.pruner.name == "none" else 1
         runs = [_evaluating(run, every) for run in runs]
+        if asked.is_taken_up:
+            self.bring(runs)
         active = Active(arm, asked, runs)
         self.active |= {run.key: active for run in runs}
         self.events.on_trial(arm.plan, asked)

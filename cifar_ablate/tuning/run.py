@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from cifar_ablate.analysis.sentences import count
@@ -13,8 +14,9 @@ from cifar_ablate.device import Place
 from cifar_ablate.errors import AblateError, RecordError
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.owner import this_process
-from cifar_ablate.plan import data_key
+from cifar_ablate.plan import PlannedRun, data_key
 from cifar_ablate.records import RunIdentity
+from cifar_ablate.runner.checkpoints import bring_checkpoints
 from cifar_ablate.runner.execute import RUNS_ROOT, close
 from cifar_ablate.runner.executor import Executor
 from cifar_ablate.runner.stopping import Stops
@@ -48,6 +50,8 @@ class TuneOptions:
     """Trials that could not be trained are tried again."""
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     engine: EngineOptions = field(default_factory=EngineOptions)
+    keep_checkpoints: bool = False
+    """Also in MLflow: a machine without this folder can then go on with a trial."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +96,18 @@ def _tune(
     _tell_of_before(arms, events, retry_failed=options.retry_failed)
     opened = {arm.plan.identity: _opened(tracking, arm.plan) for arm in arms} if tracking is not None else {}
     experiments = {arm.plan.label: opened[arm.plan.identity].experiment_id for arm in arms if opened}
-    courier = Courier(tracking, experiments, on_note=events.on_note, on_taken=stops.withdrawn.__setitem__)
+    courier = Courier(
+        tracking,
+        experiments,
+        on_note=events.on_note,
+        on_taken=stops.withdrawn.__setitem__,
+        keeps_checkpoints=options.keep_checkpoints,
+    )
     damaged = [one for arm in arms if opened for one in _deliver_missed(arm, opened[arm.plan.identity], courier)]
     parents = {identity: each.run_id for identity, each in opened.items()}
     at_a_time = max(place.side_by_side for place in places)
-    command = TuneCommand(arms, RUNS_ROOT, courier, events, stops, parents=parents, at_a_time=at_a_time)
+    bring = partial(_bring, tracking, experiments, events)
+    command = TuneCommand(arms, RUNS_ROOT, courier, events, stops, parents=parents, at_a_time=at_a_time, bring=bring)
     train_group = GroupTrainer(
         {data_key(plan.recipe): plan.data for plan in plans},
         RUNS_ROOT.absolute(),
@@ -123,6 +134,14 @@ def _tune(
             except AblateError as error:  # the trials are in the storage: the next command records them
                 undelivered.append((f"{result.plan.label} {result.plan.arm}", str(error)))
     return TuneSummary(results, stops.reason, stops.signal, tuple(undelivered), is_offline=tracking is None)
+
+
+def _bring(
+    tracking: Tracking | None, experiments: Mapping[str, str], events: TuningEvents, runs: Sequence[PlannedRun]
+) -> None:
+    """Fetch what another machine left in MLflow of a trial that is taken up."""
+    if tracking is not None and runs:
+        bring_checkpoints(tracking, experiments[runs[0].study], runs, RUNS_ROOT, events.on_note)
 
 
 def _opened(tracking: Tracking, plan: ArmPlan) -> OpenedTuning:

@@ -69,6 +69,8 @@ class Mailbox:
             if fingerprint in self.lent or not stack.enter_context(lock(folder.lock, note=self.owner.to_text())):
                 return Lent({}, str(owner_from(holder(folder.lock) or "") or "another run command"))
             self.lent[fingerprint] = (task, stack.pop_all())
+        if not folder.path.exists():  # it cannot be made either, which the first write says
+            return Lent({})
         unread = {*folder.path.glob(NETWORKS), folder.lock}
         files = (path for path in folder.path.iterdir() if path.is_file() and path not in unread)
         return Lent({path.name: path.read_bytes() for path in files if not path.name.startswith(".")})
@@ -87,6 +89,8 @@ class Mailbox:
                     temporary.write_bytes(content)
             for name in removed:
                 (folder.path / Path(name).name).unlink(missing_ok=True)
+            if folder.checkpoint.name in removed:
+                folder.drop_checkpoints()
         except OutputError as error:
             return error
         except OSError as error:

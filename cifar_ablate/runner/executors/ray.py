@@ -64,7 +64,7 @@ class Ray(Executor):
         from cifar_ablate.device import Place
         from cifar_ablate.runner.cluster.connection import capacity, described
 
-        share, in_turn = self._share()
+        share, in_turn = self.share()
         room = capacity(share)
         if not room:
             raise DeviceError(
@@ -85,9 +85,9 @@ class Ray(Executor):
         if not isinstance(train_group, GroupTrainer):
             raise TypeError("what trains a group on a cluster is a GroupTrainer")
         is_fixed = self.wish.jobs is not None
-        train_on_cluster(groups, train_group, places, self._share()[0], channel, is_fixed=is_fixed)
+        train_on_cluster(groups, train_group, places, self.share()[0], channel, is_fixed=is_fixed)
 
-    def _share(self) -> tuple[Share, int]:
+    def share(self) -> tuple[Share, int]:
         """What one task takes, and how many runs take turns in it: a GPU is shared within a process, not among them."""
         from cifar_ablate.runner.cluster.connection import Share
 
