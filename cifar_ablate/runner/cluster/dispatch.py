@@ -6,7 +6,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -32,6 +32,8 @@ COUNT_SECONDS = 5.0
 """Between two looks at how much room the cluster has: nodes come and go."""
 ATTEMPTS = 4
 """So often a run may be under way when its process is lost: then it is the run that ends processes, not the cluster."""
+GRACE_SECONDS = 10.0
+"""Where an error ends the command, tasks have so long to write their checkpoints."""
 PATIENCE_SECONDS = 60.0
 """A folder that is locked in this command's own name is one of a process that is about to end: it is waited for."""
 
@@ -104,6 +106,8 @@ class Dispatch:
 
     def settle(self) -> list[Group]:
         """See which tasks have ended; gives what lost ones have left to do."""
+        if not self.tasks:
+            return []
         ended, _ = ray.wait(list(self.tasks), num_returns=len(self.tasks), timeout=0)
         if ended:
             self.hear()  # what a task told before its end
@@ -114,14 +118,22 @@ class Dispatch:
             rest += self._end(reference, task)
         return rest
 
+    def dismiss(self) -> None:
+        """Nothing is left to do; where an error ends the command, what tasks are at is kept, too."""
+        with suppress(RayError):
+            if self.tasks:
+                ray.get(self.box.exchange.remote(frozenset([None])), timeout=GRACE_SECONDS)
+                ray.wait(list(self.tasks), num_returns=len(self.tasks), timeout=GRACE_SECONDS)
+            ray.kill(self.box)
+
     def _end(self, reference: Any, task: Task) -> list[Group]:
         try:
             if why := ray.get(reference):
                 raise DeviceError(f"{why}; take that node out of the cluster, or put it right")
-        except (TaskCancelledError, DeviceError):
-            if self.channel.should_stop():
-                return []
-            raise
+        except TaskCancelledError:
+            for run in (run for run in task.left if run.key in task.under_way):  # it had just begun
+                self.channel.tell(Ended(run.key, "stopped"))
+            return []
         except RayTaskError as error:
             raise error.cause if isinstance(error.cause, Exception) else error from None
         except RayError as error:
@@ -159,7 +171,7 @@ def train_on_cluster(
     is_fixed: bool,
 ) -> None:
     """Train all groups, as many at a time as there are places; unless ``is_fixed``, as the cluster has room for."""
-    pending, at_a_time, counted = Pending(groups), len(places), time.monotonic()
+    pending, at_a_time, had_room, counted = Pending(groups), len(places), True, time.monotonic()
     with _sighted(train_group.runs_root) as sighting:
         dispatch = Dispatch(train_group, places[0], share, sighting, channel)
         try:
@@ -168,14 +180,21 @@ def train_on_cluster(
                     pending.clear()
                     dispatch.cancel_waiting()
                 if not is_fixed and time.monotonic() - counted > COUNT_SECONDS:
-                    at_a_time, counted = max(1, capacity(share)), time.monotonic()
+                    room, counted = capacity(share), time.monotonic()
+                    if had_room and not room:
+                        channel.tell(Noted("no node of the cluster has room for a run; it goes on when there is one"))
+                    had_room, at_a_time = bool(room), max(1, room)  # one that waits lets a cluster grow
                 while len(dispatch.tasks) < at_a_time and (group := pending.take()):
                     dispatch.submit(group)
                 dispatch.hear()
                 pending.give_back(dispatch.settle())
-                ray.wait(list(dispatch.tasks), timeout=POLL_SECONDS) if dispatch.tasks else None
+                if dispatch.tasks:
+                    ray.wait(list(dispatch.tasks), timeout=POLL_SECONDS)
+        except RayError as error:
+            first = str(error).strip().split("\n", 1)[0][:200]
+            raise DeviceError(f"the Ray cluster is gone ({first}); the same command again does what is left") from None
         finally:
-            ray.kill(dispatch.box)
+            dispatch.dismiss()
 
 
 @contextmanager
