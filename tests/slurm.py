@@ -98,9 +98,8 @@ def slurm() -> Iterator[Slurm]:
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"  # where Debian has daemons
     missing = [name for name in PROGRAMS if shutil.which(name, path=path) is None]
     if missing or os.geteuid() != 0:
-        pytest.skip(
-            f"takes SLURM ({', '.join(missing) or 'and the right to start its daemons'}): apt-get install slurm-wlm"
-        )
+        lacking = ", ".join(missing) or "and the right to start its daemons"
+        pytest.skip(f"takes SLURM ({lacking}): apt-get install slurm-wlm")
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", path)

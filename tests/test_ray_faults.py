@@ -1,4 +1,4 @@
-"""What a Ray cluster may lose in the middle of a study: processes, nodes, the command; and that nothing is lost by it."""
+"""What a Ray cluster may lose in the middle of a study: processes, nodes, the command, itself."""
 
 from __future__ import annotations
 
@@ -60,6 +60,13 @@ def tasks() -> list[psutil.Process]:
     return found
 
 
+def wait_for_start(command: Command, number: int) -> None:
+    """Until its run has been begun so often, and an epoch of it has ended."""
+    wait_until(lambda: command.said.count("\n[1/1] ") >= number and bool(tasks()), seconds=SECONDS)
+    epochs = command.said.count(" loss ")
+    wait_until(lambda: command.said.count(" loss ") > epochs or command.code is not None, seconds=SECONDS)
+
+
 @pytest.mark.parametrize("is_hidden", [False, True], ids=["that sees the run folders", "with folders of its own"])
 def test_runs_of_a_node_that_is_killed_go_on_elsewhere(
     workshop: Workshop, begin: Begin, undisturbed: Undisturbed, tried: Tried, cluster: RayCluster, is_hidden: bool
@@ -82,11 +89,9 @@ def test_a_run_whose_process_is_killed_on_a_node_is_begun_again_and_given_up_whe
     cluster.add(hidden=workshop.folder)
     command = start(begin, cluster, *ONE_RUN)
     for number in range(4):
-        wait_until(lambda so_far=number: command.said.count("\n[1/1] ") > so_far and bool(tasks()), seconds=SECONDS)
+        wait_for_start(command, number + 1)
         for one in tasks():
             one.kill()
-        gone = number
-        wait_until(lambda: command.said.count("begun again") > gone or command.code is not None, seconds=SECONDS)
     assert command.end(seconds=SECONDS) == 1, command.said
     assert command.said.count("begun again from the last checkpoint") == 3
     ((status, reason),) = statuses().values()
