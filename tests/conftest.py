@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -182,38 +183,92 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
     subprocess.run(["umount", "--lazy", str(disk.path)], check=True)
 
 
+FAULT_SEED = os.environ.get("CIFAR_ABLATE_FAULT_SEED", "1")
+"""Where faults are inflicted at random moments, the moments follow from this and the name of the test."""
 FAULTS: Counter[tuple[str, bool]] = Counter()
 """Faults that the tests of this session inflicted, and whether the test passed."""
+SECONDS: dict[str, list[float]] = {}
+"""What took how long after a fault, where that was measured."""
+
+
+@pytest.fixture
+def chance(request: pytest.FixtureRequest) -> random.Random:
+    """Random moments of a test that come again where the seed is the same."""
+    return random.Random(f"{FAULT_SEED} {request.node.name}")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    report.user_properties.extend(("fault", fault) for fault in getattr(item, "faults", ()))
+    inflicted: Tried | None = getattr(item, "inflicted", None)
+    if inflicted is not None:
+        report.user_properties.extend(("fault", fault) for fault in inflicted.faults)
+        report.user_properties.extend(("took", f"{seconds} {fault}") for fault, seconds in inflicted.seconds)
     return report
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Called where the summary is printed, with the reports of every worker."""
     if report.when == "call":
+        for name, text in report.user_properties:
+            if name == "measured":
+                figure, _, what = str(text).partition(" ")
+                MEASURED[what] = figure
         FAULTS.update((str(fault), report.passed) for name, fault in report.user_properties if name == "fault")
+        for name, text in report.user_properties:
+            if name == "took":
+                seconds, _, fault = str(text).partition(" ")
+                SECONDS.setdefault(fault, []).append(float(seconds))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how often each fault was tried, and in how many of these all was well in the end."""
+    """Print how often each fault was tried, in how many of these all was well in the end, and what was measured."""
+    if MEASURED:
+        terminalreporter.section("measured")
+        for what, figure in MEASURED.items():
+            terminalreporter.line(f"| {what} | {figure} |")
     if FAULTS:
         terminalreporter.section("faults")
-        terminalreporter.line("| fault | tried | mended |")
+        terminalreporter.line(f"moments by CIFAR_ABLATE_FAULT_SEED={FAULT_SEED}")
+        terminalreporter.line("| fault | tried | mended | seconds |")
         for fault in sorted({name for name, _ in FAULTS}):
             num_well = FAULTS[fault, True]
-            terminalreporter.line(f"| {fault} | {num_well + FAULTS[fault, False]} | {num_well} |")
+            seconds = f"{min(SECONDS[fault]):.1f} to {max(SECONDS[fault]):.1f}" if fault in SECONDS else ""
+            terminalreporter.line(f"| {fault} | {num_well + FAULTS[fault, False]} | {num_well} | {seconds} |")
 
 
-Tried = Callable[[str], None]
+MEASURED: dict[str, str] = {}
+"""What tests measured for a page, by what it is."""
+Measured = Callable[[str, str], None]
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Measured:
+    """Called with what was measured and its figure; printed at the end."""
+
+    def note(what: str, figure: str) -> None:
+        request.node.user_properties.append(("measured", f"{figure} {what}"))
+
+    return note
+
+
+class Tried:
+    """Called with the name of each fault that a test inflicts; the names are those of docs/reliability.md."""
+
+    def __init__(self) -> None:
+        self.faults: list[str] = []
+        self.seconds: list[tuple[str, float]] = []
+
+    def __call__(self, fault: str) -> None:
+        self.faults.append(fault)
+
+    def took(self, fault: str, seconds: float) -> None:
+        """What the table shows beside the fault."""
+        self.seconds.append((fault, round(seconds, 2)))
 
 
 @pytest.fixture
 def tried(request: pytest.FixtureRequest) -> Tried:
-    """Called with the name of each fault that a test inflicts; the names are those of docs/reliability.md."""
-    request.node.faults = []
-    return request.node.faults.append
+    """Counts the faults that a test inflicts."""
+    request.node.inflicted = Tried()
+    return request.node.inflicted

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cifar_ablate.folder import RunFolder
@@ -46,54 +47,70 @@ pytestmark = pytest.mark.faults
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 ALONE = (("0", "baseline"), ("0", "flip"), ("1", "baseline"))
 SECONDS_BETWEEN_LINES = 0.2
+RETRY = ("--retry", "failed")
+"""A run whose worker was killed is FAILED until it is asked for again."""
 
 
 # ---------------------------------------------------------------------------------------------------- kill -9
 
 
 @pytest.mark.parametrize(
-    ("seed", "jobs", "to_group"),
-    [(1, 1, True), (2, 1, False), (3, 2, True), (4, 2, False)],
-    ids=["jobs 1, all processes", "jobs 1, the command", "jobs 2, all processes", "jobs 2, the command alone"],
+    ("jobs", "whom", "num"),
+    [(1, "all", 12), (1, "command", 12), (2, "all", 10), (2, "command", 10), (2, "worker", 10)],
+    ids=["jobs 1, all processes", "jobs 1", "jobs 2, all processes", "jobs 2, the command alone", "jobs 2, a worker"],
 )
-def test_five_kills_at_random_moments_lose_an_epoch_each_at_most_and_change_no_bit(
+def test_kills_at_random_moments_lose_an_epoch_each_at_most_and_change_no_bit(
     workshop: Workshop,
     begin: Begin,
     undisturbed: Undisturbed,
     empty_database: Path,
     tried: Tried,
-    seed: int,
+    chance: random.Random,
     jobs: int,
-    to_group: bool,
+    whom: str,
+    num: int,
 ) -> None:
-    rng, kills = random.Random(seed), 0
+    """The same study is killed again and again; where it was quicker, another one is begun."""
+    kills = 0
     kept: dict[str, int] = {}
-    while kills < 5:
+    while kills < num:
         left = 1 - sum(kept.values()) / (NUM_RUNS * NUM_EPOCHS)
-        num_lines = rng.randrange(2 + round(left * NUM_RUNS * (NUM_EPOCHS + 2)))
-        command = begin(*RUN, "--jobs", str(jobs))
+        num_lines = chance.randrange(2 + round(left * NUM_RUNS * (NUM_EPOCHS + 2)))
+        command = begin(*RUN, "--jobs", str(jobs), *RETRY)
         wait_until(lambda: command.said.count("\n") >= num_lines or command.code is not None)  # noqa: B023
-        command.process.join(rng.uniform(0, SECONDS_BETWEEN_LINES))
-        if command.code is not None:  # it was quicker: the kill is made up for on a study of its own
-            assert command.code == 0, command.said
+        command.process.join(chance.uniform(0, SECONDS_BETWEEN_LINES))
+        workers = command.workers()
+        victims = [one for one in workers if "spawn_main" in " ".join(cmdline(one))] if whom == "worker" else []
+        if command.code is not None or (whom == "worker" and not victims):  # it was quicker: made up for on another
+            assert command.end() == 0, command.said
             assert_undisturbed(workshop.folder, undisturbed)
             move_on(workshop, empty_database)
             kept = {}
             continue
-        workers = command.workers()
-        command.send(signal.SIGKILL, to_group=to_group)
-        assert command.end() == -signal.SIGKILL
-        assert gone_within(workers, 5)
-        tried("kill -9 at a random moment")
+        if whom == "worker":
+            chance.choice(victims).kill()
+            assert command.end() in (0, 1), command.said  # 1: a run was in it
+        else:
+            command.send(signal.SIGKILL, to_group=whom == "all")
+            assert command.end() == -signal.SIGKILL
+            assert gone_within(workers, 5)
+        tried(f"kill -9 of {'a worker' if whom == 'worker' else 'the command'} at a random moment")
         kills += 1
         assert_loses_little(command.said, kept)
         assert_readable(workshop.folder)
         assert workshop("plan", "tiny.yaml").code == 0
         kept = epochs_kept(workshop.folder)
-    last = workshop(*RUN)
+    last = workshop(*RUN, *RETRY)
     assert last.code == 0, last.err
     assert_loses_little(last.out, kept)
     assert_undisturbed(workshop.folder, undisturbed)
+
+
+def cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it has just ended
+        return []
 
 
 def move_on(workshop: Workshop, database: Path) -> None:

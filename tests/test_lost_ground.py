@@ -85,15 +85,16 @@ def has_runs() -> bool:
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_disk_that_fills_up_under_a_study_stops_it_once_and_fails_no_run(
+def test_a_disk_that_is_full_at_a_checkpoint_stops_a_study_once_and_fails_no_run(
     workshop: Workshop, begin: Begin, undisturbed: Undisturbed, small_disk: SmallDisk, tried: Tried, jobs: int
 ) -> None:
     use(small_disk, workshop, for_what="run folders")
     command = begin(*RUN, "--jobs", str(jobs))
     command.wait_for(rf"\[{jobs}/[^z]*epoch 2/")
-    small_disk.fill()
-    tried("disk of 20 MB full")
+    small_disk.fill(leave_kib=200)  # room for lines of the history, none for a checkpoint of 1.4 MB
+    tried("disk full at a checkpoint")
     assert command.end() == 1, command.said
+    assert re.search(r"^Stopped: cannot write \S+/\.?(checkpoint|weights)[^/]+: No space left", command.said, re.M)
     assert "Traceback" not in command.said
     assert len(re.findall(r"^Stopped: cannot write .+: No space left on device; free space", command.said, re.M)) == 1
     assert "failed" not in command.said
@@ -112,14 +113,41 @@ def test_a_database_without_room_is_waited_for_while_training_goes_on(
     command = begin(*RUN)
     command.wait_for(r"\[1/[^z]*epoch 1/")
     small_disk.fill()
-    tried("disk of 20 MB full")
-    command.wait_for("Training goes on")
+    tried("disk full in the database")
+    command.wait_for(r"cannot write \S+/mlflow\.db: database or disk is full; [^.]+\. Training goes on")
     command.wait_for(r"\[3/[^z]*epoch 1/")
     small_disk.clear()
     assert command.end() == 0, command.said
     assert command.said.count("Training goes on") == 1
     assert "MLflow answers again" in command.said
     assert_undisturbed(workshop.folder, undisturbed)
+
+
+@pytest.mark.parametrize("when", ["until it ends", "for a while"])
+def test_a_disk_that_is_full_at_an_artifact_costs_no_run_and_it_is_delivered_when_there_is_room(
+    workshop: Workshop, begin: Begin, undisturbed: Undisturbed, small_disk: SmallDisk, tried: Tried, when: str
+) -> None:
+    """MLflow's own folder is on that disk; run folders and database are not."""
+    (workshop.folder / "mlruns").mkdir()
+    (workshop.folder / "mlruns" / "1").symlink_to(small_disk.path, target_is_directory=True)  # the first experiment's
+    small_disk.fill(leave_kib=300)  # the small artifacts find room, weights of 0.7 MB do not
+    tried("disk full at an artifact")
+    command = begin(*RUN)
+    command.wait_for(r"cannot write \S+/artifacts\S*: No space left on device; [^.]+\. Training goes on")
+    if when == "for a while":
+        small_disk.clear()
+        assert command.end() == 0, command.said
+        assert "MLflow answers again" in command.said
+    else:
+        assert command.end() == 1, command.said
+        assert "`cifar-ablate sync` tries again" in command.said
+        assert bits(workshop.folder) == undisturbed.bits  # it was trained to its end
+        assert "FAILED" not in {status for status, _ in statuses().values()}
+        small_disk.clear()
+        assert workshop("sync").code == 0
+    assert "Traceback" not in command.said
+    assert_undisturbed(workshop.folder, undisturbed)
+    assert workshop(*RUN).out.count("4 done before") == 1
 
 
 def test_a_study_that_outgrows_the_disk_says_so_and_goes_on_where_the_disk_has_grown(

@@ -42,14 +42,14 @@ pytestmark = pytest.mark.faults
 # ------------------------------------------------------------------------------------------- several commands
 
 
-@pytest.mark.parametrize("num", [2, 4])
+@pytest.mark.parametrize("num", [2, 8])
 def test_commands_that_start_together_on_a_fresh_folder_divide_the_work_and_train_nothing_twice(
     workshop: Workshop, begin: Begin, undisturbed: Undisturbed, tried: Tried, num: int
 ) -> None:
     (workshop.folder / "mlflow.db").unlink()  # they make it together, too
     commands = [begin(*RUN) for _ in range(num)]
     for _ in commands:
-        tried("command beside others at one fresh study")
+        tried(f"{num} commands at one fresh study in one folder")
     for command in commands:
         assert command.end() == 0, command.said
     trained = Counter(name for command in commands for name in starts(command.said))

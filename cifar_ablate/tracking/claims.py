@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-import time
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 
 from cifar_ablate.owner import NOT_WHAT_WAS_WRITTEN, Owner, owner_from, this_process
+from cifar_ablate.tracking.clock import now
 
 PREFIX = "ablate.claim."
 HEARTBEAT_SECONDS = 30.0
@@ -32,7 +32,7 @@ class Claim:
 
     owner: Owner
     claimed: float
-    """When, in seconds since 1970, by the clock of its machine."""
+    """When, in seconds since 1970, by the clock that machines share (``clock.py``), as all times here."""
     beat: float
     """When it last said that it is alive."""
     delivers: bool = False
@@ -45,14 +45,14 @@ class Claim:
 
     @property
     def silent_seconds(self) -> float:
-        """Since its last heartbeat, by the clock on the wall: that one also runs while a machine sleeps."""
-        return abs(time.time() - self.beat)
+        """Since its last heartbeat, by a clock that also runs while a machine sleeps."""
+        return abs(now() - self.beat)
 
     def beating(self, *, delivers: bool) -> Claim:
         """The same claim, alive now; one that was silent for too long has lost its age to those who came since."""
-        now = time.time()
-        claimed = self.claimed if self.silent_seconds < STALE_SECONDS else now
-        return replace(self, claimed=claimed, beat=now, delivers=delivers)
+        beat = now()
+        claimed = self.claimed if self.silent_seconds < STALE_SECONDS else beat
+        return replace(self, claimed=claimed, beat=beat, delivers=delivers)
 
     def to_text(self) -> str:
         """The tag's value."""
@@ -61,8 +61,8 @@ class Claim:
 
 def new_claim(*, delivers: bool) -> Claim:
     """A claim of this process, made now."""
-    now = time.time()
-    return Claim(this_process(), now, now, delivers)
+    claimed = now()
+    return Claim(this_process(), claimed, claimed, delivers)
 
 
 def claims_of(tags: Mapping[str, str]) -> list[Claim]:
