@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cifar_ablate.errors import CURES, AblateError, OutputError, TrackingError, not_written
+from cifar_ablate.harmless import harmless
+from cifar_ablate.passwords import hidden, without_password
 
 _DISK_WORDS = {
     "database or disk is full": "free space, or run where there is more",
@@ -37,7 +39,7 @@ def answering() -> Iterator[None]:
         uri = get_tracking_uri()
         if disk := disk_error(error, uri):
             raise disk from None
-        first = str(error).strip().split("\n", 1)[0][:300]
+        first = hidden(harmless(str(error)).strip().split("\n", 1)[0])[:300]
         cure = "check MLFLOW_TRACKING_URI, or unset it to use mlflow.db in this folder"
         if "database is locked" in str(error):
             cure = "another program holds it: end that one, or wait"
@@ -52,10 +54,3 @@ def disk_error(error: BaseException, uri: str) -> OutputError | None:
     if words is None or not uri.startswith("sqlite:///"):
         return None
     return OutputError(Path(uri.removeprefix("sqlite:///")), words, _DISK_WORDS[words])
-
-
-def without_password(uri: str) -> str:
-    """A store's address as it may be shown: ``postgresql://user:***@host/db``."""
-    scheme, separator, rest = uri.partition("://")
-    user, at, place = rest.rpartition("@")
-    return f"{scheme}{separator}{user.partition(':')[0]}:***@{place}" if at and ":" in user else uri

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from cifar_ablate.errors import OutputError, RecordError, TrackingError, UnknownNameError, not_written
 from cifar_ablate.locks import lock
+from cifar_ablate.passwords import without_password
 from cifar_ablate.records import ABANDONED, LedgerEntry, RecordedRun, RunIdentity, StudyRecord
-from cifar_ablate.tracking.answering import answering, without_password
+from cifar_ablate.tracking.answering import answering
 from cifar_ablate.tracking.claims import winner_of
 from cifar_ablate.tracking.delivery import TUNING, Delivery
 from cifar_ablate.tracking.details import TrackedDetails

@@ -14,6 +14,7 @@ import yaml
 
 from cifar_ablate.errors import UsageError, not_written
 from cifar_ablate.folder import write_atomically
+from cifar_ablate.passwords import without_password
 from cifar_ablate.spec.component import COMPONENT_REGISTRIES, shown
 from cifar_ablate.spec.delta import differences
 from cifar_ablate.spec.load import load_study
@@ -23,7 +24,6 @@ from cifar_ablate.spec.schema import Recipe, Study
 from cifar_ablate.spec.space import compose, put
 from cifar_ablate.spec.text import Tree, read_yaml
 from cifar_ablate.spec.tune import Tuned
-from cifar_ablate.tracking.answering import without_password
 from cifar_ablate.tuning.result import ArmResult
 from cifar_ablate.tuning.target import ENDING, Plain, check_target
 
