@@ -16,6 +16,7 @@ _MIN_LENGTH = 3
 # a password may hold anything but spaces, an @ and a / too: up to the last @. After a colon, digits and a slash are a port
 _WITH_PASSWORD = re.compile(r"(?<=://)([^\s/:@]*):(?!\d{1,5}(?:[/?#]|$))\S*@")
 _WITH_TOKEN = re.compile(r"(?<=://)[^\s/:@]+@")
+_NO_SCHEME = re.compile(r"([^\s/:@'\"]+):[^\s/]\S*@\S+")
 _PARAMETER = re.compile(
     r"(?i)((?:^|[?&;\s])[\w.-]*(?:password|passwd|pwd|passphrase|token|secret|api_?key|access_?key)=)[^&;\s'\"]+"
 )
@@ -27,6 +28,8 @@ def without_password(uri: str) -> str:
 
     What stands before an @ without a colon is a token, or a user's name, and hidden like one.
     """
+    if "://" not in uri and _NO_SCHEME.fullmatch(uri):  # an address whose beginning was forgotten
+        return f"{uri.partition(':')[0]}:{HIDDEN}@{uri.rpartition('@')[2]}"
     shown = _WITH_PASSWORD.sub(rf"\1:{HIDDEN}@", uri)
     shown = _WITH_TOKEN.sub(f"{HIDDEN}@", shown)
     return _PARAMETER.sub(rf"\1{HIDDEN}", shown)
@@ -59,7 +62,7 @@ def _known() -> set[str]:
 
 def _secrets_of(uri: str) -> set[str]:
     """What an address keeps before its @ and in its parameters, in every spelling."""
-    _, separator, rest = uri.partition("://")
+    _, separator, rest = uri.partition("://") if "://" in uri else ("", _NO_SCHEME.fullmatch(uri), uri)
     before, at, _ = rest.rpartition("@")
     parts = [one.partition("=")[2] for one in re.split(r"[?&;]", uri) if _PARAMETER.fullmatch(f"?{one}")]
     if separator and at:

@@ -20,10 +20,10 @@ _DISK_WORDS = {
 
 
 @contextmanager
-def answering() -> Iterator[None]:
+def answering(*more: type[Exception]) -> Iterator[None]:
     """Raise TrackingError, naming the store, for whatever MLflow or its database raises in the block.
 
-    A disk that is full or may not be written raises OutputError.
+    A disk that is full or may not be written raises OutputError. ``more``: errors that mean the same here.
     """
     from mlflow import get_tracking_uri
     from mlflow.exceptions import MlflowException
@@ -33,7 +33,7 @@ def answering() -> Iterator[None]:
         yield
     except AblateError:
         raise
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError, *more) as error:
         if isinstance(error, OSError) and error.errno in CURES:
             raise not_written(Path(error.filename or "mlruns"), error) from None
         uri = get_tracking_uri()
@@ -41,7 +41,9 @@ def answering() -> Iterator[None]:
             raise disk from None
         first = hidden(harmless(str(error)).strip().split("\n", 1)[0])[:300]
         cure = "check MLFLOW_TRACKING_URI, or unset it to use mlflow.db in this folder"
-        if "database is locked" in str(error):
+        if isinstance(error, ImportError):
+            cure = "install the database's driver, such as `pip install 'psycopg[binary]'` for postgresql+psycopg://"
+        elif "database is locked" in str(error):
             cure = "another program holds it: end that one, or wait"
         raise TrackingError(
             f"the tracking store at {without_password(uri)} does not answer as it should ({first}); {cure}"

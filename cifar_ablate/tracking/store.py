@@ -48,10 +48,11 @@ class Tracking:
         for name in ("mlflow", "alembic"):  # after the import, which sets levels of its own
             logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for what our errors say
-        with answering():
+        with answering(ImportError, ValueError):  # a driver that is not there, an address that is none
             uri = mlflow.get_tracking_uri()
             self.uri = without_password(uri)
             _make_database(uri)
+            _ask_once(uri)
             self.client = mlflow.MlflowClient()
             self.client.search_experiments(max_results=1)
 
@@ -260,6 +261,17 @@ def _make_database(uri: str) -> None:
         unfinished.unlink(missing_ok=True)
         mlflow.MlflowClient(f"sqlite:///{unfinished}").search_experiments(max_results=1)
         unfinished.replace(path)
+
+
+def _ask_once(uri: str) -> None:
+    """Raise SQLAlchemyError where a database server does not answer: MLflow itself would try for three minutes."""
+    from mlflow.utils.uri import is_http_uri
+    from sqlalchemy import create_engine
+    from sqlalchemy.pool import NullPool
+
+    if "://" not in uri or uri.startswith(("sqlite:", "file:", "databricks")) or is_http_uri(uri):
+        return
+    create_engine(uri, poolclass=NullPool).connect().close()
 
 
 def _recorded(run: Any) -> RecordedRun:
