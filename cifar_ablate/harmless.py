@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 _COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters but tab and line feed, other ends of a line, overrides of the writing direction, half characters.
+"""Control characters but tab and line feed, other line ends, overrides of the writing direction, half characters.
 
-Marks that only say a direction stay (U+200E, U+200F): names in Arabic and Hebrew need them, and they turn nothing round.
+Marks that only say a direction stay (U+200E, U+200F): Arabic and Hebrew need them, and they turn nothing round.
 """
 
 

@@ -13,7 +13,7 @@ _ADDRESS_NAMES = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_ARTIFACT
 _MIN_LENGTH = 3
 """Of a secret that is looked for by itself, without its address: a shorter one would take letters out of words."""
 
-# a password may hold anything but spaces, an @ and a / too: up to the last @. After a colon, digits and a slash are a port
+# a password may hold anything but spaces, so up to the last @; digits and a slash after a colon are a port
 _WITH_PASSWORD = re.compile(r"(?<=://)([^\s/:@]*):(?!\d{1,5}(?:[/?#]|$))\S*@")
 _WITH_TOKEN = re.compile(r"(?<=://)[^\s/:@]+@")
 _NO_SCHEME = re.compile(r"([^\s/:@'\"]+):[^\s/]\S*@\S+")

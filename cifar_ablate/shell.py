@@ -76,7 +76,7 @@ def leaving_at_once() -> Iterator[None]:
 
 
 def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Of what is ours to mend, all that Python tells, without passwords: libraries quote the address they were given."""
+    """Of what is ours to mend all that Python tells, without passwords: libraries quote the address they got."""
     with suppress(OSError):
         sys.stderr.write(hidden(harmless("".join(traceback.format_exception(kind, error, trace)))))
 

@@ -29,11 +29,12 @@ def answering(*more: type[Exception]) -> Iterator[None]:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
+    caught: tuple[type[Exception], ...] = (MlflowException, SQLAlchemyError, OSError, *more)
     try:
         yield
     except AblateError:
         raise
-    except (MlflowException, SQLAlchemyError, OSError, *more) as error:
+    except caught as error:
         if isinstance(error, OSError) and error.errno in CURES:
             raise not_written(Path(error.filename or "mlruns"), error) from None
         uri = get_tracking_uri()
