@@ -32,3 +32,14 @@ def harmless_values(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [harmless_values(one) for one in value]
     return value
+
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""What begins a cell that a spreadsheet runs."""
+
+
+def no_formula(value: Any) -> Any:
+    """A cell of a table for spreadsheets: a text that one would run has an apostrophe before it."""
+    if not isinstance(value, str) or not value.startswith(FORMULA) or re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?", value):
+        return value
+    return f"'{value}"
