@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-faults simulations check format clean
+.PHONY: demo test test-faults simulations audit check format clean
 
 demo: $(READY)  ## Run every shipped study in miniature (digits, narrow networks) and print the report.
 	$(BIN)/cifar-ablate run experiments/*.yaml --profile smoke --jobs 2
@@ -17,6 +17,13 @@ test-faults: $(READY)  ## What it survives: processes killed, MLflow away, disks
 
 simulations: $(READY)  ## What verdicts are worth: studies whose truth is known, against docs/statistics.md.
 	$(BIN)/python -m pytest -m simulations
+
+audit: .venv/.audit/bin/pip-audit  ## Known vulnerabilities in the tested set; needs a network that reaches the advisories.
+	.venv/.audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+
+.venv/.audit/bin/pip-audit: $(READY)
+	$(PYTHON) -m venv .venv/.audit
+	.venv/.audit/bin/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.9,<3'
 
 check: $(READY)  ## Lint, format and types.
 	$(BIN)/ruff check .

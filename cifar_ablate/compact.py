@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import zipfile
 import zlib
@@ -24,12 +25,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from cifar_ablate.errors import RecordError, not_written
-from cifar_ablate.records import LedgerEntry, Predictions, RecordedRun, StudyRecord
+from cifar_ablate.harmless import harmless, harmless_values
+from cifar_ablate.records import LedgerEntry, Predictions, RecordedRun, StudyRecord, check_document
 
 RECORD_FORMAT = 1
+MAX_PREDICTION_BYTES = 1 << 30
+"""Unpacked; a thousand runs on 10,000 images, a byte or two for each of three numbers, take 50 MB."""
+_DAMAGES = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
+"""What a damaged archive, one with a password, and one packed by other means raise."""
 METRIC = "metric."
 """Prefix of the metrics' columns in runs.csv, so that columns can be added."""
 _TEXT = ("run_id", "arm", "fingerprint", "recipe_id", "outcome", "reason")
@@ -58,8 +65,8 @@ def save_record(
             }
             for run in record.runs
         ]
-        pd.DataFrame(rows).to_csv(place / "runs.csv", index=False)
-        curves.to_csv(place / "curves.csv", index=False, float_format="%.6g")
+        pd.DataFrame(rows).map(_as_text).to_csv(place / "runs.csv", index=False)
+        curves.assign(arm=curves["arm"].map(_as_text)).to_csv(place / "curves.csv", index=False, float_format="%.6g")
         if predictions is not None:
             small = np.uint8 if predictions.labels.max(initial=0) < 256 else np.uint16
             arrays: dict[str, Any] = {
@@ -97,35 +104,20 @@ def load_record(folder: Path) -> StudyRecord:
     if not study.is_file():
         raise RecordError(f"{folder} holds no study.json; write a record with `cifar-ablate export STUDY {folder}`")
     try:
-        document = json.loads(study.read_text(encoding="utf-8"))
+        document = harmless_values(json.loads(study.read_text(encoding="utf-8")))
+        if not isinstance(document, dict):
+            raise ValueError("study.json is no study")
         if document.pop("format") != RECORD_FORMAT:
             raise RecordError(
                 f"{study} is of another format than this version reads ({RECORD_FORMAT}); export it again"
             )
         label = str(document.pop("label"))
         ledger = [LedgerEntry(**entry) for entry in document.pop("ledger", ())]
-        _check(document)
+        check_document(document, "study.json")
         rows = [_row(row) for row in _read_csv(runs).to_dict("records")]
         return StudyRecord(label, document, rows, FolderDetails(folder), ledger)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RecordError(f"the record in {folder} cannot be read ({error}); export it again") from None
-
-
-_KINDS: dict[str, Any] = {"study": str, "variant": str, "question": str, "baseline": str, "seeds": list, "arms": list}
-_KINDS |= {"margin": int | float, "published": dict}
-_KINDS_OF_ARM = {"name": str, "recipe_id": str, "seeds": list, "precision": str, "recipe": dict, "differs": list}
-
-
-def _check(document: Mapping[str, Any]) -> None:
-    """Raise ValueError naming what a study lacks, or what in it is of another kind than this program writes."""
-    parts = [("study.json", document, _KINDS)]
-    parts += [("an arm in study.json", arm, _KINDS_OF_ARM) for arm in document.get("arms", ())]
-    for where, part, kinds in parts:
-        for name, kind in kinds.items():
-            if name not in part:
-                raise ValueError(f"{where} has no {name!r}")
-            if not isinstance(part[name], kind):
-                raise ValueError(f"{where}: {name!r} is {part[name]!r}")
 
 
 def find_records(folder: Path) -> list[StudyRecord]:
@@ -138,7 +130,34 @@ def find_records(folder: Path) -> list[StudyRecord]:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     """A table of the record; only an empty cell is missing, for an arm may be called None or NA."""
-    return pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False, na_values=[""])
+    table = pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False, na_values=[""])
+    for name in (name for name in _TEXT if name in table):
+        table[name] = table[name].map(_as_it_was, na_action="ignore")
+    return table
+
+
+_FORMULA, _QUOTED = re.compile(r"'*[=+\-@\t\r\n]"), re.compile(r"'+[=+\-@\t\r\n]")
+
+
+def _as_text(value: Any) -> Any:
+    """So that no spreadsheet runs what somebody called an arm: an apostrophe before it, as in a report's CSV."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def _as_it_was(value: str) -> str:
+    return harmless(value[1:] if _QUOTED.match(value) else value)
+
+
+def load_array(path: Path) -> npt.NDArray[Any]:
+    """The array in a .npy file; raises OSError, ValueError or EOFError for anything else: nothing is unpickled."""
+    try:
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            file.seek(0)
+            array: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    except MemoryError:
+        raise ValueError("it says that it is larger than the memory") from None
+    return array
 
 
 def load_curves(folder: Path) -> pd.DataFrame:
@@ -151,6 +170,8 @@ def load_predictions(folder: Path) -> Predictions:
     try:
         # numpy leaves a damaged file open that it has opened itself
         with (folder / "predictions.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            if not isinstance(arrays, np.lib.npyio.NpzFile) or _unpacked_bytes(arrays) > MAX_PREDICTION_BYTES:
+                raise ValueError(f"it is no archive of arrays, or unpacks to over {MAX_PREDICTION_BYTES >> 20:,} MiB")
             names = tuple(str(name) for name in arrays["fingerprints"])
             return Predictions(
                 names,
@@ -159,8 +180,12 @@ def load_predictions(folder: Path) -> Predictions:
                 arrays["loss"],
                 arrays.get("confidence"),
             )
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, *_DAMAGES) as error:
         raise RecordError(f"predictions.npz cannot be read ({_why(error)}); export the record again") from None
+
+
+def _unpacked_bytes(arrays: np.lib.npyio.NpzFile) -> int:
+    return sum(one.file_size for one in arrays.zip.infolist()) if arrays.zip is not None else 0
 
 
 @dataclass(frozen=True)
@@ -181,9 +206,9 @@ class FolderDetails:
         """As kept in environments.json."""
         path = self.folder / "environments.json"
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
+            kept = harmless_values(json.loads(path.read_text(encoding="utf-8")))
             return {run.fingerprint: dict(kept[run.fingerprint]) for run in runs}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RecordError(f"{path} cannot be read ({error!r}); export the record again") from None
 
     def predictions(self, runs: Sequence[RecordedRun]) -> Predictions | None:

@@ -30,6 +30,8 @@ from typing import Any, Literal
 import yaml
 
 from cifar_ablate.errors import RecordError, not_written
+from cifar_ablate.locks import open_to_append
+from cifar_ablate.spec.text import MAX_BYTES, MAX_NODES
 
 DESCRIBED = {"classes", "data", "data_digest", "device", "threads", "torch", "git_commit", "git_dirty"}
 """What a run's environment says at least."""
@@ -133,7 +135,7 @@ class RunFolder:
         """Add one epoch's line to the history."""
         path = self.path / "history.jsonl"
         try:
-            with path.open("a", encoding="utf-8") as file:
+            with open_to_append(path) as file:
                 file.write(json.dumps(line) + "\n")
                 file.flush()
                 os.fsync(file.fileno())  # a checkpoint counts on the lines before it
@@ -147,7 +149,7 @@ class RunFolder:
         for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
             try:
                 line = json.loads(text)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 break
             if not isinstance(line, dict) or not {"epoch", "time_ms", "train_loss"} <= line.keys():
                 break
@@ -170,7 +172,7 @@ class RunFolder:
     def recipe(self) -> dict[str, Any]:
         path = self.path / "recipe.yaml"
         try:
-            return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+            return read_recipe(path)
         except (OSError, ValueError, TypeError, yaml.YAMLError):
             raise damaged(path) from None
 
@@ -196,11 +198,11 @@ class RunFolder:
         return result
 
     def artifacts(self) -> list[Path]:
-        """Files that are there and belong into the record."""
+        """Files that are there and belong into the record; of a link nobody knows whose file would be sent."""
         names = ("recipe.yaml", "environment.json", "history.csv", "confusion_matrix.png", "failure.txt")
         arrays = ("test_logits.npy", "test_labels.npy")
         paths = [self.path / name for name in (*names, *arrays)] + sorted(self.path.glob("weights*.safetensors"))
-        return [path for path in paths if path.exists()]
+        return [path for path in paths if path.is_file() and not path.is_symlink()]
 
     def clear_result(self) -> None:
         """Forget how an earlier attempt ended, before the run is tried again.
@@ -213,11 +215,32 @@ class RunFolder:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise damaged(path) from None
     if not isinstance(values, dict):
         raise damaged(path)
     return values
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """A recipe that was written here; raises OSError, ValueError, TypeError or YAMLError where it is none.
+
+    Aliases make a small file huge where its values are looked at one by one ("billion laughs").
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError("too large")
+        recipe = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        left, num = [recipe], 0
+        while left:
+            one: Any = left.pop()
+            num += 1
+            left += one.values() if isinstance(one, dict) else one if isinstance(one, list | tuple | set) else ()
+            if num + len(left) > MAX_NODES:
+                raise ValueError("too large")
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return recipe
 
 
 def damaged(path: Path) -> RecordError:
@@ -234,6 +257,7 @@ def atomic(path: Path, *, before: Path | None = None) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        _make_new(temporary)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
@@ -246,6 +270,12 @@ def atomic(path: Path, *, before: Path | None = None) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _make_new(path: Path) -> None:
+    """An empty file: in a folder that others write to, a link may lie in its place, and lead to a file of ours."""
+    path.unlink(missing_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
 
 
 def _remove(*paths: Path) -> None:

@@ -26,13 +26,22 @@ def lock(path: Path, *, note: str = "", on_wait: Callable[[], None] | None = Non
         if sys.platform != "win32":
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context(path.open("a"))
+                file = stack.enter_context(open_to_append(path))
                 held = _take(file, on_wait)
                 if held and note:
                     _write(file, note)
             except OSError:
                 held = True
         yield held
+
+
+def open_to_append(path: Path) -> IO[str]:
+    """A file to write at the end of; where a link lies in its place, OSError: it may lead to anybody's file."""
+    return open(path, "a", encoding="utf-8", opener=_no_link)
+
+
+def _no_link(name: str, flags: int) -> int:
+    return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def holder(path: Path) -> str | None:

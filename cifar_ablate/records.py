@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -127,6 +128,48 @@ class StudyRecord:
         arms = {arm["name"]: arm for arm in self.document["arms"]}
         arm = arms.get(run.arm)
         return arm is not None and arm["recipe_id"] == run.recipe_id and run.seed in arm["seeds"]
+
+
+def is_fingerprint(text: Any) -> bool:
+    """Has a text the form of one? It names a run's folder, and stands in queries."""
+    return isinstance(text, str) and re.fullmatch(r"[0-9a-zA-Z_-]{1,64}", text) is not None
+
+
+_NUMBER = int | float
+_KINDS: dict[str, Any] = {"study": str, "variant": str, "question": str, "baseline": str, "seeds": list, "arms": list}
+_KINDS |= {"margin": _NUMBER, "published": dict}
+_KINDS_OF_ARM: dict[str, Any] = {"name": str, "recipe_id": str, "seeds": list, "precision": str, "recipe": dict}
+_KINDS_OF_ARM |= {"differs": list, "parent": str | None, "data": str, "data_digest": str}
+
+
+def check_document(document: Any, where: str) -> None:
+    """Raise ValueError naming what a study lacks, or what in it is of another kind than this program writes."""
+    if not isinstance(document, Mapping):
+        raise ValueError(f"{where} is no study")
+    _check_kinds(document, where, _KINDS)
+    for arm in document["arms"]:
+        _check_kinds(arm, f"an arm in {where}", _KINDS_OF_ARM)
+    names = [arm["name"] for arm in document["arms"]]
+    if len(set(names)) < len(names) or document["baseline"] not in names:
+        raise ValueError(f"{where}: 'baseline' is none of its arms, or two arms have one name")
+    for arm in document["arms"]:
+        if arm["parent"] is not None and arm["parent"] not in names:
+            raise ValueError(f"{where}: there is no arm {arm['parent']!r}")
+    for seeds in (document["seeds"], document.get("looks") or [], *(arm["seeds"] for arm in document["arms"])):
+        if not all(type(seed) is int for seed in seeds):
+            raise ValueError(f"{where}: 'seeds' or 'looks' are {seeds!r}")
+    for arm, figure in document["published"].items():
+        _check_kinds(figure, f"what was published of {arm!r} in {where}", {"accuracy": _NUMBER, "note": str})
+
+
+def _check_kinds(part: Any, where: str, kinds: Mapping[str, Any]) -> None:
+    if not isinstance(part, Mapping):
+        raise ValueError(f"{where} is {part!r:.60}")
+    for name, kind in kinds.items():
+        if name not in part:
+            raise ValueError(f"{where} has no {name!r}")
+        if not isinstance(part[name], kind):
+            raise ValueError(f"{where}: {name!r} is {part[name]!r:.60}")
 
 
 def families_of(document: Mapping[str, Any]) -> dict[str, dict[str, str]]:

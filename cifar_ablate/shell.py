@@ -5,11 +5,14 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
-from typing import IO, TYPE_CHECKING, NoReturn, cast
+from types import FrameType, TracebackType
+from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 
+from cifar_ablate.harmless import harmless
+from cifar_ablate.passwords import hidden
 from cifar_ablate.signals import stopping_on
 from cifar_ablate.temporary import remove_all
 
@@ -23,21 +26,27 @@ def make_console() -> Console:
 
     from cifar_ablate.terminal import Quiet
 
-    return Console(file=cast("IO[str]", Quiet(sys.stdout)), soft_wrap=True)
+    class Harmless(Console):
+        """What is printed may name what others wrote, and rich takes only some control characters out."""
+
+        def print(self, *objects: Any, **options: Any) -> None:
+            super().print(*(harmless(one) if isinstance(one, str) else one for one in objects), **options)
+
+    return Harmless(file=cast("IO[str]", Quiet(sys.stdout)), soft_wrap=True)
 
 
 def fail(message: str, code: int) -> NoReturn:
     """End the process with a sentence."""
     with suppress(OSError):  # a terminal that was closed
         sys.stdout.flush()
-        sys.stderr.write(f"{message}\n")
+        sys.stderr.write(f"{hidden(harmless(message))}\n")
     raise SystemExit(code)
 
 
 def write(text: str) -> None:
     """Print a whole document; a full disk is one sentence, and a reader that has seen enough is none."""
     try:
-        sys.stdout.write(text)
+        sys.stdout.write(harmless(text))
         sys.stdout.flush()
     except BrokenPipeError:
         raise
@@ -61,8 +70,15 @@ def leaving_at_once() -> Iterator[None]:
         remove_all()
         os._exit(130)
 
+    sys.excepthook = _tell
     with stopping_on(leave):
         yield
+
+
+def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Of what is ours to mend all that Python tells, without passwords: libraries quote the address they got."""
+    with suppress(OSError):
+        sys.stderr.write(hidden(harmless("".join(traceback.format_exception(kind, error, trace)))))
 
 
 @contextmanager

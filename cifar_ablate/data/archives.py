@@ -14,8 +14,17 @@ from typing import IO, cast
 from cifar_ablate.errors import DataError
 
 MAX_MEMBER_BYTES = 64 << 20
+MAX_HEADER_BYTES = 1 << 20
+"""Of a header that gives the next member a long name: tarfile reads it whole, however long it says that it is."""
+MAX_FOLDERS = 50_000
+"""Of all splits together; ImageNet with 21,841 classes has 43,684."""
+BOMB_BYTES, BOMB_RATIO = 256 << 20, 100
+"""What unpacks to more than both, this many bytes and this many times its own size, holds no images."""
 CHUNK_BYTES = 1 << 20
-DAMAGES = (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, OSError)
+DAMAGES = (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, OSError, RecursionError)
+_LONG_NAMES = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
 
 
 class _WholeTarInfo(tarfile.TarInfo):
@@ -30,9 +39,32 @@ class _WholeTarInfo(tarfile.TarInfo):
         if len(buf) == tarfile.BLOCKSIZE and not any(buf):
             return super().frombuf(buf, encoding, errors)  # raises what tells tarfile that this is the end
         try:
-            return super().frombuf(buf, encoding, errors)
+            member = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"{error}, no end mark") from error
+        if member.size < 0:
+            raise tarfile.ReadError(f"the member {member.name!r} has a negative size")
+        if member.type in _LONG_NAMES and member.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {member.size:,} bytes")
+        return member
+
+
+class _Unpacked:
+    """The unpacked bytes of an archive, as far as they are in proportion to its size."""
+
+    def __init__(self, stream: IO[bytes], path: Path) -> None:
+        self.stream, self.path, self.num_bytes = stream, path, 0
+        self.most = max(BOMB_BYTES, BOMB_RATIO * path.stat().st_size)
+
+    def read(self, size: int) -> bytes:
+        content = self.stream.read(size)
+        self.num_bytes += len(content)
+        if self.num_bytes > self.most:
+            raise DataError(
+                f"refused {self.path}: it unpacks to over {self.most >> 20:,} MiB, {BOMB_RATIO} times its own size or "
+                "more, which no images do; use an archive of plain image files"
+            )
+        return content
 
 
 def archive_entries(path: Path) -> Iterator[tuple[str, bytes | None]]:
@@ -42,15 +74,20 @@ def archive_entries(path: Path) -> Iterator[tuple[str, bytes | None]]:
         path: A tar archive, plain or compressed with gzip, xz or bzip2, told by its first bytes.
 
     Raises:
-        DataError: damaged or cut off; a member with an absolute name or ``..``, a link, a device, or over 64 MiB.
+        DataError: damaged or cut off; a member with an absolute name or ``..``, a link, a device, or over 64 MiB; one
+            that unpacks to far more than its size, or has more folders than any data set.
     """
+    num_folders = 0
     try:
         with (
-            _decompressed(path) as stream,
-            tarfile.open(fileobj=stream, mode="r|", tarinfo=_WholeTarInfo) as archive,
+            _decompressed(path) as packed,
+            tarfile.open(
+                fileobj=cast("IO[bytes]", stream := _Unpacked(packed, path)), mode="r|", tarinfo=_WholeTarInfo
+            ) as archive,
         ):
             for member in archive:
-                _refuse_hostile(member, path)
+                num_folders += member.isdir()
+                _refuse_hostile(member, path, num_folders)
                 file = archive.extractfile(member)
                 yield member.name, None if file is None else file.read()
             while stream.read(CHUNK_BYTES):
@@ -71,12 +108,16 @@ def _decompressed(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def _refuse_hostile(member: tarfile.TarInfo, path: Path) -> None:
+def _refuse_hostile(member: tarfile.TarInfo, path: Path, num_folders: int) -> None:
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts:
         reason = "leads out of the archive"
-    elif not (member.isreg() or member.isdir()):
+    elif not (member.isreg() or member.isdir()) or member.issparse():
         reason = "is a link or a device"
+    elif member.size < 0:
+        reason = "has a negative size"
+    elif num_folders > MAX_FOLDERS:
+        reason = f"is one of more than {MAX_FOLDERS:,} folders"
     elif member.size > MAX_MEMBER_BYTES:
         reason = f"is larger than {MAX_MEMBER_BYTES >> 20} MiB"
     else:

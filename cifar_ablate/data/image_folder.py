@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,10 +12,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from cifar_ablate.data.archives import archive_entries
+from cifar_ablate.data.archives import MAX_MEMBER_BYTES, archive_entries
 from cifar_ablate.data.types import Labels, RawImages, Report, stored
 from cifar_ablate.errors import DataError
 from cifar_ablate.fields import PositiveInt
+from cifar_ablate.harmless import on_one_line
 from cifar_ablate.registry import DATA
 
 SPLITS = ("train", "test")
@@ -23,6 +26,8 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """What Pillow may open: it would also run Ghostscript on an EPS file that calls itself a PNG."""
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 LAYOUT = "expected train/<class>/<image> and test/<class>/<image>"
+MAX_CLASS_NAME = 200
+"""Characters; it stands in reports, pictures and cards."""
 REPORT_EVERY = 500
 
 
@@ -41,7 +46,7 @@ def image_folder(root: Path, report: Report, *, path: str | list[str], image_siz
         report: Progress, in images.
         path: A folder with train/ and test/, a tar archive of one (plain, gz, xz or bz2), a folder of such archives, or
             a list of these; from the current directory. What stands beside train/ and test/, and hidden files, is
-            ignored.
+            ignored. A link in a folder may not lead out of it.
         image_size: Height and width in pixels. Other images are resized on their shorter side (bilinear, antialiased)
             and cropped to the centre. All become RGB; transparency is dropped.
 
@@ -99,16 +104,17 @@ def read_folders(name: str, places: Sequence[Path], image_size: int, report: Rep
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for place in places:
             for entry, content in _entries(place):
+                shown = on_one_line(entry)
                 split, class_name = _place_in_layout(entry, place, is_folder=content is None)
                 classes.add(class_name)
                 if content is None:
                     continue
                 if entry in seen:
                     raise DataError(
-                        f"{entry} in {place} comes a second time; name each folder and archive once in `path`"
+                        f"{shown} in {place} comes a second time; name each folder and archive once in `path`"
                     )
                 seen.add(entry)
-                pixels[split] += _decode(content, f"{entry} in {place}", image_size)
+                pixels[split] += _decode(content, f"{shown} in {place}", image_size)
                 owners[split].append(class_name)
                 if len(seen) % REPORT_EVERY == 0:
                     report(f"decoding {name}", len(seen), None)
@@ -129,13 +135,17 @@ def _entries(place: Path) -> Iterator[tuple[str, bytes | None]]:
 
 
 def _folder_entries(folder: Path) -> Iterator[tuple[str, bytes | None]]:
+    inside = folder.resolve()
     for split in SPLITS:
+        _refuse_link_out(folder / split, inside)
         for class_folder in _visible(folder / split):
+            _refuse_link_out(class_folder, inside)
             if not class_folder.is_dir():
                 yield f"{split}/{class_folder.name}", b""
                 continue
             yield f"{split}/{class_folder.name}", None
             for file in _visible(class_folder):
+                _refuse_link_out(file, inside)
                 yield f"{split}/{class_folder.name}/{file.name}", None if file.is_dir() else _bytes_of(file)
 
 
@@ -153,19 +163,38 @@ def _visible(folder: Path) -> list[Path]:
         raise DataError(f"cannot read {folder}: {error.strerror}; {LAYOUT}") from error
 
 
+def _refuse_link_out(path: Path, inside: Path) -> None:
+    """A folder that somebody sent could show files of this machine as its images."""
+    if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
+        raise DataError(
+            f"refused {path}: it is a link that leads out of {inside}; copy the images there, or name the folder that "
+            "they are in as `path` of image_folder"
+        )
+
+
 def _bytes_of(file: Path) -> bytes:
     try:
+        found = file.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, a device read for ever
+            raise DataError(f"{file} is no file; replace or remove it")
+        if found.st_size > MAX_MEMBER_BYTES:
+            raise DataError(f"{file} is larger than {MAX_MEMBER_BYTES >> 20} MiB; replace or remove it")
         return file.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}; replace or remove it") from error
 
 
 def _place_in_layout(entry: str, place: Path, *, is_folder: bool) -> tuple[str, str]:
-    parts = entry.split("/")
+    parts, shown = entry.split("/"), on_one_line(entry)
     if len(parts) != (2 if is_folder else 3):
-        raise DataError(f"{entry} in {place} is out of place: {LAYOUT}; move or remove it")
+        raise DataError(f"{shown} in {place} is out of place: {LAYOUT}; move or remove it")
     if not is_folder and not entry.lower().endswith(IMAGE_SUFFIXES):
-        raise DataError(f"{entry} in {place} is not an image ({', '.join(IMAGE_SUFFIXES)}); convert or remove it")
+        raise DataError(f"{shown} in {place} is not an image ({', '.join(IMAGE_SUFFIXES)}); convert or remove it")
+    if not parts[1].isprintable() or len(parts[1]) > MAX_CLASS_NAME:
+        raise DataError(
+            f"{on_one_line(parts[1])[:MAX_CLASS_NAME]!r} in {place} is no name for a class, which has up to "
+            f"{MAX_CLASS_NAME} printable characters; rename it"
+        )
     return parts[0], parts[1]
 
 

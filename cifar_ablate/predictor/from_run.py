@@ -9,10 +9,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import numpy as np
 import yaml
 
+from cifar_ablate.compact import load_array
 from cifar_ablate.errors import RecordError, UnknownNameError
+from cifar_ablate.folder import read_recipe
+from cifar_ablate.harmless import harmless_values
 from cifar_ablate.predictor.card import WEIGHTS, Accuracy, Card, Origin, Preprocessing, Spread, digest_of
 from cifar_ablate.predictor.portable.answers import calibrate, softmax
 from cifar_ablate.records import RecordedRun, StudyRecord, worth
@@ -172,19 +174,19 @@ class _Artifacts:
         return self.tracking.artifact(self.run.run_id, name, self.into)
 
     def json(self, name: str) -> Any:
-        return self._read(name, lambda path: dict(json.loads(path.read_text(encoding="utf-8"))))
+        return self._read(name, lambda path: dict(harmless_values(json.loads(path.read_text(encoding="utf-8")))))
 
     def yaml(self, name: str) -> Any:
-        return self._read(name, lambda path: dict(yaml.safe_load(path.read_text(encoding="utf-8"))))
+        return self._read(name, lambda path: harmless_values(read_recipe(path)))
 
     def array(self, name: str) -> Any:
-        return self._read(name, lambda path: np.load(path, allow_pickle=False))
+        return self._read(name, load_array)
 
     def _read(self, name: str, read: Any) -> Any:
         path = self.path(name)
         try:
             return read(path)
-        except (OSError, ValueError, TypeError, EOFError, yaml.YAMLError):
+        except (OSError, ValueError, TypeError, EOFError, RecursionError, yaml.YAMLError):
             run = self.run
             raise RecordError(
                 f"artifact {name!r} of run {run.run_id} ({run.arm} seed {run.seed}) is damaged; delete the run in "

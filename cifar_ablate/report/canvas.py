@@ -97,7 +97,7 @@ def to_svg(canvas: Canvas, ink: str) -> str:
 def slug(label: str) -> str:
     """A study's label as part of a file's name, different for different labels."""
     plain = re.sub(r"[^a-z0-9._@-]", "-", label)
-    return plain if plain == label else f"{plain[:60]}-{sha256(label.encode()).hexdigest()[:6]}"
+    return plain if plain == label and len(label) <= 100 else f"{plain[:60]}-{sha256(label.encode()).hexdigest()[:6]}"
 
 
 def short(text: str, limit: int = 28) -> str:

@@ -8,16 +8,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from cifar_ablate.analysis.sentences import count
+from cifar_ablate.harmless import on_one_line
 from cifar_ablate.report.accuracy import Study
 from cifar_ablate.report.types import Reproduce
 
 VERSIONED = ("cifar_ablate", "python", "torch", "torchvision", "timm", "numpy", "mlflow")
 
 
+def quoted(word: str) -> str:
+    """A word of a command, for a shell and on one line: one that begins a line would end a block of code."""
+    return on_one_line(shlex.quote(word))
+
+
 def overlay_options(variant: str) -> str:
     """The options that make a variant: ``pilot,epochs=1`` is ``--profile pilot --set epochs=1``."""
     parts = re.split(r",(?=[\w.?]+=)", variant) if variant else []
-    return "".join(f" {'--set' if '=' in part else '--profile'} {shlex.quote(part)}" for part in parts)
+    return "".join(f" {'--set' if '=' in part else '--profile'} {quoted(part)}" for part in parts)
 
 
 def run_command(document: Mapping[str, Any]) -> str:
@@ -25,7 +31,7 @@ def run_command(document: Mapping[str, Any]) -> str:
     file = document.get("file", "")
     if not file or not file.isprintable():
         file = f"{document['study']}.yaml"
-    return f"cifar-ablate run {shlex.quote(file)}{overlay_options(document['variant'])}"
+    return f"cifar-ablate run {quoted(file)}{overlay_options(document['variant'])}"
 
 
 def reproduce(study: Study, shared: Study | None) -> Reproduce:
@@ -45,7 +51,7 @@ def reproduce(study: Study, shared: Study | None) -> Reproduce:
         commands=(
             *([] if shared is None else [run_command(shared.document)]),
             run_command(document),
-            f"cifar-ablate report {shlex.quote(study.record.label)}",
+            f"cifar-ablate report {quoted(study.record.label)}",
         ),
         commits=tuple(commits),
         versions=tuple(versions),

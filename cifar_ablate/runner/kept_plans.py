@@ -20,7 +20,7 @@ from cifar_ablate.errors import RecordError, not_written
 from cifar_ablate.folder import write_atomically
 from cifar_ablate.locks import lock
 from cifar_ablate.plan import Plan
-from cifar_ablate.records import RunIdentity
+from cifar_ablate.records import RunIdentity, is_fingerprint
 
 PLANS_ROOT = Path("mlruns") / "plans"
 _FIELDS = ("arm", "seed", "precision", "recipe_id", "fingerprint")
@@ -81,8 +81,10 @@ def _read(path: Path) -> KeptPlan:
         content = json.loads(path.read_text(encoding="utf-8"))
         label = content["label"]
         runs = [RunIdentity(study=label, **{name: run[name] for name in _FIELDS}) for run in content["runs"]]
+        if not all(is_fingerprint(run.fingerprint) and is_fingerprint(run.recipe_id) for run in runs):
+            raise ValueError("a fingerprint names a folder")
         return KeptPlan(label, content["document"], bool(content["is_recorded"]), runs)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise RecordError(f"{path} is damaged; remove it, and `cifar-ablate run STUDY.yaml` writes it again") from None
 
 

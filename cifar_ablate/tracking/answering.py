@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cifar_ablate.errors import CURES, AblateError, OutputError, TrackingError, not_written
+from cifar_ablate.harmless import harmless
+from cifar_ablate.passwords import hidden, without_password
 
 _DISK_WORDS = {
     "database or disk is full": "free space, or run where there is more",
@@ -18,28 +20,31 @@ _DISK_WORDS = {
 
 
 @contextmanager
-def answering() -> Iterator[None]:
+def answering(*more: type[Exception]) -> Iterator[None]:
     """Raise TrackingError, naming the store, for whatever MLflow or its database raises in the block.
 
-    A disk that is full or may not be written raises OutputError.
+    A disk that is full or may not be written raises OutputError. ``more``: errors that mean the same here.
     """
     from mlflow import get_tracking_uri
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
+    caught: tuple[type[Exception], ...] = (MlflowException, SQLAlchemyError, OSError, *more)
     try:
         yield
     except AblateError:
         raise
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except caught as error:
         if isinstance(error, OSError) and error.errno in CURES:
             raise not_written(Path(error.filename or "mlruns"), error) from None
         uri = get_tracking_uri()
         if disk := disk_error(error, uri):
             raise disk from None
-        first = str(error).strip().split("\n", 1)[0][:300]
+        first = hidden(harmless(str(error)).strip().split("\n", 1)[0])[:300]
         cure = "check MLFLOW_TRACKING_URI, or unset it to use mlflow.db in this folder"
-        if "database is locked" in str(error):
+        if isinstance(error, ImportError):
+            cure = "install the database's driver, such as `pip install 'psycopg[binary]'` for postgresql+psycopg://"
+        elif "database is locked" in str(error):
             cure = "another program holds it: end that one, or wait"
         raise TrackingError(
             f"the tracking store at {without_password(uri)} does not answer as it should ({first}); {cure}"
@@ -52,10 +57,3 @@ def disk_error(error: BaseException, uri: str) -> OutputError | None:
     if words is None or not uri.startswith("sqlite:///"):
         return None
     return OutputError(Path(uri.removeprefix("sqlite:///")), words, _DISK_WORDS[words])
-
-
-def without_password(uri: str) -> str:
-    """A store's address as it may be shown: ``postgresql://user:***@host/db``."""
-    scheme, separator, rest = uri.partition("://")
-    user, at, place = rest.rpartition("@")
-    return f"{scheme}{separator}{user.partition(':')[0]}:***@{place}" if at and ":" in user else uri

@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from cifar_ablate.compact import load_array
 from cifar_ablate.errors import RecordError
+from cifar_ablate.harmless import harmless_values
 from cifar_ablate.records import CURVES, Predictions, RecordedRun, predictions_from_logits
 
 if TYPE_CHECKING:
@@ -77,8 +79,8 @@ class TrackedDetails:
     def _environment(self, run: RecordedRun, folder: Path) -> dict[str, Any]:
         path = self._artifact(run, "environment.json", folder)
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            return dict(harmless_values(json.loads(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, TypeError, RecursionError):
             raise _damaged(run, "environment.json") from None
 
     def _history(self, run: RecordedRun) -> list[dict[str, float]]:
@@ -104,10 +106,9 @@ class TrackedDetails:
     def _array(self, run: RecordedRun, name: str, folder: Path) -> npt.NDArray[Any]:
         path = self._artifact(run, name, folder)
         try:
-            array: npt.NDArray[Any] = np.load(path, allow_pickle=False)
+            return load_array(path)
         except (OSError, ValueError, EOFError):
             raise _damaged(run, name) from None
-        return array
 
     def _artifact(self, run: RecordedRun, name: str, folder: Path) -> Path:
         local = self._local(run, name)

@@ -12,15 +12,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_ablate.errors import OutputError, RecordError, TrackingError, UnknownNameError, not_written
+from cifar_ablate.harmless import harmless_values
 from cifar_ablate.locks import lock
-from cifar_ablate.records import ABANDONED, LedgerEntry, RecordedRun, RunIdentity, StudyRecord
+from cifar_ablate.passwords import without_password
+from cifar_ablate.records import (
+    LedgerEntry,
+    RecordedRun,
+    RunIdentity,
+    StudyRecord,
+    check_document,
+)
 from cifar_ablate.tracking import checkpoints
-from cifar_ablate.tracking.answering import answering, without_password
+from cifar_ablate.tracking.answering import answering
 from cifar_ablate.tracking.checkpoints import Kept
-from cifar_ablate.tracking.claims import winner_of
 from cifar_ablate.tracking.delivery import TUNING, Delivery
 from cifar_ablate.tracking.details import TrackedDetails
 from cifar_ablate.tracking.ledger import as_tag, entries_in, entry_now
+from cifar_ablate.tracking.recorded import recorded
 
 if TYPE_CHECKING:
     from cifar_ablate.folder import RunFolder
@@ -49,10 +57,11 @@ class Tracking:
         for name in ("mlflow", "alembic"):  # after the import, which sets levels of its own
             logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for what our errors say
-        with answering():
+        with answering(ImportError, ValueError):  # a driver that is not there, an address that is none
             uri = mlflow.get_tracking_uri()
             self.uri = without_password(uri)
             _make_database(uri)
+            _ask_once(uri)
             self.client = mlflow.MlflowClient()
             self.client.search_experiments(max_results=1)
 
@@ -109,7 +118,7 @@ class Tracking:
         """Labels of all recorded studies, sorted."""
         with answering():
             found = self.pages(self.client.search_experiments)
-            return sorted(item.name for item in found if DOCUMENT in item.tags)
+            return sorted(item.name for item in found if DOCUMENT in item.tags and item.name.isprintable())
 
     def load(self, label: str) -> StudyRecord:
         """Everything recorded under a label; raises UnknownNameError where nothing is."""
@@ -122,15 +131,16 @@ class Tracking:
             digest, _, num_pieces = experiment.tags[DOCUMENT].partition(":")
             try:
                 pieces = [experiment.tags[f"{DOCUMENT}.{digest}.{index}"] for index in range(int(num_pieces))]
-                document = json.loads("".join(pieces))
-            except (KeyError, ValueError):
+                document = harmless_values(json.loads("".join(pieces)))
+                check_document(document, "it")
+            except (KeyError, ValueError, RecursionError):
                 message = f"the study kept in MLflow under {label!r} is damaged; `cifar-ablate run` writes it again"
                 raise RecordError(message) from None
             ledger = entries_in(label, experiment.tags)
             found = self._recorded_runs(str(experiment.experiment_id))
             places = {run.info.run_id: run.info.artifact_uri for run in found}
             details = TrackedDetails(self, places)
-            return StudyRecord(label, document, [_recorded(run) for run in found], details, ledger)
+            return StudyRecord(label, document, [recorded(run) for run in found], details, ledger)
 
     def tags_of(self, run_id: str) -> dict[str, str]:
         """Tags of a run."""
@@ -174,7 +184,7 @@ class Tracking:
     def runs(self, experiment_id: str) -> list[RecordedRun]:
         """All runs of an experiment that this program recorded."""
         with answering():
-            return [_recorded(run) for run in self._recorded_runs(experiment_id)]
+            return [recorded(run) for run in self._recorded_runs(experiment_id)]
 
     def _recorded_runs(self, experiment_id: str) -> list[Any]:
         found = self.pages(self.client.search_runs, experiment_ids=[experiment_id])
@@ -280,26 +290,11 @@ def _make_database(uri: str) -> None:
         unfinished.replace(path)
 
 
-def _recorded(run: Any) -> RecordedRun:
-    tags = run.data.tags
-    states = {"RUNNING": "running", "SCHEDULED": "running", "KILLED": "killed", "FAILED": "failed"}
-    outcome = states.get(run.info.status) or tags.get("ablate.outcome", "failed")
-    reason = tags.get("ablate.reason", "")
-    trained_by = ""
-    if outcome == "running":  # MLflow leaves a run RUNNING for ever when its process is killed
-        claim = winner_of(tags)
-        if claim is None:
-            outcome, reason = "killed", ABANDONED
-        else:
-            reason, trained_by = "", str(claim.owner)
-    return RecordedRun(
-        run_id=run.info.run_id,
-        arm=tags["ablate.arm"],
-        seed=int(tags["ablate.seed"]),
-        fingerprint=tags["ablate.fingerprint"],
-        recipe_id=tags["ablate.recipe"],
-        outcome=outcome,
-        reason=reason,
-        metrics=dict(run.data.metrics),
-        trained_by=trained_by,
-    )
+def _ask_once(uri: str) -> None:
+    """Raise SQLAlchemyError where a database server does not answer: MLflow itself would try for three minutes."""
+    from sqlalchemy import create_engine
+    from sqlalchemy.pool import NullPool
+
+    if not uri.startswith(("postgresql", "mysql", "mssql")):
+        return
+    create_engine(uri, poolclass=NullPool).connect().close()

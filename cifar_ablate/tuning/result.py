@@ -15,6 +15,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from cifar_ablate.harmless import no_formula
 from cifar_ablate.spec.tune import TunedArm, label_of
 from cifar_ablate.tuning.attributes import (
     EPOCHS,
@@ -158,7 +159,8 @@ def as_csv(result: ArmResult) -> str:
         accuracy = "" if one.val_accuracy is None else f"{one.val_accuracy:.4f}"
         curve = json.dumps([[epoch, round(value, 3)] for epoch, value in one.curve])
         cost = [one.epochs, f"{one.seconds:.1f}"]
-        writer.writerow([result.plan.arm, one.number, one.state, accuracy, *cost, *values, one.reason, curve])
+        texts = [no_formula(text) for text in (result.plan.arm, *values, one.reason)]
+        writer.writerow([texts[0], one.number, one.state, accuracy, *cost, *texts[1:], curve])
     return text.getvalue()
 
 

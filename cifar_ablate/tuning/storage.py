@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_ablate.errors import CURES, AblateError, TakenError, TrackingError, UsageError, not_written
+from cifar_ablate.harmless import harmless
 from cifar_ablate.locks import lock
-from cifar_ablate.tracking.answering import disk_error, without_password
+from cifar_ablate.passwords import hidden, keep_hidden, without_password
+from cifar_ablate.tracking.answering import disk_error
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage, RDBStorage
@@ -30,7 +32,9 @@ ATTEMPTS, PAUSE_SECONDS = 5, 1.0
 
 def storage_url(given: str | None) -> str:
     """The storage's address: what is ``given``, else ``$OPTUNA_STORAGE`` (as Optuna's own tools), else the default."""
-    return given or os.environ.get("OPTUNA_STORAGE") or DEFAULT_URL
+    url = given or os.environ.get("OPTUNA_STORAGE") or DEFAULT_URL
+    keep_hidden(url)
+    return url
 
 
 @contextmanager
@@ -92,7 +96,7 @@ def storing(url: str, *more: type[Exception]) -> Iterator[None]:
         cause = error.__cause__ or error
         if disk := disk_error(cause, url):
             raise disk from None
-        first = str(cause).strip().split("\n", 1)[0][:300].replace(url, without_password(url))
+        first = hidden(harmless(str(cause)).strip().split("\n", 1)[0])[:300]
         cure = "check --storage or OPTUNA_STORAGE, or leave both out to use optuna.db in this folder"
         if isinstance(error, ImportError):
             cure = "install the database's driver, such as `pip install 'psycopg[binary]'` for postgresql+psycopg://"

@@ -14,6 +14,8 @@ import yaml
 
 from cifar_ablate.errors import UsageError, not_written
 from cifar_ablate.folder import write_atomically
+from cifar_ablate.harmless import harmless, on_one_line
+from cifar_ablate.passwords import without_password
 from cifar_ablate.spec.component import COMPONENT_REGISTRIES, shown
 from cifar_ablate.spec.delta import differences
 from cifar_ablate.spec.load import load_study
@@ -23,7 +25,6 @@ from cifar_ablate.spec.schema import Recipe, Study
 from cifar_ablate.spec.space import compose, put
 from cifar_ablate.spec.text import Tree, read_yaml
 from cifar_ablate.spec.tune import Tuned
-from cifar_ablate.tracking.answering import without_password
 from cifar_ablate.tuning.result import ArmResult
 from cifar_ablate.tuning.target import ENDING, Plain, check_target
 
@@ -53,7 +54,9 @@ def write_tuned(source: Path, results: Sequence[ArmResult], path: Path, overlay:
     text = _text(content, study, done, path, command)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.unlink(missing_ok=True)
+        with unfinished.open("x", encoding="utf-8") as file:  # new: others may have laid a link in its place
+            file.write(text)
         written, under_overlay = load_study(unfinished), load_study(unfinished, overlay)
     except OSError as error:
         raise not_written(path, error) from None
@@ -180,7 +183,7 @@ def _provenance(study: Study, done: Sequence[ArmResult]) -> Plain:
 
 
 def _text(content: Plain, study: Study, done: Sequence[ArmResult], path: Path, command: str) -> str:
-    again = " ".join(["cifar-ablate run", shlex.quote(str(path)), *_overlay_words(command)])
+    again = " ".join(["cifar-ablate run", on_one_line(shlex.quote(str(path))), *_overlay_words(command)])
     num = max(result.num_tried for result in done)
     lines = [
         f"# The arms of {study.name}, each at its own best values of {num} trials, chosen by validation images:",
@@ -207,7 +210,7 @@ class _Dumper(yaml.SafeDumper):
 
 def _written_by(command: str) -> str:
     """The command on one line, without the password of a storage."""
-    return " ".join(" ".join(shlex.quote(without_password(word)) for word in shlex.split(command)).split())
+    return harmless(" ".join(" ".join(shlex.quote(without_password(word)) for word in shlex.split(command)).split()))
 
 
 def _overlay_words(command: str) -> list[str]:
@@ -215,9 +218,9 @@ def _overlay_words(command: str) -> list[str]:
     words, found = shlex.split(command), []
     for index, word in enumerate(words):
         if word in ("--profile", "--set"):
-            found += [word, shlex.quote(words[index + 1])]
+            found += [word, on_one_line(shlex.quote(words[index + 1]))]
         elif word.startswith(("--profile=", "--set=")):
-            found.append(shlex.quote(word))
+            found.append(on_one_line(shlex.quote(word)))
     return found
 
 

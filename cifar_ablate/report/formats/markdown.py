@@ -143,7 +143,7 @@ def _reproduce(study: StudyReport) -> Iterator[str]:
     yield "```console\n" + "\n".join(f"$ {command}" for command in again.commands) + "\n```"
     lines = [f"Commit: {escape(commit)}" for commit in again.commits]
     lines += [escape(version) for version in again.versions]
-    lines += [f"Data digest: {digest}" for digest in again.data_digests]
+    lines += [f"Data digest: {escape(digest)}" for digest in again.data_digests]
     yield bullets(lines)
     if study.runs:
         yield f"<details><summary>Runs</summary>\n\n{table(runs_table(study))}\n\n</details>"
@@ -171,6 +171,8 @@ def bullets(lines: Iterator[str] | Sequence[str]) -> str:
 def keep_code(text: str) -> str:
     """Escaped text, in which `code` stays code."""
     pieces = text.split("`")
+    if len(pieces) % 2 == 0 or "``" in text:  # markdown would pair them in another way
+        return escape(text)
     return "`".join(piece if index % 2 else escape(piece) for index, piece in enumerate(pieces))
 
 
@@ -178,4 +180,4 @@ def escape(text: str) -> str:
     """Text that markdown and the HTML in it leave alone, also within a table's cell."""
     for character in "\\`*_|[]~":
         text = text.replace(character, "\\" + character)
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("\n", " ")
+    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").splitlines())

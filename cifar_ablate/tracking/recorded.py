@@ -1,0 +1,46 @@
+"""From a run as MLflow gives it to what is known of it; its tags may be anybody's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cifar_ablate.errors import RecordError
+from cifar_ablate.harmless import harmless, on_one_line
+from cifar_ablate.records import ABANDONED, RecordedRun, is_fingerprint
+from cifar_ablate.tracking.claims import winner_of
+
+OURS = ("ablate.arm", "ablate.seed", "ablate.fingerprint", "ablate.recipe")
+"""Tags that every run of ours has."""
+
+
+def recorded(run: Any) -> RecordedRun:
+    """Raises RecordError where this program cannot have written it."""
+    tags = {name: harmless(value) for name, value in run.data.tags.items()}
+    wrong = [name for name in OURS if name not in tags]
+    wrong += [name for name in ("ablate.fingerprint", "ablate.recipe") if not is_fingerprint(tags.get(name))]
+    if wrong or not tags["ablate.seed"].isdecimal() or not is_fingerprint(run.info.run_id):
+        raise RecordError(
+            f"run {on_one_line(run.info.run_id)} in MLflow was not written by this program (look at its tags "
+            f"{', '.join(OURS)}); delete it there"
+        )
+    states = {"RUNNING": "running", "SCHEDULED": "running", "KILLED": "killed", "FAILED": "failed"}
+    outcome = states.get(run.info.status) or tags.get("ablate.outcome", "failed")
+    reason = tags.get("ablate.reason", "")
+    trained_by = ""
+    if outcome == "running":  # MLflow leaves a run RUNNING for ever when its process is killed
+        claim = winner_of(tags)
+        if claim is None:
+            outcome, reason = "killed", ABANDONED
+        else:
+            reason, trained_by = "", str(claim.owner)
+    return RecordedRun(
+        run_id=run.info.run_id,
+        arm=tags["ablate.arm"],
+        seed=int(tags["ablate.seed"]),
+        fingerprint=tags["ablate.fingerprint"],
+        recipe_id=tags["ablate.recipe"],
+        outcome=outcome,
+        reason=reason,
+        metrics=dict(run.data.metrics),
+        trained_by=trained_by,
+    )
