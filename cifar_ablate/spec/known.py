@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cifar_ablate.errors import UnknownNameError, suggest
+from cifar_ablate.errors import MAX_NAME, UnknownNameError, suggest
 from cifar_ablate.registry import AUGMENTATIONS, PRUNERS, SAMPLERS, Registry
 from cifar_ablate.spec.component import COMPONENT_REGISTRIES, shown
 from cifar_ablate.spec.schema import Loss, Published, Recipe, StudyFile
@@ -89,7 +89,7 @@ def _in_recipe(key: str) -> str:
     if key in StudyFile.model_fields:
         return "; it belongs at the top of the study"
     first, _, rest = key.partition(".")
-    if rest and first in Recipe.model_fields:
+    if rest and first in Recipe.model_fields and len(key) <= MAX_NAME:
         return f"; write it nested: {first}: {{{rest.replace('.', ': {')}: ...{'}' * (rest.count('.') + 1)}"
     return ""
 
