@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from cifar_ablate.errors import MAX_TOLD, Problem, short, suggest
+from cifar_ablate.errors import Problem, short, suggest
 from cifar_ablate.spec.component import shown
 from cifar_ablate.spec.schema import StudyFile
 from cifar_ablate.spec.text import Path_, Tree, dotted
 
 MAX_ARM_NAME = 80
+MAX_NEAR = 20
+"""Names of one file for which a near one is looked for."""
 
 
 def name_problems(file: StudyFile, tree: Tree) -> list[Problem]:
@@ -22,7 +24,7 @@ def name_problems(file: StudyFile, tree: Tree) -> list[Problem]:
         found.append(Problem(tree.at(path).origin, dotted(path), message))
 
     def no_arm(name: str, others: Iterable[str]) -> str:
-        near = suggest(name, others) if len(found) < MAX_TOLD else ""  # one of a thousand is looked for in 10 ms
+        near = suggest(name, others) if len(found) < MAX_NEAR else ""  # one of a thousand is looked for in 10 ms
         return f"there is no arm {shown(name)}{near or '; name one that there is'}"
 
     if file.baseline not in file.arms:

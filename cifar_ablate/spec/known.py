@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -79,7 +80,7 @@ def unknown_key(path: Path_, known: Known, *, top: bool = False, arm: bool = Fal
         tail = "; it belongs under `recipe`" if key in Recipe.model_fields else _elsewhere(path, under="recipe.")
     else:
         tail = _in_recipe(key) or _elsewhere(path)
-    return f"unknown key {shown(key)}{tail or near}"
+    return f"unknown key {shown(key)}{tail or near or '; remove it, for there are no options here'}"
 
 
 def _in_recipe(key: str) -> str:
@@ -107,6 +108,7 @@ def _entries_with(registry: Registry, option: str) -> list[str]:
     return [name for name in registry.names() if option in registry.options(name).model_fields]
 
 
+@functools.lru_cache(maxsize=1024)  # asked again for each of the arms that share a wrong key
 def _places(key: str) -> list[str]:
     """Paths in a recipe where ``key`` may stand."""
     if key == "name":

@@ -140,14 +140,13 @@ def _resolve(file: StudyFile, tree: Tree) -> tuple[dict[str, Tree], dict[str, Re
     found: dict[str, list[Problem]] = {}
     num_values = 0
     for arm in file.arms:
-        below, inherited = shared, shared_problems
         chain = lineage(file, arm)
-        for name in chain:
-            if name not in layers:
-                delta, mine = deltas[name], list(inherited)
-                plain = {key: value for key, value in delta.value.items() if key != "from"}
-                layers[name] = merge(below, Tree(plain, delta.written), mine), mine
-            below, inherited = layers[name]
+        known = next((place for place in range(len(chain), 0, -1) if chain[place - 1] in layers), 0)
+        below, inherited = layers[chain[known - 1]] if known else (shared, shared_problems)
+        for name in chain[known:]:
+            delta, mine = deltas[name], list(inherited)
+            plain = {key: value for key, value in delta.value.items() if key != "from"}
+            below, inherited = layers[name] = merge(below, Tree(plain, delta.written), mine), mine
         if chain:
             merged[arm], found[arm] = below, inherited
             num_values += len(below.written)

@@ -161,7 +161,7 @@ def _of_ends(parameter: Parameter, space: Sequence[Parameter], arms: Mapping[str
         if (fitting := [one for one in settings(parameter, space, values) if applies(parameter, one)])
     }
     if not where_it_applies:
-        message = "applies to no arm: its conditions exclude each other, or no arm meets them"
+        message = "applies to no arm: its conditions exclude each other, or no arm meets them; change its `when`"
         return [Problem(parameter.written.origin, parameter.written.path, message)]
     for name, fitting in where_it_applies.items():
         for values in fitting:

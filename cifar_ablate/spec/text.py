@@ -18,7 +18,7 @@ from cifar_ablate.errors import Origin, Problem, StudyError
 
 Path_ = tuple[str, ...]
 MAX_BYTES = 500_000
-MAX_NODES = 20_000  # a second of PyYAML; and aliases can make a small file huge ("billion laughs")
+MAX_NODES = 10_000  # half a second of PyYAML; and aliases can make a small file huge ("billion laughs")
 MAX_DEPTH = 40
 MAX_INT = 2**63 - 1
 
@@ -164,10 +164,10 @@ def _invalid(error: yaml.MarkedYAMLError, source: str) -> Problem:
     if "unexpected end of stream" in problem and begin:  # the quote is what has to be mended, not the end of the file
         mark = begin
     line = begin.line + 1 if begin else mark.line + 1 if mark else 1
-    cure = next((cure for key, cure in _CURES.items() if key in problem), "")
+    cure = next((cure for key, cure in _CURES.items() if key in problem), "put text with such signs in quotes")
     if isinstance(error, _TooLarge):
         return Problem(Origin(source, line, mark.column + 1 if mark else None), "", problem)
-    said = problem.removeprefix("but ") + (f"; {cure.format(line=line)}" if cure else "")
+    said = f"{problem.removeprefix('but ')}; {cure.format(line=line)}"
     origin = Origin(source, mark.line + 1, mark.column + 1) if mark else Origin(source)
     return Problem(origin, "", f"is not valid YAML: {said}")
 
@@ -186,7 +186,7 @@ class _Loader(yaml.BaseLoader):
         self.depth += 1
         if self.num_nodes > MAX_NODES or self.depth > MAX_DEPTH + 1:
             what = "is nested too deeply; close the brackets" if self.num_nodes <= MAX_NODES else _TOO_MANY
-            raise _TooLarge(problem=what, problem_mark=self.peek_event().start_mark)
+            raise _TooLarge(problem=what, problem_mark=self.peek_event().start_mark)  # type: ignore[no-untyped-call]
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
