@@ -3,17 +3,20 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-faults simulations audit check format clean
+.PHONY: demo test test-faults fuzz simulations audit check format clean
 
 demo: $(READY)  ## Run every shipped study in miniature (digits, narrow networks) and print the report.
 	$(BIN)/cifar-ablate run experiments/*.yaml --profile smoke --jobs 2
 	$(BIN)/cifar-ablate report
 
 test: $(READY)  ## What it does; tests on real images need CIFAR_ABLATE_TEST_DATA, a folder with the image archives.
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not faults and not simulations"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not faults and not fuzz and not simulations"
 
 test-faults: $(READY)  ## What it survives: processes killed, MLflow away, disks full; prints how often each was tried.
 	$(BIN)/python -m pytest -m faults --durations=15
+
+fuzz: $(READY)  ## What a study file may hold: ten thousand of them, each valid or refused at its line, within a second.
+	$(BIN)/python -m pytest -m fuzz -s
 
 simulations: $(READY)  ## What verdicts are worth: studies whose truth is known, against docs/statistics.md.
 	$(BIN)/python -m pytest -m simulations

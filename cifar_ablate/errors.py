@@ -6,6 +6,7 @@ Programmer mistakes are assertions and never pass through here. Only ``cli.py`` 
 from __future__ import annotations
 
 import errno
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -13,6 +14,10 @@ from pathlib import Path
 
 _NEAR = 0.6
 """Likeness (0 to 1) from which a known name is taken for a typing mistake of another."""
+MAX_TOLD = 100
+"""Problems of one study that are told at once; whoever has more has one mistake many times."""
+MAX_NAME = 100
+"""Characters up to which a name is compared with others, and shown whole."""
 
 
 class AblateError(Exception):
@@ -28,7 +33,7 @@ class UnknownNameError(AblateError, KeyError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         self.kind, self.name, self.known = kind, name, tuple(known)
-        super().__init__(f"unknown {kind} {name!r}{suggest(name, self.known)}")
+        super().__init__(f"unknown {kind} {short(name)!r}{suggest(name, self.known)}")
 
     def __str__(self) -> str:  # KeyError would print the repr
         return str(self.args[0])
@@ -75,7 +80,9 @@ class StudyError(AblateError, ValueError):
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        super().__init__("\n".join(str(problem) for problem in self.problems))
+        told = [str(problem) for problem in self.problems[:MAX_TOLD]]
+        left = len(self.problems) - len(told)
+        super().__init__("\n".join(told + ([f"and {left:,} more; mend these first"] if left else [])))
 
 
 class DataError(AblateError, ValueError):
@@ -136,17 +143,28 @@ def suggest(name: str, known: Iterable[str], *, limit: int = 12) -> str:
     Names are listed in the given order, and of two equally near ones the first is meant; a set has no order, so it is
     sorted. Upper and lower case count as equal.
     """
-    names = sorted(known) if isinstance(known, set | frozenset) else list(dict.fromkeys(known))
+    names = tuple(sorted(known)) if isinstance(known, set | frozenset) else tuple(dict.fromkeys(known))
+    return _suggestion(name, names, limit)
+
+
+def short(name: str) -> str:
+    """A name as messages show it: its beginning, where it is too long to be one."""
+    return name if len(name) <= MAX_NAME else name[: MAX_NAME - 3] + "..."
+
+
+@functools.lru_cache(maxsize=4096)  # the same mistake in a recipe that a thousand arms share
+def _suggestion(name: str, names: tuple[str, ...], limit: int) -> str:
     matcher = SequenceMatcher(None, b=name.casefold(), autojunk=False)
 
     def likeness(other: str) -> float:
         matcher.set_seq1(other.casefold())
-        return matcher.ratio() if matcher.real_quick_ratio() >= _NEAR else 0.0
+        return matcher.ratio() if matcher.real_quick_ratio() >= _NEAR and matcher.quick_ratio() >= _NEAR else 0.0
 
-    nearest = max(names, key=likeness, default="")
+    comparable = [other for other in names if len(other) <= MAX_NAME] if len(name) <= MAX_NAME else []
+    nearest = max(comparable, key=likeness, default="")
     if nearest and likeness(nearest) >= _NEAR:
         return f"; did you mean {nearest!r}?"
     if not names:
         return ""
-    listed = (other if other.isprintable() else repr(other) for other in names[:limit])
+    listed = (short(other) if other.isprintable() else repr(short(other)) for other in names[:limit])
     return f"; known: {', '.join(listed)}" + (", ..." if len(names) > limit else "")

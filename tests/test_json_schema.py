@@ -51,6 +51,7 @@ CHECKS: dict[str, Any] = {
     "minItems": lambda value, limit: not isinstance(value, list) or len(value) >= limit,
     "maxItems": lambda value, limit: not isinstance(value, list) or len(value) <= limit,
     "minProperties": lambda value, limit: not isinstance(value, dict) or len(value) >= limit,
+    "maxProperties": lambda value, limit: not isinstance(value, dict) or len(value) <= limit,
     "prefixItems": lambda value, parts: (
         not isinstance(value, list) or all(map(valid, value, parts))  # shorter and longer lists: minItems, maxItems
     ),

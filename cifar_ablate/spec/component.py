@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from cifar_ablate.registry import DATA, MODELS, OPTIMIZERS, SCHEDULES, Options, 
 
 COMPONENT_REGISTRIES = {"data": DATA, "model": MODELS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
 """Recipe fields that hold one component, written as ``name`` or ``{name: ..., option: ...}``."""
+MAX_SHOWN = 60
+"""Characters of a value in a message."""
 
 
 @dataclass(frozen=True)
@@ -117,14 +119,31 @@ class ComponentsOf:
 def shown(value: Any) -> str:
     """A value as YAML would show it, on one short line."""
     text = _flow(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 
 def _flow(value: Any) -> str:
+    """In flow style; of what is longer than is shown, the beginning."""
     if value is None or isinstance(value, bool):
         return str(value).lower().replace("none", "null")
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_flow(item)}" for key, item in value.items()) + "}"
+        return "{" + _listed(f"{_flow_key(key)}: {_flow(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_flow, value)) + "]"
-    return repr(value)
+        return "[" + _listed(map(_flow, value)) + "]"
+    return repr(value[: MAX_SHOWN + 1] if isinstance(value, str) else value)
+
+
+def _flow_key(key: Any) -> str:
+    text = str(key)[: MAX_SHOWN + 1]
+    return text if text.isprintable() else repr(text)
+
+
+def _listed(parts: Iterable[str]) -> str:
+    """The parts with commas; no more of them than are shown: a list of thousands may be told for each of many arms."""
+    taken, length = [], 0
+    for part in parts:
+        taken.append(part)
+        length += len(part)
+        if length > MAX_SHOWN:
+            break
+    return ", ".join(taken)

@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 
 from cifar_ablate.registry import AUGMENTATIONS, PRUNERS, SAMPLERS, Registry
 from cifar_ablate.spec.component import COMPONENT_REGISTRIES
-from cifar_ablate.spec.schema import Published, Recipe, StudyFile
+from cifar_ablate.spec.schema import MAX_ARMS, Published, Recipe, StudyFile
 from cifar_ablate.spec.tune import Tune, Tuned
 
 
@@ -26,6 +26,7 @@ def study_json_schema() -> dict[str, Any]:
         "arms": {
             "type": "object",
             "minProperties": 1,
+            "maxProperties": MAX_ARMS,
             "additionalProperties": {"anyOf": [arm, {"type": "null"}]},
             "description": "Each arm states only what differs from the arm named by `from`; null removes a key.",
         },

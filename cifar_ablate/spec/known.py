@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cifar_ablate.errors import UnknownNameError, suggest
+from cifar_ablate.errors import MAX_NAME, UnknownNameError, suggest
 from cifar_ablate.registry import AUGMENTATIONS, PRUNERS, SAMPLERS, Registry
 from cifar_ablate.spec.component import COMPONENT_REGISTRIES, shown
 from cifar_ablate.spec.schema import Loss, Published, Recipe, StudyFile
@@ -79,7 +80,7 @@ def unknown_key(path: Path_, known: Known, *, top: bool = False, arm: bool = Fal
         tail = "; it belongs under `recipe`" if key in Recipe.model_fields else _elsewhere(path, under="recipe.")
     else:
         tail = _in_recipe(key) or _elsewhere(path)
-    return f"unknown key {shown(key)}{tail or near}"
+    return f"unknown key {shown(key)}{tail or near or '; remove it, for there are no options here'}"
 
 
 def _in_recipe(key: str) -> str:
@@ -89,7 +90,7 @@ def _in_recipe(key: str) -> str:
     if key in StudyFile.model_fields:
         return "; it belongs at the top of the study"
     first, _, rest = key.partition(".")
-    if rest and first in Recipe.model_fields:
+    if rest and first in Recipe.model_fields and len(key) <= MAX_NAME:
         return f"; write it nested: {first}: {{{rest.replace('.', ': {')}: ...{'}' * (rest.count('.') + 1)}"
     return ""
 
@@ -107,6 +108,7 @@ def _entries_with(registry: Registry, option: str) -> list[str]:
     return [name for name in registry.names() if option in registry.options(name).model_fields]
 
 
+@functools.lru_cache(maxsize=1024)  # asked again for each of the arms that share a wrong key
 def _places(key: str) -> list[str]:
     """Paths in a recipe where ``key`` may stand."""
     if key == "name":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from cifar_ablate.errors import Origin, Problem, StudyError
+from cifar_ablate.errors import MAX_TOLD, Origin, Problem, StudyError
 from cifar_ablate.spec.arms import lineage, name_problems
 from cifar_ablate.spec.component import shown
 from cifar_ablate.spec.known import recipe_keys, study_keys
@@ -20,6 +20,10 @@ from cifar_ablate.spec.space_check import read_space
 from cifar_ablate.spec.text import Tree, dotted, read_yaml
 from cifar_ablate.spec.tune import Parameter
 
+MAX_VALUES = 150_000
+"""In the recipes of all arms: some 20 are in one, and a thousand arms may state as many again."""
+MAX_LAYER = 1000
+"""Values in the shared recipe, and in one arm."""
 EXAMPLE = "study: NAME, question: ..., recipe: {...}, arms: {...}"
 
 
@@ -49,6 +53,8 @@ def load_study(path: Path, overlay: Overlay | None = None) -> Study:
     file, found = _top_level(tree)
     if file is None:
         raise StudyError(in_file_order(found))
+    if too_many := _too_many_values(file, tree):
+        raise StudyError(in_file_order([*found, *too_many]))
     found += name_problems(file, tree)
     merged, recipes, more = _resolve(file, tree)
     found += more or _twins(file, tree, recipes)
@@ -111,30 +117,43 @@ def _top_level(tree: Tree) -> tuple[StudyFile | None, list[Problem]]:
     return StudyFile.model_validate({"study": "unnamed", "question": "none", **sound}), found
 
 
+def _too_many_values(file: StudyFile, tree: Tree) -> list[Problem]:
+    """Where one recipe is so large that merging it into every arm would take minutes."""
+    wheres = [("recipe",), *(("arms", name) for name in file.arms)]
+    inner = dict.fromkeys(wheres, 0)
+    for path in tree.written:
+        for length in (1, 2):
+            if path[:length] in inner:
+                inner[path[:length]] += 1
+    message = f"holds over {MAX_LAYER:,} values, more than a recipe has fields; remove what is no field of it"
+    return [Problem(tree.at(where).origin, dotted(where), message) for where in wheres if inner[where] > MAX_LAYER]
+
+
 def _resolve(file: StudyFile, tree: Tree) -> tuple[dict[str, Tree], dict[str, Recipe], list[Problem]]:
     """Each arm's merged values and its recipe, without those that cannot be had, and why they cannot."""
-    deltas = tree.sub("arms")
+    deltas = tree.sub("arms").parts()
     shared_problems: list[Problem] = []
     shared = merge(Tree({}), tree.sub("recipe"), shared_problems)
     layers: dict[str, tuple[Tree, list[Problem]]] = {}
 
-    def layered(chain: Sequence[str]) -> tuple[Tree, list[Problem]]:
-        if not chain:
-            return shared, shared_problems
-        name = chain[-1]
-        if name not in layers:
-            below, inherited = layered(chain[:-1])
-            delta, found = deltas.sub(name), list(inherited)
-            plain = {key: value for key, value in delta.value.items() if key != "from"}
-            layers[name] = merge(below, Tree(plain, delta.written), found), found
-        return layers[name]
-
     merged: dict[str, Tree] = {}
     found: dict[str, list[Problem]] = {}
-    for name in file.arms:
-        chain = lineage(file, name)
+    num_values = 0
+    for arm in file.arms:
+        chain = lineage(file, arm)
+        known = next((place for place in range(len(chain), 0, -1) if chain[place - 1] in layers), 0)
+        below, inherited = layers[chain[known - 1]] if known else (shared, shared_problems)
+        for name in chain[known:]:
+            delta, mine = deltas[name], list(inherited)
+            plain = {key: value for key, value in delta.value.items() if key != "from"}
+            below, inherited = layers[name] = merge(below, Tree(plain, delta.written), mine), mine
         if chain:
-            merged[name], found[name] = layered(chain)
+            merged[arm], found[arm] = below, inherited
+            num_values += len(below.written)
+        if num_values > MAX_VALUES:
+            where = tree.at(("arms", arm))
+            message = f"is where the arms together come to over {MAX_VALUES:,} values; divide the study"
+            return {}, {}, [Problem(where.origin, where.path, message)]
     return (merged, *_validated(merged, found))
 
 
@@ -147,7 +166,11 @@ def _validated(merged: dict[str, Tree], found: dict[str, list[Problem]]) -> tupl
     """Recipes of the merged arms, and every problem once: those ``found`` while merging, and those of validation."""
     recipes: dict[str, Recipe] = {}
     arms_with: dict[Problem, list[str]] = {}
+    looked_at: list[str] = []
     for name, tree in merged.items():
+        if len(arms_with) > MAX_TOLD:  # each takes a look for near names
+            break
+        looked_at.append(name)
         mine = list(found[name])
         try:
             recipes[name] = Recipe.model_validate(tree.value)
@@ -156,14 +179,19 @@ def _validated(merged: dict[str, Tree], found: dict[str, list[Problem]]) -> tupl
             mine += [each for each in problems(error, tree, recipe_keys(tree.value)) if each.path not in said]
         for problem in dict.fromkeys(mine):
             arms_with.setdefault(problem, []).append(name)
-    values = {name: {(where.origin, where.path) for where in tree.written.values()} for name, tree in merged.items()}
-    return recipes, [_with_arms(problem, arms, values) for problem, arms in arms_with.items()]
+    arms_that_have: dict[tuple[Origin, str], set[str]] = {(one.origin, one.path): set() for one in arms_with}
+    for name in looked_at if arms_with else ():
+        for where in merged[name].written.values():
+            if (where.origin, where.path) in arms_that_have:
+                arms_that_have[where.origin, where.path].add(name)
+    return recipes, [
+        _with_arms(problem, arms, arms_that_have[problem.origin, problem.path]) for problem, arms in arms_with.items()
+    ]
 
 
-def _with_arms(problem: Problem, arms: list[str], values: dict[str, set[tuple[Origin, str]]]) -> Problem:
-    """Name the arms of a problem whose value is all right in another arm."""
-    others = [arm for arm in values if arm not in arms and (problem.origin, problem.path) in values[arm]]
-    if not others:
+def _with_arms(problem: Problem, arms: list[str], all_arms: set[str]) -> Problem:
+    """Name the arms of a problem whose value is all right in another arm (of ``all_arms`` that have it)."""
+    if all_arms <= set(arms):
         return problem
     listed = ", ".join(map(shown, arms[:3])) + (", ..." if len(arms) > 3 else "")
     return replace(problem, message=f"{problem.message} (in {'arm' if len(arms) == 1 else 'arms'} {listed})")

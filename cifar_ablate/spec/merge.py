@@ -100,7 +100,9 @@ class _Merger:
     def _nothing_to_remove(self, key: str, merged: dict[str, Any], *, of_augment: bool) -> str:
         if not self.base.value:  # the shared recipe: null is a value that was forgotten
             return f"has no value; write {'{} for the defaults' if of_augment else 'one'}, or remove the line"
-        cure = "; remove the line, or write {} for the defaults" if of_augment else suggest(key, merged)
+        cure = (
+            "; remove the line, or write {} for the defaults" if of_augment else suggest(key, merged) or "; remove this"
+        )
         return f"null removes a key, but there is none to remove here{cure}"
 
     def _forget(self, where: Path_) -> None:

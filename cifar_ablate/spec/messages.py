@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cifar_ablate.errors import Problem, suggest
+from cifar_ablate.errors import MAX_TOLD, Problem, suggest
 from cifar_ablate.spec.component import COMPONENT_REGISTRIES, shown
 from cifar_ablate.spec.known import Known, component_name, unknown_key
 from cifar_ablate.spec.text import Path_, Tree, dotted, scalar
@@ -56,6 +56,8 @@ def problems(error: ValidationError, tree: Tree, known: Known, *, top: bool = Fa
     """Problems of one failed validation of ``tree``: the ``top`` level of a study or profile, else a recipe."""
     found: dict[Path_, dict[str, Finding]] = {}
     for detail in error.errors(include_url=False):
+        if len(found) > MAX_TOLD:
+            break
         kind, loc = detail["type"], detail["loc"]
         context = dict(detail.get("ctx", {}))
         if kind == "missing" and isinstance(loc[-1], int):  # of a tuple

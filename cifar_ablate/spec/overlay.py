@@ -24,6 +24,8 @@ from cifar_ablate.spec.messages import in_file_order, problems
 from cifar_ablate.spec.schema import Recipe, Seeds
 from cifar_ablate.spec.text import Path_, Tree, Written, dotted, parse_yaml, read_yaml, scalar
 
+MAX_PARTS = 8
+"""Of the KEY of a setting: ``augment.mixup.alpha`` has three."""
 MAX_VARIANT = 180
 """With the study's name it is the name of an MLflow experiment, which a database holds to 256 characters."""
 SeedsWritten = int | list[int] | dict[str, list[int]]
@@ -99,7 +101,7 @@ def _load_profile(profile: str) -> tuple[Tree, ProfileFile]:
     built_in = profile in profile_names()
     if built_in:
         tree = parse_yaml((PROFILES / f"{profile}.yaml").read_text(encoding="utf-8"), f"profile {profile}")
-    elif profile.endswith((".yaml", ".yml")) or Path(profile).is_file():
+    elif profile.endswith((".yaml", ".yml")) or _is_file(profile):
         tree = read_yaml(Path(profile))
     else:
         tail = suggest(profile, profile_names())
@@ -126,12 +128,21 @@ def _load_profile(profile: str) -> tuple[Tree, ProfileFile]:
     return tree, file
 
 
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # a name that no file can have: too long, or with a null character
+        return False
+
+
 def _parse_setting(setting: str) -> tuple[list[str], Any]:
     option = f"--set {dotted((setting,))}"
     key, equals, text = setting.partition("=")
     parts = [part.strip() for part in key.strip().split(".")]
     if not equals or not all(parts) or not text.strip() or not setting.isprintable():
         raise UsageError(f"{option}: write it as KEY=VALUE, such as --set optimizer.lr=0.1")
+    if len(parts) > MAX_PARTS:
+        raise UsageError(f"{option}: no field of a recipe is so deep; write one such as optimizer.lr")
     if parts[0] != "seeds" and parts[0] not in Recipe.model_fields:
         first = tuple(parts[:1])
         raise UsageError(f"{option}: {unknown_key(first, {(): ['seeds', *Recipe.model_fields]})}")

@@ -46,6 +46,7 @@ def _increasing(looks: list[int]) -> list[int]:
     return looks
 
 
+MAX_ARMS = 1000
 MIN_LOOK, MAX_SEEDS = 3, 1000
 """A look at fewer seeds gives no verdict."""
 SeedList = Annotated[list[Seed], Field(min_length=1, max_length=MAX_SEEDS), AfterValidator(_no_seed_twice)]
@@ -185,7 +186,7 @@ class StudyFile(Spec):
     """Shared by all arms."""
     baseline: str = "baseline"
     """The arm that every other arm is compared with."""
-    arms: Annotated[dict[str, dict[str, Any] | None], Field(min_length=1)]
+    arms: Annotated[dict[str, dict[str, Any] | None], Field(min_length=1, max_length=MAX_ARMS)]
     """Each arm states only what differs from the arm named by `from` (default: the baseline); null removes a key."""
     published: dict[str, Percent | Published] = Field(default={})
     """Published test accuracy in percent by arm: a number, or {accuracy: ..., note: ...}."""

@@ -20,10 +20,12 @@ from cifar_ablate.spec.messages import problems
 from cifar_ablate.spec.schema import RECORDING_FIELDS, Loss, MovingAverage, Recipe
 from cifar_ablate.spec.space import MISSING, Values, applies, present, put, same, value_at
 from cifar_ablate.spec.text import Path_, Tree, Written, dotted
-from cifar_ablate.spec.tune import Choice, Parameter, Range, Tune
+from cifar_ablate.spec.tune import MAX_CHOICES, Choice, Parameter, Range, Tune
 
 FIXED = RECORDING_FIELDS | {"data", "train_size"}
 """Recipe fields that cannot be tuned: all trials train on the same images, and are written down alike."""
+MAX_TRIED = 5000
+"""Recipes that are tried out before anything is trained, at 0.1 ms each."""
 
 
 def read_space(tune: Tune, tree: Tree, recipes: Mapping[str, Recipe]) -> tuple[tuple[Parameter, ...], list[Problem]]:
@@ -45,6 +47,9 @@ def read_space(tune: Tune, tree: Tree, recipes: Mapping[str, Recipe]) -> tuple[t
     if circle:
         message = f"depends on itself, through {', '.join(one.name for one in circle)}; remove one of the conditions"
         return (), [Problem(circle[0].written.origin, circle[0].written.path, message)]
+    if sum(_num_tried(parameter, ordered) for parameter in ordered) * len(arms) > MAX_TRIED:
+        message = f"has over {MAX_TRIED:,} combinations of values, conditions and arms; list fewer values or conditions"
+        return (), [*found, Problem(tree.at(("space",)).origin, tree.at(("space",)).path, message)]
     for parameter in ordered:
         found += _of_ends(parameter, ordered, arms, tree)
         if tune.sampler.name == "grid" and parameter.kind == "float" and getattr(parameter.entry, "step", 0) is None:
@@ -105,6 +110,8 @@ def _misconditioned(parameter: Parameter, space: Sequence[Parameter], arms: Mapp
     """What is wrong with the conditions of a field; empty where nothing is."""
     tuned = {one.name: one for one in space}
     for name, allowed in parameter.conditions.items():
+        if len(allowed) > MAX_CHOICES:
+            return f"`when` lists over {MAX_CHOICES} values of {name}; list fewer"
         path = tuple(name.split("."))
         if name == parameter.name:
             return f"is tuned only where {name} itself has some value; remove this condition"
@@ -154,7 +161,7 @@ def _of_ends(parameter: Parameter, space: Sequence[Parameter], arms: Mapping[str
         if (fitting := [one for one in settings(parameter, space, values) if applies(parameter, one)])
     }
     if not where_it_applies:
-        message = "applies to no arm: its conditions exclude each other, or no arm meets them"
+        message = "applies to no arm: its conditions exclude each other, or no arm meets them; change its `when`"
         return [Problem(parameter.written.origin, parameter.written.path, message)]
     for name, fitting in where_it_applies.items():
         for values in fitting:
@@ -198,6 +205,18 @@ def settings(parameter: Parameter, space: Sequence[Parameter], recipe: Values) -
             wanted = parameter.conditions.get(other.name, ())
             found = [each for values in found for each in _set_to(other, wanted, values)]
     return found
+
+
+def _num_tried(parameter: Parameter, space: Sequence[Parameter]) -> int:
+    """At most so many recipes of an arm are tried for this field: its ends under every setting that it depends on."""
+    num = len(ends(parameter))
+    for other in space:
+        if other == parameter:
+            break
+        if _depends(parameter, other):
+            wanted = len(parameter.conditions.get(other.name, ()))
+            num *= max(1, wanted or (len(ends(other)) if isinstance(other.entry, Choice) else 1))
+    return num
 
 
 def _set_to(other: Parameter, wanted: Sequence[Any], values: Values) -> list[Values]:

@@ -17,8 +17,8 @@ import yaml
 from cifar_ablate.errors import Origin, Problem, StudyError
 
 Path_ = tuple[str, ...]
-MAX_BYTES = 1_000_000
-MAX_NODES = 50_000  # aliases can make a small file huge ("billion laughs")
+MAX_BYTES = 500_000
+MAX_NODES = 10_000  # half a second of PyYAML; and aliases can make a small file huge ("billion laughs")
 MAX_DEPTH = 40
 MAX_INT = 2**63 - 1
 
@@ -79,6 +79,17 @@ class Tree:
         value = self.value.get(key)
         return Tree({} if value is None else value, inner or {(): self.at((key,))})
 
+    def parts(self) -> dict[str, Tree]:
+        """``sub`` of every key, in one walk: a thousand arms would take a million looks otherwise."""
+        written: dict[str, dict[Path_, Written]] = {}
+        for path, where in self.written.items():
+            if path:
+                written.setdefault(path[0], {})[path[1:]] = where
+        return {
+            key: Tree({} if value is None else value, written.get(key) or {(): self.at((key,))})
+            for key, value in self.value.items()
+        }
+
 
 def dotted(path: Path_) -> str:
     """``arms.all.augment``; a part that would not show, or would reach into the terminal, is quoted and escaped."""
@@ -104,9 +115,10 @@ def read_yaml(path: Path) -> Tree:
 def _read_text(path: Path, source: str) -> str:
     data = b""
     try:
-        if path.stat().st_size > MAX_BYTES:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)  # of a pipe or a device the size is not known before
+        if len(data) > MAX_BYTES:
             raise StudyError([Problem(Origin(source), "", f"is over {MAX_BYTES:,} bytes; name a study file")])
-        data = path.read_bytes()
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         origin = _place(source, data[: error.start].decode("utf-8-sig", "replace"))
@@ -122,19 +134,26 @@ def _read_text(path: Path, source: str) -> str:
 
 def parse_yaml(text: str, source: str) -> Tree:
     """Parse one YAML document; ``source`` names it in messages."""
+    loader: _Loader | None = None
     try:
-        node = yaml.compose(text, Loader=yaml.BaseLoader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
         if node is None:
             return Tree(None, {(): Written(Origin(source), "")})
         builder = _Builder(source)
         value = builder.build(node, ())
     except yaml.MarkedYAMLError as error:
         raise StudyError([_invalid(error, source)]) from None
+    except StudyError:
+        raise
+    except (ValueError, OverflowError):  # "\UFFFFFFFF" and a version of 5,000 digits are too much for PyYAML itself
+        at = loader.get_mark() if loader else None
+        origin = Origin(source, at.line + 1, at.column + 1) if at else Origin(source)
+        message = "is not valid YAML: there is no such character or version; write the text out plainly"
+        raise StudyError([Problem(origin, "", message)]) from None
     except yaml.reader.ReaderError as error:
         message = f"holds the control character U+{_code(error.character):04X}; remove it"
         raise StudyError([Problem(_place(source, text[: error.position]), "", message)]) from None
-    except RecursionError:
-        raise StudyError([Problem(Origin(source), "", "is nested too deeply; close the brackets")]) from None
     if builder.problems:
         raise StudyError(builder.problems)
     return Tree(value, builder.written)
@@ -145,10 +164,35 @@ def _invalid(error: yaml.MarkedYAMLError, source: str) -> Problem:
     if "unexpected end of stream" in problem and begin:  # the quote is what has to be mended, not the end of the file
         mark = begin
     line = begin.line + 1 if begin else mark.line + 1 if mark else 1
-    cure = next((cure for key, cure in _CURES.items() if key in problem), "")
-    said = problem.removeprefix("but ") + (f"; {cure.format(line=line)}" if cure else "")
+    cure = next((cure for key, cure in _CURES.items() if key in problem), "put text with such signs in quotes")
+    if isinstance(error, _TooLarge):
+        return Problem(Origin(source, line, mark.column + 1 if mark else None), "", problem)
+    said = f"{problem.removeprefix('but ')}; {cure.format(line=line)}"
     origin = Origin(source, mark.line + 1, mark.column + 1) if mark else Origin(source)
     return Problem(origin, "", f"is not valid YAML: {said}")
+
+
+class _TooLarge(yaml.MarkedYAMLError):
+    """A file that would take too long to read."""
+
+
+class _Loader(yaml.BaseLoader):
+    """Composes nodes, and gives up at once where there are too many or too deep ones."""
+
+    num_nodes = depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.num_nodes += 1
+        self.depth += 1
+        if self.num_nodes > MAX_NODES or self.depth > MAX_DEPTH + 1:
+            what = "is nested too deeply; close the brackets" if self.num_nodes <= MAX_NODES else _TOO_MANY
+            raise _TooLarge(problem=what, problem_mark=self.peek_event().start_mark)  # type: ignore[no-untyped-call]
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+_TOO_MANY = f"holds more than {MAX_NODES:,} values; divide the study"
 
 
 class _Builder:

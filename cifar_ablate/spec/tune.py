@@ -20,8 +20,8 @@ from cifar_ablate.spec.text import Path_, Written
 
 Number = int | Annotated[float, Field(allow_inf_nan=False)]
 Scalar = int | float | str | bool | None
-When = dict[str, Any]
-MAX_CHOICES = 100
+MAX_CHOICES, MAX_FIELDS, MAX_CONDITIONS = 100, 50, 10
+When = Annotated[dict[str, Any], Field(max_length=MAX_CONDITIONS)]
 
 
 class Range(Spec):
@@ -103,7 +103,8 @@ def _entry(value: Any) -> Any:
 
 _ENTRY_SCHEMA = {"anyOf": [Range.model_json_schema(), Choice.model_json_schema(), {"type": "array", "minItems": 2}]}
 Space = Annotated[
-    dict[str, Annotated[Range | Choice, BeforeValidator(_entry), WithJsonSchema(_ENTRY_SCHEMA)]], Field(min_length=1)
+    dict[str, Annotated[Range | Choice, BeforeValidator(_entry), WithJsonSchema(_ENTRY_SCHEMA)]],
+    Field(min_length=1, max_length=MAX_FIELDS),
 ]
 
 
