@@ -9,21 +9,9 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "cifar_ablate"
 
+GROUND = "errors extras fields harmless keys locks owner passwords registry signals temporary __init__"
 FLOORS = (
-    (
-        "errors",
-        "extras",
-        "fields",
-        "harmless",
-        "keys",
-        "locks",
-        "owner",
-        "passwords",
-        "registry",
-        "signals",
-        "temporary",
-    )
-    + ("__init__",),
+    tuple(GROUND.split()),
     ("spec", "analysis"),
     ("data", "models", "device", "folder", "records", "compact", "environment", "plan"),
     ("augment",),
