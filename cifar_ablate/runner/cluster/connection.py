@@ -90,9 +90,12 @@ def find_common_device(kind: str) -> Device:
     Asks each node that has such a device, as long as one is free. Raises DeviceError where a node has other versions
     than this machine, or none has the device.
     """
-    nodes = [node for node in alive() if kind != "cuda" or node["Resources"].get("GPU", 0.0) > 0]
+    needed, name, cure = ("GPU", "a GPU", "use --device cpu, or start nodes with --num-gpus")
+    if kind != "cuda":
+        needed, name, cure = ("CPU", "a CPU for tasks", "start nodes without --num-cpus=0")
+    nodes = [node for node in alive() if node["Resources"].get(needed, 0.0) > 0]
     if not nodes:
-        raise DeviceError("no node of the Ray cluster has a GPU; use --device cpu, or start nodes with --num-gpus")
+        raise DeviceError(f"no node of the Ray cluster has {name}; {cure}")
     describe: Any = ray.remote(max_retries=0)(describe_node)
     asked = [
         describe.options(
