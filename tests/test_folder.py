@@ -110,6 +110,7 @@ def test_every_write_of_a_read_only_folder_is_an_output_error(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", read_only)
         patch.setattr("io.open", read_only)
+        patch.setattr("builtins.open", read_only)
         for write in (
             lambda: folder.append_epoch(line_of(1)),
             lambda: folder.write_result(RESULT),

@@ -8,6 +8,7 @@ import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -35,6 +36,28 @@ STUDY = """
       baseline:
       flip: {augment: {hflip: {p: 0.5}}}
 """
+DOCUMENT: dict[str, Any] = {
+    "study": "tiny",
+    "variant": "",
+    "question": "why",
+    "baseline": "baseline",
+    "seeds": [0],
+    "margin": 0.2,
+    "published": {},
+    "arms": [
+        {
+            "name": "baseline",
+            "parent": None,
+            "recipe_id": "r",
+            "seeds": [0],
+            "precision": "fp32",
+            "recipe": {},
+            "differs": [],
+            "data": "digits",
+            "data_digest": "d",
+        }
+    ],
+}
 
 
 def entries(label: str = "tiny") -> list[tuple[str, str, int, int]]:
@@ -55,7 +78,7 @@ def run(seed: int, outcome: str = "finished") -> RecordedRun:
 @pytest.fixture
 def opened(workshop: Workshop) -> Workshop:
     """A study that is recorded, with no run."""
-    Tracking().open_study("tiny", {"question": "why", "arms": []})
+    Tracking().open_study("tiny", DOCUMENT)
     return workshop
 
 
