@@ -235,6 +235,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             num_well = FAULTS[fault, True]
             seconds = f"{min(SECONDS[fault]):.1f} to {max(SECONDS[fault]):.1f}" if fault in SECONDS else ""
             terminalreporter.line(f"| {fault} | {num_well + FAULTS[fault, False]} | {num_well} | {seconds} |")
+        page = (Path(__file__).parent.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
+        if lacking := sorted({fault for fault, _ in FAULTS if f"| {fault} |" not in page}):
+            terminalreporter.line(f"docs/reliability.md has no row for: {'; '.join(lacking)}", red=True)
 
 
 MEASURED: dict[str, str] = {}

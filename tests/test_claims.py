@@ -32,6 +32,8 @@ from cifar_ablate.plan import PlannedRun
 from cifar_ablate.tracking.claims import PREFIX, claims_of, winner_of
 from tests.comparing import bits, leftovers, runs_of, snapshot
 from tests.conftest import Tried, Workshop
+from tests.disturbing import Command as Forked
+from tests.disturbing import said
 from tests.test_mlflow_away import Command, Server, go_to, recorded
 
 STUDY = """
@@ -177,6 +179,33 @@ def test_two_machines_that_start_together_train_each_run_into_one_mlflow_run(
     )
     assert left, text
     assert recorded("shared") == alone[1]
+
+
+def test_eight_commands_in_folders_of_their_own_train_a_fresh_study_on_one_server_once(
+    workshop: Workshop, alone: tuple[Path, Any], tmp_path: Path, tried: Tried
+) -> None:
+    """They share the server and nothing else, and its database is fresh, too."""
+    study = workshop.write("shared.yaml", STUDY)
+    server = Server(tmp_path / "server")
+    commands = []
+    try:
+        server.start()
+        workshop.monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+        for number in range(8):
+            tried("8 commands at one fresh study on one server")
+            (workshop.folder / f"{number}").mkdir()
+            commands.append(Forked(workshop.folder / f"{number}", "run", str(study)))
+        codes = [command.end(seconds=300) for command in commands]
+        text = said(commands)
+        assert codes == [0] * 8, text
+        assert "Traceback" not in text
+        ended = [path.parent.name for path in workshop.folder.glob("*/mlruns/runs/*/result.json")]
+        assert sorted(ended) == sorted(bits(alone[0])), text
+        assert recorded("shared") == alone[1]
+    finally:
+        for command in commands:
+            command.clear_away()
+        server.kill()
 
 
 def test_a_claim_is_respected_while_its_process_lives_and_taken_over_after(

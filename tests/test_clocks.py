@@ -15,6 +15,7 @@ import mlflow
 import pytest
 
 from cifar_ablate.folder import RunFolder
+from cifar_ablate.tracking.clock import SharedClock
 from tests.comparing import bits, runs_of
 from tests.conftest import Tried, Workshop
 from tests.disturbing import (
@@ -184,3 +185,21 @@ def whole(root: Path) -> dict[str, object]:
         if not folder.result():
             shutil.rmtree(folder.path)
     return bits(root)
+
+
+def test_a_machine_whose_clock_is_wrong_goes_by_the_servers(workshop: Workshop, server: Server) -> None:
+    workshop.monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    shared, right = SharedClock(), time.time
+    assert abs(shared.now() - right()) < 0.1  # one that is right is believed to the fraction of a second
+    for ahead in (HOUR, -HOUR, 0, HOUR):
+        workshop.monkeypatch.setattr(time, "time", lambda ahead=ahead: right() + ahead)
+        assert abs(shared.now() - right()) < 2
+    server.signal(signal.SIGSTOP)  # set once more while the server does not answer
+    workshop.monkeypatch.setattr(time, "time", lambda: right() - HOUR)
+    assert abs(shared.now() - right()) < 2
+
+
+def test_without_a_server_the_machines_own_clock_counts(workshop: Workshop) -> None:
+    shared, right = SharedClock(), time.time
+    workshop.monkeypatch.setattr(time, "time", lambda: right() + HOUR)
+    assert abs(shared.now() - right() - HOUR) < 0.1

@@ -74,9 +74,9 @@ def finished(folder: Path) -> set[str]:
 
 
 def tables(report: str) -> list[str]:
-    """The tables of a report, without how long its runs took."""
+    """The tables of a report, without how long its runs took and what MLflow calls them."""
     lines = [line for line in report.splitlines() if line.startswith("|")]
-    return [re.sub(r"[\d.,]+ (s|min|h) \|", "TIME |", line) for line in lines]
+    return [re.sub(r"\b[0-9a-f]{32}\b", "ID", re.sub(r"[\d.,]+ (s|min|h) \|", "TIME |", line)) for line in lines]
 
 
 def test_two_workers_and_a_backup_on_the_server_that_the_page_sets_up(
@@ -172,7 +172,6 @@ def check_tuning(url: str) -> None:
     with opened(url) as storage:
         ended = [one for one in studies(storage)["baseline"].get_trials() if "lost" not in one.user_attrs]
     assert [one.state for one in ended] == [TrialState.COMPLETE] * NUM_TRIALS
-    assert len({tuple(one.user_attrs["fingerprints"]) for one in ended}) <= NUM_TRIALS
     assert len({one.user_attrs["owner"] for one in ended}) == 2  # both took part
     nested = [run for run in runs_of("small/tuning") if run.data.tags.get("ablate.outcome") == "finished"]
     assert sorted(int(run.data.tags["ablate.trial"]) for run in nested) == [one.number for one in ended]

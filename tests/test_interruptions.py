@@ -93,7 +93,7 @@ def test_kills_at_random_moments_lose_an_epoch_each_at_most_and_change_no_bit(
         else:
             command.send(signal.SIGKILL, to_group=whom == "all")
             assert command.end() == -signal.SIGKILL
-            assert gone_within(workers, 5)
+            assert gone_within(workers, 30)  # one that still imports hears of it afterwards
         tried(f"kill -9 of {'a worker' if whom == 'worker' else 'the command'} at a random moment")
         kills += 1
         assert_loses_little(command.said, kept)
