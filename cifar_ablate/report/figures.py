@@ -81,10 +81,10 @@ def _forest_row(axes: Any, y: float, one: Comparison, pen: Pen) -> None:
 
 
 def _seeds(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | None:
-    values = {
-        row.name: {run.seed: run.test_accuracy for run in study.runs if run.arm == row.name and run.test_accuracy}
-        for row in study.rows
-    }
+    values: dict[str, dict[int, float]] = {row.name: {} for row in study.rows}
+    for run in study.runs:
+        if run.test_accuracy:
+            values[run.arm][run.seed] = run.test_accuracy
     values = {arm: by_seed for arm, by_seed in values.items() if by_seed}
     if not values:
         return None
