@@ -105,39 +105,8 @@ class Writer:
         return [column[0] for column in found.description], found.fetchall()
 
     def write_folder(self, run: Any) -> tuple[Any, float]:
-        """A run folder as training leaves it, and its test accuracy."""
-        from cifar_ablate.folder import RunFolder, RunResult
-
-        folder = RunFolder(Path("mlruns") / "runs" / run.fingerprint)
-        folder.path.mkdir(parents=True)
-        labels = self.images.test_labels
-        scores = self.rng.normal(size=(len(labels), 10)).astype(np.float16)
-        scores[np.arange(len(labels)), labels] += 1.5
-        accuracy = 100 * float((scores.argmax(1) == labels).mean())
-        np.save(folder.logits, scores)
-        np.save(folder.labels, labels)
-        environment = {
-            "classes": [str(digit) for digit in range(10)],
-            "data": self.images.describe(),
-            "data_digest": self.images.digest,
-            "device": "none",
-            "device_kind": "cpu",
-            "threads": 1,
-            "torch": "0",
-            "python": "3.11",
-            "git_commit": "0" * 40,
-            "git_dirty": False,
-        }
-        (folder.path / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
-        (folder.path / "recipe.yaml").write_text(json.dumps(run.recipe.as_dict()), encoding="utf-8")
-        (folder.path / "history.jsonl").write_text("\n".join(map(json.dumps, history(accuracy))) + "\n", "utf-8")
-        lines = [f"{line['epoch']},{line['train_loss']},{line['test_accuracy']},0.5" for line in history(accuracy)]
-        text = "\n".join(["epoch,train_loss,test_accuracy,test_nll", *lines])
-        (folder.path / "history.csv").write_text(text + "\n", encoding="utf-8")
-        metrics = {"test_accuracy": accuracy, "train_accuracy": 99.0, "test_nll": 0.5, "test_ece": 0.05}
-        result = RunResult("finished", EPOCHS, 60.0, 1.0, metrics)
-        (folder.path / "result.json").write_text(json.dumps(vars(result)), encoding="utf-8")
-        return folder, accuracy
+        labels, recipe = self.images.test_labels, run.recipe.as_dict()
+        return write_run(run, recipe, labels, self.images.describe(), self.images.digest, self.rng)
 
     def add(self, run: Any, experiment: str) -> None:
         """One more run: its folder, its artifacts (links to the folder's files), its rows."""
@@ -172,6 +141,43 @@ class Writer:
                 changed.append(tuple(values[column] for column in columns))
             marks = ", ".join("?" * len(columns))
             self.database.executemany(f"insert into {table} ({', '.join(columns)}) values ({marks})", changed)
+
+
+def write_run(
+    run: Any, recipe: dict[str, Any], labels: np.ndarray, data: str, digest: str, rng: np.random.Generator
+) -> tuple[Any, float]:
+    """A run folder as training leaves it, in the current folder, and its test accuracy."""
+    from cifar_ablate.folder import RunFolder, RunResult
+
+    folder = RunFolder(Path("mlruns") / "runs" / run.fingerprint)
+    folder.path.mkdir(parents=True)
+    scores = rng.normal(size=(len(labels), 10)).astype(np.float16)
+    scores[np.arange(len(labels)), labels] += 1.5
+    accuracy = 100 * float((scores.argmax(1) == labels).mean())
+    np.save(folder.logits, scores)
+    np.save(folder.labels, labels)
+    environment = {
+        "classes": [str(digit) for digit in range(10)],
+        "data": data,
+        "data_digest": digest,
+        "device": "none",
+        "device_kind": "cpu",
+        "threads": 1,
+        "torch": "0",
+        "python": "3.11",
+        "git_commit": "0" * 40,
+        "git_dirty": False,
+    }
+    (folder.path / "environment.json").write_text(json.dumps(environment, indent=1), encoding="utf-8")
+    (folder.path / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    (folder.path / "history.jsonl").write_text("\n".join(map(json.dumps, history(accuracy))) + "\n", "utf-8")
+    lines = [f"{line['epoch']},{line['train_loss']},{line['test_accuracy']},0.5" for line in history(accuracy)]
+    text = "\n".join(["epoch,train_loss,test_accuracy,test_nll", *lines])
+    (folder.path / "history.csv").write_text(text + "\n", encoding="utf-8")
+    metrics = {"test_accuracy": accuracy, "train_accuracy": 99.0, "test_nll": 0.5, "test_ece": 0.05}
+    result = RunResult("finished", EPOCHS, 60.0, 1.0, metrics)
+    (folder.path / "result.json").write_text(json.dumps(vars(result)), encoding="utf-8")
+    return folder, accuracy
 
 
 def history(accuracy: float) -> list[dict[str, Any]]:
