@@ -4,7 +4,8 @@
     python -m benchmarks.scale --shape one      # one study, up to 100 arms and 100 seeds
 
 Each command is a process of its own, measured whole: wall seconds, seconds of processor time, peak memory. The
-last column fits ``seconds = c * runs ** x`` to the processor time beyond that of the command in an empty folder; 1 is linear.
+last table fits ``seconds = c * runs ** x`` to the processor time beyond that of the same command with 20 runs: an
+exponent of 1 is linear.
 """
 
 from __future__ import annotations

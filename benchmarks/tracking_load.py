@@ -3,8 +3,9 @@
     python -m benchmarks.tracking_load
 
 Each process delivers its folders one after the other, as the program does it (found or made, claimed, confirmed,
-epochs, artifacts, ended), into SQLite, into ``mlflow server`` on SQLite, and into ``mlflow server`` on a private PostgreSQL.
-A delivery that is refused is counted as an error and tried again, as a courier does. Servers have one worker process.
+epochs, artifacts, ended): into SQLite, into ``mlflow server`` on SQLite, and into ``mlflow server`` on a private
+PostgreSQL. A delivery that is refused is counted as an error and tried again, as a courier does. Servers have one worker
+process.
 """
 
 from __future__ import annotations

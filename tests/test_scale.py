@@ -1,4 +1,4 @@
-"""Work grows with the number of recorded runs and not faster; counted in queries and looks at records, not in seconds."""
+"""Work grows with the number of recorded runs and not faster: counted in queries and in looks at records."""
 
 from __future__ import annotations
 
