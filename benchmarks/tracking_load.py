@@ -4,8 +4,8 @@
 
 Each process delivers its folders one after the other, as the program does it (found or made, claimed, confirmed,
 epochs, artifacts, ended): into SQLite, into ``mlflow server`` on SQLite, and into ``mlflow server`` on a private
-PostgreSQL. A delivery that is refused is counted as an error and tried again, as a courier does. Servers have one worker
-process.
+PostgreSQL. A delivery that is refused is counted as an error and tried again, as a courier does. Servers have one
+worker process.
 """
 
 from __future__ import annotations
