@@ -105,7 +105,7 @@ def _seeds(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | Non
 def _curves(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | None:
     if not any(len(curve) > 1 for by_seed in study.curves.values() for curve in by_seed.values()):
         return None
-    canvas, axes = new_canvas(8.2, 4.0)
+    canvas, axes = new_canvas(8.2, max(4.0, 0.6 + 0.22 * len(study.rows)))  # room for the legend
     for arm, by_seed in study.curves.items():
         pen = arms[arm]
         for curve in by_seed.values():
