@@ -70,6 +70,7 @@ def make_plan(study: Study, data: Mapping[DataKey, DataSet], device: Device) -> 
     runs: list[PlannedRun] = []
     arms: list[dict[str, Any]] = []
     built: set[str] = set()
+    twins: dict[str, str] = {}
     for arm in study.arms:
         recipe, images = arm.recipe, data[data_key(arm.recipe)]
         network = json.dumps([recipe.model.as_dict(), images.num_classes, images.image_size_px])
@@ -85,8 +86,8 @@ def make_plan(study: Study, data: Mapping[DataKey, DataSet], device: Device) -> 
         check_batch_size(f"{study.label}, arm {arm.name!r}", recipe, images)
         precision = device.resolve(recipe.precision)
         recipe_id = fingerprint(recipe, None, precision, images.digest)
-        if recipe_id in (other["recipe_id"] for other in arms):
-            twin = next(other["name"] for other in arms if other["recipe_id"] == recipe_id)
+        twin = twins.setdefault(recipe_id, arm.name)
+        if twin != arm.name:
             raise UsageError(
                 f"{study.label}: arms {twin!r} and {arm.name!r} are the same training on {device.name} "
                 f"(precision {precision}); remove one, or let them differ"

@@ -112,8 +112,9 @@ class StudyRecord:
         Of several records of one training, one that ended in a result comes first.
         """
         best: dict[tuple[str, int], RecordedRun] = {}
+        wanted = self._wanted()
         for run in self.runs:
-            if self._wants(run):
+            if (run.arm, run.recipe_id, run.seed) in wanted:
                 kept = best.get((run.arm, run.seed))
                 if kept is None or worth(run) > worth(kept):
                     best[run.arm, run.seed] = run
@@ -122,12 +123,12 @@ class StudyRecord:
 
     def num_superseded(self) -> int:
         """Recorded runs, however they ended, of a recipe or seed that the study no longer has."""
-        return sum(not self._wants(run) for run in self.runs)
+        wanted = self._wanted()
+        return sum((run.arm, run.recipe_id, run.seed) not in wanted for run in self.runs)
 
-    def _wants(self, run: RecordedRun) -> bool:
-        arms = {arm["name"]: arm for arm in self.document["arms"]}
-        arm = arms.get(run.arm)
-        return arm is not None and arm["recipe_id"] == run.recipe_id and run.seed in arm["seeds"]
+    def _wanted(self) -> set[tuple[str, str, int]]:
+        """Arm, recipe and seed of each run that is planned now."""
+        return {(arm["name"], arm["recipe_id"], seed) for arm in self.document["arms"] for seed in arm["seeds"]}
 
 
 def is_fingerprint(text: Any) -> bool:

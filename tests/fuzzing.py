@@ -1,4 +1,4 @@
-"""A grammar of studies: valid ones from the schema that editors get, then edits of them, then what is no study at all."""
+"""A grammar of sound studies, from the schema that editors get, and the ways of writing them down."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ class Case:
     """The same document with other keys first, other quotes, in block or flow style."""
 
     def __repr__(self) -> str:
-        return f"{self.kind} {self.study[:2000]!r} profile={self.profile!r} settings={[one[:200] for one in self.settings]}"
+        settings = [one[:200] for one in self.settings]
+        return f"{self.kind} {self.study[:2000]!r} profile={self.profile!r} settings={settings}"
 
 
 def import_everything() -> None:
@@ -226,7 +227,7 @@ class Writer:
             return "[" + ", ".join(map(self.flow, value)) + "]"
         return self.scalar(value)
 
-    def scalar(self, value: Any) -> str:
+    def scalar(self, value: Any) -> str:  # noqa: PLR0911 - one line to a type
         if isinstance(value, Raw):
             return str(value)
         if value is None:

@@ -106,7 +106,7 @@ def _row(study: Study, arm: Mapping[str, Any], num_planned: int) -> ArmRow:
         differs=_differs(study, arm),
         epochs=arm["recipe"]["epochs"],
         num_planned=num_planned,
-        outcomes=Counter(run.outcome for run in study.runs if run.arm == name),
+        outcomes=Counter(run.outcome for run in study.runs_of.get(name, ())),
         test_accuracy=accuracy,
         train_accuracy=spread(study.by_seed(name, "train_accuracy").values()),
         outlying_seeds=tuple(study.outlying[name]),

@@ -61,7 +61,7 @@ def _bins(study: Study, arm: str) -> tuple[Bin, ...]:
     predictions = study.predictions
     if predictions is None or predictions.confidence is None:
         return ()
-    rows = [index for index, run in enumerate(study.finished) if run.arm == arm]
+    rows = study.rows_of.get(arm, [])
     right = predictions.predicted[rows] == predictions.labels
     return reliability(predictions.confidence[rows].astype(np.float64).ravel(), right.ravel())
 

@@ -81,10 +81,10 @@ def _forest_row(axes: Any, y: float, one: Comparison, pen: Pen) -> None:
 
 
 def _seeds(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | None:
-    values = {
-        row.name: {run.seed: run.test_accuracy for run in study.runs if run.arm == row.name and run.test_accuracy}
-        for row in study.rows
-    }
+    values: dict[str, dict[int, float]] = {row.name: {} for row in study.rows}
+    for run in study.runs:
+        if run.test_accuracy:
+            values[run.arm][run.seed] = run.test_accuracy
     values = {arm: by_seed for arm, by_seed in values.items() if by_seed}
     if not values:
         return None
@@ -105,7 +105,7 @@ def _seeds(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | Non
 def _curves(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | None:
     if not any(len(curve) > 1 for by_seed in study.curves.values() for curve in by_seed.values()):
         return None
-    canvas, axes = new_canvas(8.2, 4.0)
+    canvas, axes = new_canvas(8.2, max(4.0, 0.6 + 0.22 * len(study.rows)))  # room for the legend
     for arm, by_seed in study.curves.items():
         pen = arms[arm]
         for curve in by_seed.values():

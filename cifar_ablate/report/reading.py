@@ -60,7 +60,7 @@ def _seeds(study: Study, families: Families) -> str:
     listed = ", ".join(map(str, study.document["seeds"][:30])) + (", ..." if len(study.document["seeds"]) > 30 else "")
     said = f"{listed}; {num_finished} of {num_started} started runs finished"
     said += f", {len(wanted)} planned ones have no result" if wanted else ", none is missing"
-    numbers = {sum(run.arm == arm for run in study.finished) for arm in study.arms}
+    numbers = {len(study.finished_of.get(arm, ())) for arm in study.arms}
     whole = [one.contrast for one in families.comparisons if one.contrast.ci95 and not one.contrast.is_diverged]
     if len(numbers) > 1 and any(not one.is_paired for one in whole):
         said += (

@@ -63,9 +63,12 @@ class _Times:
     def of_one_seed(self, shown: _Shown) -> float | None:
         """Seconds for one more seed of every arm: estimated, else as recorded; None where an arm has neither."""
         seconds = []
+        recorded: dict[str, list[float]] = {}
+        for one in shown.standing.results:
+            if (taken := one.metrics.get("train_seconds")) is not None:
+                recorded.setdefault(one.arm, []).append(taken)
         for run in {run.arm: run for run in shown.plan.runs}.values():
-            recorded = [one.metrics.get("train_seconds") for one in shown.standing.results if one.arm == run.arm]
-            known = [value for value in recorded if value is not None]
+            known = recorded.get(run.arm)
             if kind_of_work(run) in self.rates:
                 seconds.append(self.total([(run, State("to do", ""))]))
             elif known:
@@ -80,7 +83,8 @@ def show_plan(
 ) -> None:
     """Print the plans beside the record; nothing is trained, and of the record only the ledger may get an entry."""
     tracking = None if is_empty() else Tracking()
-    shown = [_beside_record(tracking, plan) for plan in plans]
+    labels = set(tracking.labels()) if tracking is not None else set()
+    shown = [_beside_record(tracking if plan.study.label in labels else None, plan) for plan in plans]
     wide = Console(width=max(console.width, 120), highlight=False)  # broken lines say more than columns left out
     timed = [run for one in shown for run, state in one.states if state.is_to_train or state.kind == "if open"]
     places[0].enter()
@@ -138,10 +142,16 @@ def _last_line(shown: Sequence[_Shown], times: _Times, places: Sequence[Place]) 
 
 def _beside_record(tracking: Tracking | None, plan: Plan) -> _Shown:
     recorded: Sequence[RecordedRun] = ()
-    if tracking is not None and plan.study.label in tracking.labels():
+    if tracking is not None:
         recorded = tracking.load(plan.study.label).runs
     standing = stand(plan, recorded, RUNS_ROOT)
-    return _Shown(standing, [(run, _state(standing, run, recorded)) for run in plan.runs])
+    of_training: dict[tuple[str, str], list[RecordedRun]] = {}
+    for record in recorded:
+        of_training.setdefault((record.arm, record.fingerprint), []).append(record)
+    return _Shown(
+        standing,
+        [(run, _state(standing, run, of_training.get((run.arm, run.fingerprint), ()))) for run in plan.runs],
+    )
 
 
 def _state(standing: Standing, run: PlannedRun, recorded: Sequence[RecordedRun]) -> State:

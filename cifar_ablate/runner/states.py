@@ -36,9 +36,8 @@ RECORDABLE = State("done", "trained, to record")
 
 
 def state_of(run: PlannedRun, recorded: Sequence[RecordedRun], runs_root: Path) -> State:
-    """The state of a run; ``recorded`` is all that the record holds of its study."""
-    mine = [record for record in recorded if (record.arm, record.fingerprint) == (run.arm, run.fingerprint)]
-    record = max(mine, key=worth, default=None)
+    """The state of a run; ``recorded`` is what the record holds of this training for its arm."""
+    record = max(recorded, key=worth, default=None)
     folder = RunFolder(runs_root / run.fingerprint)
     if record is not None and record.outcome in ("finished", "diverged"):
         return State("done", "done" if record.outcome == "finished" else "done (diverged)")

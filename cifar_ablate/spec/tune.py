@@ -77,7 +77,7 @@ class Choice(Spec):
             raise failure(f"lists {twice[0]} twice; keep one", self.choices)
         for value in self.choices:
             if isinstance(value, list):
-                message = f"a choice is a number, text, true, false, null or a mapping (got {shown(value)})"
+                message = f"a choice must be a number, text, true, false, null or a mapping (got {shown(value)})"
                 raise failure(message, self.choices)
         return self
 
