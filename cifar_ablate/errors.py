@@ -14,7 +14,7 @@ from pathlib import Path
 
 _NEAR = 0.6
 """Likeness (0 to 1) from which a known name is taken for a typing mistake of another."""
-MAX_TOLD = 100
+MAX_TOLD = 50
 """Problems of one study that are told at once; whoever has more has one mistake many times."""
 MAX_NAME = 100
 """Characters up to which a name is compared with others, and shown whole."""
