@@ -127,7 +127,7 @@ class Command:
             assert time.monotonic() < deadline, f"no {text!r} in {timeout} s:\n{self.text}"
             time.sleep(0.02)
 
-    def end(self, timeout: float = 180) -> int:
+    def end(self, timeout: float = 400) -> int:
         """Wait for its end; gives its exit code."""
         try:
             return self.process.wait(timeout)
