@@ -51,7 +51,7 @@ def test_a_study_on_ray_is_the_study_on_one_machine_to_the_bit(
     assert servers
     wait_until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in servers))
     assert_undisturbed(workshop.folder, undisturbed)
-    assert not list(workshop.folder.glob("mlruns/runs/.*"))
+    assert not list(workshop.folder.glob("mlruns/.sighting*"))
 
 
 def test_nodes_that_do_not_see_the_run_folders_bring_their_files_to_the_command(

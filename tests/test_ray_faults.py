@@ -120,6 +120,7 @@ def test_a_command_that_ends_in_the_middle_leaves_no_task_behind_and_the_next_on
     again = start(begin, cluster)
     assert again.end(seconds=SECONDS) == 0, again.said
     assert "(from epoch " in again.said
+    assert not list(workshop.folder.glob("mlruns/.sighting*"))
     assert_undisturbed(workshop.folder, undisturbed)
 
 

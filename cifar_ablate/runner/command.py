@@ -68,6 +68,8 @@ class Command(Channel):
         self.kinds: dict[Key, str] = {}
         """What became of each run that was tried."""
         self.failures: list[tuple[PlannedRun, str]] = []
+        self.failed: set[Key] = set()
+        """Keys of all of these."""
         self.early_failures: list[str] = []
         """Reasons of the last runs, as long as they failed before their first epoch."""
         self.has_learnt: set[Key] = set()
@@ -78,11 +80,12 @@ class Command(Channel):
         self.runs |= {run.key: run for run in found.todo}
         self.num_done += len(found.done)
         self.failed_before += found.failed
+        self.failed |= {run.key for run, _ in found.failed}
         self.events.on_plan(found.todo, len(found.done), len(found.failed))
 
     def why_missing(self, run: PlannedRun) -> str:
         """Why a run has no result, in a few words."""
-        if run in (failed for failed, _ in (*self.failed_before, *self.failures)):
+        if run.key in self.failed:
             return "failed"
         if run.key not in self.runs:
             return LEFT_OUT
@@ -163,6 +166,7 @@ class Command(Channel):
             self.early_failures = [] if run.key in self.has_learnt else self.early_failures
             return
         self.failures.append((run, ended.reason))
+        self.failed.add(run.key)
         if self.fail_fast:
             self.stops.everything(f"{run.name} failed, and --fail-fast was given")
         if ended.kind != "failed" or run.key in self.has_learnt:

@@ -118,9 +118,12 @@ def _reconciled(
     opened: Opened, stage: Sequence[PlannedRun], command: Command, options: RunOptions
 ) -> Sequence[PlannedRun]:
     """What is to be trained of the runs of a stage; the command takes note of the others."""
+    of_study: dict[str, list[PlannedRun]] = {}
+    for run in stage:
+        of_study.setdefault(run.study, []).append(run)
     found = [
         reconcile(
-            [run for run in stage if run.study == plan.study.label],
+            of_study.get(plan.study.label, []),
             opened.of(plan),
             retry_failed=options.retry_failed,
             has_ended=partial(has_ended, runs_root=RUNS_ROOT),

@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cifar_ablate.device import Place
 from cifar_ablate.errors import DeviceError, not_written
+from cifar_ablate.locks import holder, lock
 from cifar_ablate.plan import PlannedRun
 from cifar_ablate.records import Key
 from cifar_ablate.runner.cluster.connection import Share, capacity
@@ -34,6 +35,8 @@ ATTEMPTS = 4
 """So often a run may be under way when its process is lost: then it is the run that ends processes, not the cluster."""
 GRACE_SECONDS = 10.0
 """Where an error ends the command, tasks have so long to write their checkpoints."""
+SIGHTING = ".sighting-"
+"""How files are called that nodes know the folder by."""
 PATIENCE_SECONDS = 60.0
 """A folder that is locked in this command's own name is one of a process that is about to end: it is waited for."""
 
@@ -66,13 +69,13 @@ class Dispatch:
             train_group.runs_root, train_group.owner
         )
         self.trainer = ray.put(train_group)
-        self.sighting = sighting
+        self.sighting, self.runs_root = sighting, train_group.runs_root
         self.train: Any = ray.remote(max_retries=0)(train_on_node)
 
     def submit(self, group: Group) -> None:
         """Let Ray find a place for a group."""
         task = Task(f"task-{next(self.numbers)}", list(group))
-        order = Order(self.box, task.name, self.trainer, self.sighting, versions())
+        order = Order(self.box, task.name, self.trainer, self.sighting, self.runs_root, versions())
         in_turn = self.place.side_by_side
         gpus = self.share.num_gpus * min(in_turn, len(task.left)) / in_turn
         options = {"num_cpus": self.share.num_cpus, "num_gpus": gpus, "name": f"cifar-ablate {task.left[0].study}"}
@@ -199,15 +202,19 @@ def train_on_cluster(
 
 @contextmanager
 def _sighted(runs_root: Path) -> Iterator[Sighting]:
-    """A file that nodes know the folder of runs by, for the block."""
-    word = uuid.uuid4().hex
-    path = runs_root / f".{word}.sighting"
-    try:
-        runs_root.mkdir(parents=True, exist_ok=True)
-        path.write_text(word, encoding="ascii")
-    except OSError as error:
-        raise not_written(path, error) from None
-    try:
-        yield Sighting(path, word)
-    finally:
-        path.unlink(missing_ok=True)
+    """A file that nodes know the folder of runs by, for the block; those of commands that were killed are removed."""
+    word, place = uuid.uuid4().hex, runs_root.parent
+    path = place / f"{SIGHTING}{word}"
+    with lock(path, note=word):
+        try:
+            for other in place.glob(f"{SIGHTING}*"):
+                if other != path and holder(other) is None:
+                    other.unlink(missing_ok=True)
+            if path.read_text(encoding="ascii") != word:
+                path.write_text(word, encoding="ascii")
+        except OSError as error:
+            raise not_written(path, error) from None
+        try:
+            yield Sighting(path, word)
+        finally:
+            path.unlink(missing_ok=True)

@@ -43,7 +43,7 @@ class NodeInfo:
 
 @dataclass(frozen=True)
 class Sighting:
-    """A file that the command has put into its folder of runs: who sees it shares that folder."""
+    """A file that the command has put beside its folder of runs: who sees it shares that folder."""
 
     path: Path
     word: str
@@ -66,6 +66,8 @@ class Order:
     trainer: Any
     """Reference to the GroupTrainer, with the data."""
     sighting: Sighting
+    runs_root: Path
+    """Where the command has it; of use to who sees it."""
     versions: Mapping[str, str]
 
 
@@ -102,7 +104,7 @@ def train_on_node(order: Order, group: Sequence[PlannedRun], place: Place) -> st
     with _line(order) as line:
         line.tell(Placed(host))
         if order.sighting.is_seen():
-            trainer.runs_root = order.sighting.path.parent
+            trainer.runs_root = order.runs_root
             trainer(group, here, line)
         else:
             with temporary_folder(prefix="cifar-ablate-node-") as scratch:
