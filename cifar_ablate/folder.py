@@ -35,9 +35,8 @@ from cifar_ablate.spec.text import MAX_BYTES, MAX_NODES
 
 DESCRIBED = {"classes", "data", "data_digest", "device", "threads", "torch", "git_commit", "git_dirty"}
 """What a run's environment says at least."""
-
-SENT, FETCHED = ".sent-", ".fetched-"
-"""How folders begin that a run's folder has for a moment, while a checkpoint goes to MLflow or comes from there."""
+MOVING = ".moving-"
+"""How folders begin that are there while a checkpoint goes to MLflow or comes from there."""
 
 Status = Literal["finished", "diverged", "failed"]
 
@@ -124,7 +123,7 @@ class RunFolder:
     def tidy(self) -> None:
         """Remove what an attempt left that was killed while it wrote; only for the process that holds the lock."""
         _remove(*self.path.glob(".?*.[0-9]*"))
-        for place in (*self.path.glob(f"{SENT}*"), *self.path.glob(f"{FETCHED}*")):
+        for place in self.path.glob(f"{MOVING}*"):
             shutil.rmtree(place, ignore_errors=True)
 
     def drop_checkpoints(self) -> None:
@@ -200,8 +199,8 @@ class RunFolder:
     def artifacts(self) -> list[Path]:
         """Files that are there and belong into the record; of a link nobody knows whose file would be sent."""
         names = ("recipe.yaml", "environment.json", "history.csv", "confusion_matrix.png", "failure.txt")
-        arrays = ("test_logits.npy", "test_labels.npy")
-        paths = [self.path / name for name in (*names, *arrays)] + sorted(self.path.glob("weights*.safetensors"))
+        weights = sorted(self.path.glob("weights*.safetensors"))
+        paths = [*(self.path / name for name in names), self.logits, self.labels, *weights]
         return [path for path in paths if path.is_file() and not path.is_symlink()]
 
     def clear_result(self) -> None:
@@ -223,10 +222,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """A recipe that was written here; raises OSError, ValueError, TypeError or YAMLError where it is none.
-
-    Aliases make a small file huge where its values are looked at one by one ("billion laughs").
-    """
+    """A recipe that was written here; raises OSError, ValueError, TypeError or YAMLError where it is none, or a bomb."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError("too large")

@@ -47,7 +47,7 @@ STUDY: dict[str, Any] = {
     },
 }
 TUNE = {
-    "space": {"optimizer.momentum": {"low": 0.1, "high": 0.9}},
+    "space": {"optimizer.lr": {"low": 0.001, "high": 0.9}},
     "trials": 1,
     "sampler": "random",
     "val_fraction": 0.5,

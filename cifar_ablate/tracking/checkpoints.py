@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from cifar_ablate.errors import RecordError, not_written
-from cifar_ablate.folder import FETCHED, SENT, RunFolder, atomic
+from cifar_ablate.folder import MOVING, RunFolder, atomic
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -99,7 +99,7 @@ def fetch(client: MlflowClient, kept: Kept, folder: RunFolder) -> None:
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise not_written(folder.path, error) from None
-    with TemporaryDirectory(dir=folder.path, prefix=FETCHED) as place:
+    with TemporaryDirectory(dir=folder.path, prefix=MOVING) as place:
         try:
             found = Path(client.download_artifacts(kept.run_id, kept.place, place))
             history, checkpoint = (found / HISTORY).read_bytes(), found / CHECKPOINT
@@ -116,7 +116,7 @@ def fetch(client: MlflowClient, kept: Kept, folder: RunFolder) -> None:
 @contextmanager
 def _as_it_is(folder: RunFolder) -> Iterator[tuple[Path | None, Path]]:
     """Checkpoint and history as they are at this moment, whatever the training writes meanwhile."""
-    with TemporaryDirectory(dir=folder.path, prefix=SENT) as place:
+    with TemporaryDirectory(dir=folder.path, prefix=MOVING) as place:
         checkpoint, history = Path(place) / CHECKPOINT, Path(place) / HISTORY
         try:
             _link(folder.checkpoint, checkpoint)
