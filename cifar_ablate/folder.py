@@ -222,7 +222,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """A recipe that was written here; raises OSError, ValueError, TypeError or YAMLError where it is none, or a bomb."""
+    """A recipe that was written here; raises OSError, ValueError, TypeError or YAMLError where it is none or a bomb."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError("too large")
