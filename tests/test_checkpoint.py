@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -361,6 +362,13 @@ def train_until_killed(folder: Path) -> None:
     train_in(RunFolder(folder), dropout_recipe(), few_digits(), diary=Deadly(), checkpoint_seconds=0.0)
 
 
+def stamp(path: Path) -> int:
+    """When a file was written; 0 where it is not there at this moment."""
+    with suppress(FileNotFoundError):
+        return path.stat().st_mtime_ns
+    return 0
+
+
 def write_until_killed(folder: Path) -> None:
     """Write checkpoints in a process that is killed at some moment of it, 24 times; tell what each one left."""
     run, fit = RunFolder(folder), fitted(few_digits(), width=4)
@@ -368,12 +376,14 @@ def write_until_killed(folder: Path) -> None:
     checkpoint_fit(fit, run)
     rng = np.random.default_rng(0)
     for number in range(24):
-        known = leftovers(run)
+        known, written = leftovers(run), stamp(run.checkpoint)
         child = os.fork()
         while not child:
             fit.epochs_done += 1
             checkpoint_fit(fit, run)
         time.sleep(rng.uniform(0.005, 0.03))
+        while number % 4 == 0 and stamp(run.checkpoint) == written:  # a busy machine leaves it no time
+            pass
         while number % 2 and leftovers(run) <= known:  # every other one when it has just begun to write
             pass
         os.kill(child, signal.SIGKILL)
