@@ -20,8 +20,8 @@ from cifar_ablate.runner.cluster.environment import LOCAL
 from cifar_ablate.runner.cluster.node import NodeInfo, describe_node, differing, versions
 from cifar_ablate.signals import held_back
 
-ANSWER_SECONDS = 60.0
-"""A node has so long to start a process with torch in it and to say what it is."""
+ANSWER_SECONDS, LONGEST_SECONDS = 60.0, 300.0
+"""All nodes have so long to start a process with torch in it and to say what they are; and one of them, so long."""
 NAMESPACE = "cifar-ablate"
 
 
@@ -106,6 +106,8 @@ def find_common_device(kind: str) -> Device:
         for node in nodes
     ]
     answers, waiting = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_SECONDS)
+    if not answers:
+        answers, waiting = ray.wait(asked, num_returns=1, timeout=LONGEST_SECONDS - ANSWER_SECONDS)
     for one in waiting:
         ray.cancel(one)
     told = [_answer(one) for one in answers]
@@ -114,7 +116,7 @@ def find_common_device(kind: str) -> Device:
         if why := differing(info.versions, versions(), info.host):
             raise DeviceError(f"{why}, for results depend on it")
     if not infos:
-        reasons = "; ".join(str(one) for one in told) or f"no node answered within {ANSWER_SECONDS:.0f} s"
+        reasons = "; ".join(str(one) for one in told) or f"no node answered within {LONGEST_SECONDS:.0f} s"
         raise DeviceError(f"no node of the Ray cluster can train: {reasons}; look at `ray status`")
     names = ", ".join(dict.fromkeys(info.device.name for info in infos))
     return Device(infos[0].device.kind, names, all(info.device.fast_bf16 for info in infos))
