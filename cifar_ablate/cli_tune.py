@@ -70,7 +70,7 @@ def tune(
     engine = EngineOptions(cast("Choice", compile), cast("Choice", capture))
     target = target_of(study, output)
     wanted = Wanted(profile, settings, arm, all_arms, trials, target if write else None, history)
-    options = TuneOptions(retry == "failed", checkpoint_seconds, engine, keeps_in_mlflow(checkpoints))
+    options = TuneOptions(retry == "failed", checkpoint_seconds, engine, keeps_in_mlflow(checkpoints, offline=offline))
     with choose_executor(executor, Wish(device, parse_jobs(jobs), threads, address, gpus_per_run)) as where:
         summary = tune_study(
             study, wanted, storage=storage, offline=offline, executor=where, options=options, console=console

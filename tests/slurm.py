@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -72,9 +73,13 @@ class Slurm:
 
     def __call__(self, *words: str, within: Path | None = None) -> str:
         """What a command of SLURM answers."""
-        done = subprocess.run(
-            words, env=self.environment, cwd=within, capture_output=True, text=True, timeout=60, check=False
-        )
+        for _ in range(3 if words[0] in ("sinfo", "scontrol") else 1):  # a busy controller does not always answer
+            done = subprocess.run(
+                words, env=self.environment, cwd=within, capture_output=True, text=True, timeout=60, check=False
+            )
+            if not done.returncode:
+                break
+            time.sleep(1)
         assert done.returncode == 0, (words, done.stdout, done.stderr)
         return done.stdout.strip()
 

@@ -64,9 +64,23 @@ def test_a_slurm_job_whose_time_runs_out_goes_on_where_it_stood_when_there_is_ti
     tried("SLURM job whose time runs out")
     job = submit(controller, workshop)
     wait_until(lambda: "epoch 2/" in said(workshop) or controller.state(job) == "FAILED", seconds=400)
-    controller("scancel", "--batch", "--signal=TERM", job)  # as --signal=B:TERM@120 does
+    controller("scancel", "--batch", "--signal=USR1", job)  # as --signal=B:USR1@120 does
     wait_until(lambda: "interrupted by SIGTERM" in said(workshop), seconds=60)
     assert steps_done(workshop.folder)
     wait_until(lambda: said(workshop).count("runs at a time") == 2, seconds=400)
     wait_for_end(controller, workshop, job)
     assert_undisturbed(workshop.folder, undisturbed)
+
+
+@pytest.mark.faults
+def test_a_slurm_job_that_is_cancelled_writes_checkpoints_and_is_not_queued_again(
+    workshop: Workshop, controller: Slurm, tried: Tried
+) -> None:
+    tried("SLURM job cancelled")
+    job = submit(controller, workshop)
+    wait_until(lambda: "epoch 2/" in said(workshop) or controller.state(job) == "FAILED", seconds=400)
+    controller("scancel", "--batch", "--signal=TERM", job)
+    wait_until(lambda: controller.state(job) not in ("RUNNING", "COMPLETING"), seconds=200)
+    assert controller.state(job) == "FAILED"  # exit 130, and not PENDING
+    assert "interrupted by SIGTERM" in said(workshop)
+    assert steps_done(workshop.folder)

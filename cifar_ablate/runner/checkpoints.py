@@ -10,6 +10,7 @@ from cifar_ablate.folder import RunFolder
 from cifar_ablate.locks import lock
 from cifar_ablate.records import RunIdentity
 from cifar_ablate.tracking import Kept, Tracking
+from cifar_ablate.training.checkpoint import read_progress
 
 
 def bring_checkpoints(
@@ -18,6 +19,7 @@ def bring_checkpoints(
     runs: Sequence[RunIdentity],
     runs_root: Path,
     on_note: Callable[[str], None],
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Fetch the checkpoint of each of these runs that is further in MLflow than here.
 
@@ -31,7 +33,7 @@ def bring_checkpoints(
     for run in runs:
         kept = there.get(run.fingerprint)
         folder = RunFolder(runs_root / run.fingerprint)
-        if kept is None or not _is_ahead(kept, folder):
+        if kept is None or should_stop() or not _is_ahead(kept, folder):
             continue
         with lock(folder.lock) as mine:
             if mine:
@@ -50,5 +52,5 @@ def _is_ahead(kept: Kept, folder: RunFolder) -> bool:
             return False
     except RecordError:
         return False
-    has_any = folder.checkpoint.exists() or folder.checkpoint_before.exists()
-    return not has_any or len(folder.history()) < kept.epochs
+    here = [read_progress(path) for path in (folder.checkpoint, folder.checkpoint_before)]
+    return all((one["epochs"], one["steps"]) < (kept.epochs, kept.steps) for one in here if one is not None)

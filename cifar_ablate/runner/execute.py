@@ -131,7 +131,7 @@ def _reconciled(
         for plan in opened.plans
     ]
     todo = tuple(run for one in found for run in one.todo)
-    opened.bring_checkpoints(todo, command.events.on_note)
+    opened.bring_checkpoints(todo, command.events.on_note, command.should_stop)
     done = tuple(run for one in found for run in one.done)
     command.take(Reconciled(done, tuple(each for one in found for each in one.failed), todo))
     return todo

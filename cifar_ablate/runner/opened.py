@@ -48,13 +48,16 @@ class Opened:
                 with suppress(TrackingError, OutputError):
                     self.recorded[plan.study.label] = self.tracking.runs(self.experiments[plan.study.label])
 
-    def bring_checkpoints(self, runs: Sequence[PlannedRun], on_note: Callable[[str], None]) -> None:
+    def bring_checkpoints(
+        self, runs: Sequence[PlannedRun], on_note: Callable[[str], None], should_stop: Callable[[], bool]
+    ) -> None:
         """Fetch what other machines left in MLflow of these runs, where they came further than this one."""
         for plan in self.plans:
             if self.tracking is not None:
-                mine = [run for run in runs if run.study == plan.study.label]
+                theirs = {one.fingerprint for one in self.of(plan) if one.trained_by}
+                mine = [run for run in runs if run.study == plan.study.label and run.fingerprint not in theirs]
                 experiment = self.experiments[plan.study.label]
-                bring_checkpoints(self.tracking, experiment, mine, self.runs_root, on_note)
+                bring_checkpoints(self.tracking, experiment, mine, self.runs_root, on_note, should_stop)
 
     def note_margins(self, standings: Sequence[Standing]) -> None:
         """Enter in the ledgers which margin was set, and how much was known by then."""

@@ -42,8 +42,10 @@ def choose_executor(name: str, wish: Wish) -> Executor:
     return executor
 
 
-def keeps_in_mlflow(checkpoints: str) -> bool:
-    """What --checkpoints says; raises UsageError for anything else than folder and mlflow."""
+def keeps_in_mlflow(checkpoints: str, *, offline: bool) -> bool:
+    """What --checkpoints says; raises UsageError for anything else than folder and mlflow, or mlflow with --offline."""
+    if checkpoints == "mlflow" and offline:
+        raise UsageError("--checkpoints mlflow and --offline: give one of the two")
     if checkpoints not in ("folder", "mlflow"):
         raise UsageError(f"--checkpoints {checkpoints}: write folder, or mlflow to let any machine go on with a run")
     return checkpoints == "mlflow"

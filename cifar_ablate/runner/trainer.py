@@ -80,8 +80,7 @@ class GroupTrainer:
         patient_until = time.monotonic() + self.patience_seconds
         while not channel.should_stop(run.key):
             with lock(folder.lock, note=self.owner.to_text()) as mine:  # of two processes, one trains the run
-                is_left = self.keep_networks and not (time.monotonic() < patient_until and self._holds(folder))
-                if mine or is_left:
+                if mine or (self.keep_networks and not (time.monotonic() < patient_until and self._lets_go(folder))):
                     is_mine = self._end_of(run, folder, place, channel, turn)
                     ended = (yield from is_mine) if mine else _elsewhere(run, folder)
                     channel.tell(ended)
@@ -90,8 +89,10 @@ class GroupTrainer:
                 time.sleep(WAIT_SECONDS)
             yield
 
-    def _holds(self, folder: RunFolder) -> bool:
-        return owner_from(holder(folder.lock) or "") == self.owner
+    def _lets_go(self, folder: RunFolder) -> bool:
+        """Is a folder that was locked a moment ago free by now, or locked in our own command's name?"""
+        note = holder(folder.lock)
+        return note is None or owner_from(note) == self.owner
 
     def _end_of(self, run: PlannedRun, folder: RunFolder, place: Place, channel: Channel, turn: Turn) -> Steps[Ended]:
         """Train a run, or take what its folder holds already."""

@@ -35,7 +35,8 @@ class Kept:
 
     place: str
     epochs: int
-    """Lines of that history: the checkpoint has as many epochs, or fewer."""
+    steps: int
+    """Of the epoch after these."""
     sha256: str
     """Of the checkpoint's file."""
     run_id: str = ""
@@ -49,7 +50,7 @@ def kept_from(tags: dict[str, str], run_id: str) -> Kept | None:
     """What a run's tags say; None where there is nothing, or nothing that can be read."""
     with suppress(ValueError, TypeError, KeyError):
         values = json.loads(tags[TAG])
-        kept = Kept(str(values["place"]), int(values["epochs"]), str(values["sha256"]), run_id)
+        kept = Kept(str(values["place"]), int(values["epochs"]), int(values["steps"]), str(values["sha256"]), run_id)
         return kept if kept.place in PLACES else None
     return None
 
@@ -70,7 +71,7 @@ def upload(client: MlflowClient, run_id: str, folder: RunFolder, before: Kept | 
         place = next(name for name in PLACES if before is None or name != before.place)
         for path in (history, checkpoint):
             client.log_artifact(run_id, str(path), place)
-        kept = Kept(place, history.read_bytes().count(b"\n"), digest, run_id)
+        kept = Kept(place, *_progress(checkpoint), digest, run_id)
     client.set_tag(run_id, TAG, kept.to_text())
     return kept
 
@@ -118,6 +119,9 @@ def _as_it_is(folder: RunFolder) -> Iterator[tuple[Path | None, Path]]:
     """Checkpoint and history as they are at this moment, whatever the training writes meanwhile."""
     with TemporaryDirectory(dir=folder.path, prefix=MOVING) as place:
         checkpoint, history = Path(place) / CHECKPOINT, Path(place) / HISTORY
+        if folder.checkpoint.is_symlink() or (folder.path / HISTORY).is_symlink():  # nobody knows whose file it is
+            yield None, history
+            return
         try:
             _link(folder.checkpoint, checkpoint)
             shutil.copy(folder.path / HISTORY, history)  # after the checkpoint: it has all the lines that one needs
@@ -127,6 +131,14 @@ def _as_it_is(folder: RunFolder) -> Iterator[tuple[Path | None, Path]]:
                 return
             history.touch()
         yield checkpoint, history
+
+
+def _progress(path: Path) -> tuple[int, int]:
+    """Epochs and steps done, as the header of a checkpoint says; its format is that of safetensors."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    progress = json.loads(header["__metadata__"]["progress"])
+    return int(progress["epochs"]), int(progress["steps"])
 
 
 def _link(path: Path, to: Path) -> None:

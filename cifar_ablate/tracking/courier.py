@@ -46,6 +46,7 @@ class Parcel:
     num_refusals: int = 0
     trouble: str = ""
     """Why it cannot be delivered, or could not be at the last attempt."""
+    checkpoint_trouble: str = ""
     not_before: float = -math.inf
     """Its next delivery, by the monotonic clock."""
 
@@ -167,6 +168,7 @@ class Courier:
             for parcel in waiting:
                 if self.is_over:
                     return
+                self._beat()  # an upload may take long
                 try:
                     was_refused |= not self._attempt(tracking, parcel)
                 except OutputError as error:  # what cannot be written for one run may be for the next
@@ -232,10 +234,19 @@ class Courier:
         else:
             parcel.delivery.push(parcel.folder.history())
             if self.keeps_checkpoints and outcome in ("", "killed"):
-                parcel.delivery.keep_checkpoint()
+                self._keep_checkpoint(parcel, parcel.delivery)
             if outcome:
                 parcel.delivery.end(outcome, parcel.reason)
         parcel.is_done = bool(outcome)
+
+    def _keep_checkpoint(self, parcel: Parcel, delivery: Delivery) -> None:
+        """What MLflow does not take of it keeps neither the other news of a run from it, nor its end."""
+        try:
+            delivery.keep_checkpoint()
+        except (TrackingError, OutputError) as error:
+            if not parcel.checkpoint_trouble:
+                self.on_note(f"{parcel.run.name}: its checkpoint is kept here alone ({error})")
+            parcel.checkpoint_trouble = str(error)
 
     def _beat(self) -> None:
         if time.monotonic() - self.last_beat < HEARTBEAT_SECONDS:

@@ -54,6 +54,8 @@ class Delivery:
         self.client, self.experiment_id, self.planned, self.folder = client, experiment_id, planned, folder
         self.on_success = on_success
         self.is_confirmed = False
+        self.has_kept = False
+        """Did this process begin to keep checkpoints in MLflow? An upload that was cut off has no tag yet."""
         self.artifacts_delivered: set[str] = set()
         self._open(is_training)
 
@@ -165,8 +167,10 @@ class Delivery:
     def keep_checkpoint(self) -> None:
         """Bring the newest checkpoint to the artifact store, where another machine can take the run up from it."""
         with answering():
-            for path in self.folder.path.glob("weights-epoch-*"):  # of epochs that nobody trains again
-                self._log_artifact(path)
+            for path in self.folder.artifacts():
+                if path.name.startswith("weights-epoch-"):  # of epochs that nobody trains again
+                    self._log_artifact(path)
+            self.has_kept = True
             kept = checkpoints.upload(self.client, self.run_id, self.folder, self.kept)
             if kept != self.kept:
                 self.kept = kept
@@ -193,14 +197,14 @@ class Delivery:
             self.client.log_batch(self.run_id, metrics=metrics)
             for path in self.folder.artifacts():
                 self._log_artifact(path)
-            if self.kept is not None and result.status != "failed":
-                checkpoints.discard(self.client, self.run_id)
-                self.kept = None
         self.end(result.status, result.reason)
 
     def end(self, outcome: str, reason: str = "") -> None:
         """Set how the run ended: finished, diverged, failed, killed or (a trial) pruned."""
         with answering():
+            if (self.kept or self.has_kept) and outcome not in ("failed", "killed"):
+                checkpoints.discard(self.client, self.run_id)
+                self.kept, self.has_kept = None, False
             self._log(tags={"ablate.outcome": outcome, "ablate.reason": reason[:MAX_TAG]})
             self._drop(self.claim.tag)  # killed after this, the run is RUNNING without an owner, and is delivered again
             self.client.set_terminated(self.run_id, _ENDS[outcome])

@@ -35,7 +35,10 @@ class Share:
     def fits(self, resources: dict[str, float]) -> int:
         """So many tasks have room at the same time on a node, or none."""
         by_cpu = int(resources.get("CPU", 0.0) / self.num_cpus + 1e-6)
-        return min(by_cpu, int(resources.get("GPU", 0.0) / self.num_gpus + 1e-6)) if self.num_gpus else by_cpu
+        if not self.num_gpus:
+            return by_cpu
+        on_each = int(1 / self.num_gpus + 1e-6)  # Ray never puts a task on parts of two
+        return min(by_cpu, int(resources.get("GPU", 0.0)) * on_each)
 
 
 def connect(address: str, *, cores_wanted: int = 0) -> None:
@@ -96,7 +99,7 @@ def find_common_device(kind: str) -> Device:
     nodes = [node for node in alive() if node["Resources"].get(needed, 0.0) > 0]
     if not nodes:
         raise DeviceError(f"no node of the Ray cluster has {name}; {cure}")
-    describe: Any = ray.remote(max_retries=0)(describe_node)
+    describe: Any = ray.remote(max_retries=0, max_calls=int(kind == "cuda"))(describe_node)
     asked = [
         describe.options(
             num_cpus=0,
@@ -115,9 +118,10 @@ def find_common_device(kind: str) -> Device:
     for info in infos:
         if why := differing(info.versions, versions(), info.host):
             raise DeviceError(f"{why}, for results depend on it")
+    if reasons := "; ".join(one for one in told if isinstance(one, str)):
+        raise DeviceError(f"a node of the Ray cluster cannot train: {reasons}; put it right, or take it out")
     if not infos:
-        reasons = "; ".join(str(one) for one in told) or f"no node answered within {LONGEST_SECONDS:.0f} s"
-        raise DeviceError(f"no node of the Ray cluster can train: {reasons}; look at `ray status`")
+        raise DeviceError(f"no node of the Ray cluster answered within {LONGEST_SECONDS:.0f} s; look at `ray status`")
     names = ", ".join(dict.fromkeys(info.device.name for info in infos))
     return Device(infos[0].device.kind, names, all(info.device.fast_bf16 for info in infos))
 

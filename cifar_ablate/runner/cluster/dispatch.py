@@ -17,7 +17,7 @@ from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, TaskCancell
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cifar_ablate.device import Place
-from cifar_ablate.errors import DeviceError, not_written
+from cifar_ablate.errors import AblateError, DeviceError, not_written
 from cifar_ablate.locks import holder, lock
 from cifar_ablate.plan import PlannedRun
 from cifar_ablate.records import Key
@@ -70,7 +70,9 @@ class Dispatch:
         )
         self.trainer = ray.put(train_group)
         self.sighting, self.runs_root = sighting, train_group.runs_root
-        self.train: Any = ray.remote(max_retries=0)(train_on_node)
+        # torch stays on the first GPU that a process has seen, and Ray may give its next task another one
+        remote = ray.remote(max_retries=0, max_calls=1) if share.num_gpus else ray.remote(max_retries=0)
+        self.train: Any = remote(train_on_node)
 
     def submit(self, group: Group) -> None:
         """Let Ray find a place for a group."""
@@ -138,10 +140,14 @@ class Dispatch:
                 self.channel.tell(Ended(run.key, "stopped"))
             return []
         except RayTaskError as error:
-            raise error.cause if isinstance(error.cause, Exception) else error from None
+            if isinstance(error.cause, AblateError):
+                raise error.cause from None
+            said = str(error.cause or error).strip().rsplit("\n", 1)[-1][:300]
+            where = f"node {task.node}" if task.node else "a node"
+            raise DeviceError(f"{where} cannot train ({said}); its logs are in /tmp/ray/session_latest/logs") from None
         except RayError as error:
             return self._lost(task, error)
-        return [task.left] if task.left and not self.channel.should_stop() else []
+        return self._wanted(task.left)
 
     def _lost(self, task: Task, error: RayError) -> list[Group]:
         """A process is gone: its runs go on elsewhere, but for those that have met with that too often."""
@@ -154,14 +160,19 @@ class Dispatch:
             return []
         for run in lost:
             self.num_lost[run.key] += 1
-        given_up = [run for run in lost if self.num_lost[run.key] == ATTEMPTS]
+        given_up = [run for run in lost if self.num_lost[run.key] >= ATTEMPTS]
         for run in given_up:
             self.channel.tell(Lost(run.key, f"was lost {ATTEMPTS} times; the last time, on {where}, {why}"))
-        rest = [run for run in task.left if run not in given_up]
+        rest = self._wanted([run for run in task.left if run not in given_up])
         names = ", ".join(run.name for run in lost if run not in given_up)
         if names:
             self.channel.tell(Noted(f"{names}: lost on {where} ({why}); begun again from the last checkpoint"))
-        return [rest] if rest else []
+        return rest
+
+    def _wanted(self, runs: Sequence[PlannedRun]) -> list[Group]:
+        """Those that nobody has stopped meanwhile, as a group: of a pruned trial no other seed is begun."""
+        left = [run for run in runs if not self.channel.should_stop(run.key)]
+        return [left] if left else []
 
 
 def train_on_cluster(
@@ -176,8 +187,9 @@ def train_on_cluster(
     """Train all groups, as many at a time as there are places; unless ``is_fixed``, as the cluster has room for."""
     pending, at_a_time, had_room, counted = Pending(groups), len(places), True, time.monotonic()
     with _sighted(train_group.runs_root) as sighting:
-        dispatch = Dispatch(train_group, places[0], share, sighting, channel)
+        dispatch: Dispatch | None = None
         try:
+            dispatch = Dispatch(train_group, places[0], share, sighting, channel)
             while dispatch.tasks or pending.may_have_more:
                 if channel.should_stop():
                     pending.clear()
@@ -195,9 +207,10 @@ def train_on_cluster(
                     ray.wait(list(dispatch.tasks), timeout=POLL_SECONDS)
         except RayError as error:
             first = str(error).strip().split("\n", 1)[0][:200]
-            raise DeviceError(f"the Ray cluster is gone ({first}); the same command again does what is left") from None
+            raise DeviceError(f"Ray cannot go on ({first}); the same command again does what is left") from None
         finally:
-            dispatch.dismiss()
+            if dispatch is not None:
+                dispatch.dismiss()
 
 
 @contextmanager

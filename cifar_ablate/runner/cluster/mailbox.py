@@ -71,6 +71,7 @@ class Mailbox:
             self.lent[fingerprint] = (task, stack.pop_all())
         if not folder.path.exists():  # it cannot be made either, which the first write says
             return Lent({})
+        folder.tidy()
         unread = {*folder.path.glob(NETWORKS), folder.lock}
         files = (path for path in folder.path.iterdir() if path.is_file() and path not in unread)
         return Lent({path.name: path.read_bytes() for path in files if not path.name.startswith(".")})

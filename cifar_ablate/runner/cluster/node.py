@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,9 +23,9 @@ from cifar_ablate.errors import AblateError, DeviceError, OutputError
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.plan import TRAINER_VERSION, PlannedRun
 from cifar_ablate.records import Key
-from cifar_ablate.runner.cluster.mailbox import Placed
+from cifar_ablate.runner.cluster.mailbox import Lent, Placed
 from cifar_ablate.runner.messages import Channel, Ended, Message, Noted, Stepped
-from cifar_ablate.runner.trainer import GroupTrainer
+from cifar_ablate.runner.trainer import WAIT_SECONDS, GroupTrainer
 from cifar_ablate.temporary import temporary_folder
 
 POLL_SECONDS = 0.3
@@ -110,7 +112,7 @@ def train_on_node(order: Order, group: Sequence[PlannedRun], place: Place) -> st
             with temporary_folder(prefix="cifar-ablate-node-") as scratch:
                 trainer.runs_root = scratch
                 mirror = Mirror(line, scratch, group)
-                if lent := mirror.borrow():
+                if lent := mirror.borrow(waits=not trainer.keep_networks):
                     trainer(lent, here, mirror)
         line.flush()
     return ""
@@ -160,6 +162,7 @@ class Line(Channel):
 @contextmanager
 def _line(order: Order) -> Iterator[Line]:
     line = Line(order.box, order.name)
+    line.stops = ray.get(order.box.wanted_stops.remote())
     threading.Thread(target=line.ask, daemon=True).start()
     try:
         yield line
@@ -173,24 +176,41 @@ class Mirror(Channel):
     def __init__(self, line: Line, scratch: Path, group: Sequence[PlannedRun]) -> None:
         self.line, self.scratch, self.group = line, scratch, group
         self.folders = {run.key: RunFolder(scratch / run.fingerprint) for run in group}
-        self.sent: dict[Key, dict[str, tuple[int, int]]] = {run.key: {} for run in group}
-        """Size and time of each file as the command has it."""
+        self.sent: dict[str, dict[str, tuple[int, int]]] = {}
+        """Size and time of each file as the command has it, by fingerprint."""
+        self.users: Counter[str] = Counter()
+        """Runs that have not ended, by fingerprint: trials of one turn may be twins."""
 
-    def borrow(self) -> list[PlannedRun]:
-        """Fetch what there is of the runs; gives those that nobody else trains."""
+    def borrow(self, *, waits: bool) -> list[PlannedRun]:
+        """Fetch what there is of the runs; gives those that nobody else trains.
+
+        ``waits``: a trial waits for its twin elsewhere, and has its result then.
+        """
         mine = []
         for run in self.group:
-            lent = ray.get(self.line.box.lend.remote(self.line.task, run.fingerprint))
-            if lent.held_by:
-                self.line.tell(Ended(run.key, "elsewhere", f"is being trained by {lent.held_by}"))
-                continue
-            folder = self.folders[run.key]
-            folder.path.mkdir(parents=True)
-            for name, content in lent.files.items():
-                (folder.path / Path(name).name).write_bytes(content)
-            self.sent[run.key] = _files(folder)
+            if not self.users[run.fingerprint]:
+                lent = self._lent(run, waits=waits)
+                if lent is None or lent.held_by:
+                    if lent is not None:
+                        self.line.tell(Ended(run.key, "elsewhere", f"is being trained by {lent.held_by}"))
+                    continue
+                folder = self.folders[run.key]
+                folder.path.mkdir(parents=True)
+                for name, content in lent.files.items():
+                    (folder.path / Path(name).name).write_bytes(content)
+                self.sent[run.fingerprint] = _files(folder)
+            self.users[run.fingerprint] += 1
             mine.append(run)
         return mine
+
+    def _lent(self, run: PlannedRun, *, waits: bool) -> Lent | None:
+        """A run's folder, or who has it; None where the run shall not begin."""
+        while not self.should_stop(run.key):
+            lent: Lent = ray.get(self.line.box.lend.remote(self.line.task, run.fingerprint))
+            if not (lent.held_by and waits):
+                return lent
+            time.sleep(WAIT_SECONDS)
+        return None
 
     def tell(self, message: Message) -> None:
         """Bring the files that are new, then pass on the message. Raises OutputError where they cannot be kept."""
@@ -202,7 +222,10 @@ class Mirror(Channel):
                 self._send(message.key)
             except OutputError as error:
                 message = Ended(message.key, "stopped", str(error), halts=True)
-            ray.get(self.line.box.take_back.remote(self.line.task, self.folders[message.key].fingerprint))
+            fingerprint = self.folders[message.key].fingerprint
+            self.users[fingerprint] -= 1
+            if not self.users[fingerprint]:
+                ray.get(self.line.box.take_back.remote(self.line.task, fingerprint))
         else:
             self._send(message.key)
         self.line.tell(message)
@@ -211,7 +234,8 @@ class Mirror(Channel):
         return self.line.should_stop(key)
 
     def _send(self, key: Key) -> None:
-        folder, before = self.folders[key], self.sent[key]
+        folder = self.folders[key]
+        before = self.sent[folder.fingerprint]
         now = _files(folder)
         new = sorted((name for name in now if before.get(name) != now[name]), key=lambda name: (name in LAST, name))
         content = {name: (folder.path / name).read_bytes() for name in new}
@@ -221,7 +245,7 @@ class Mirror(Channel):
             error = ray.get(box.keep.remote(task, folder.fingerprint, content, removed))
             if error is not None:
                 raise error
-        self.sent[key] = now
+        self.sent[folder.fingerprint] = now
 
 
 def _files(folder: RunFolder) -> dict[str, tuple[int, int]]:

@@ -95,5 +95,5 @@ class Ray(Executor):
         if self.device().kind != "cuda":
             return Share(threads), 1
         each = self.wish.gpus_per_run or 1.0
-        in_turn = int(1 / each + 1e-6)
+        in_turn = min(int(1 / each + 1e-6), self.wish.jobs or 1_000)
         return Share(threads, in_turn * each), in_turn
