@@ -84,8 +84,6 @@ def run(
     engine = EngineOptions(cast("Choice", compile), cast("Choice", capture))
     keeps = keeps_in_mlflow(checkpoints, offline=offline)
     options = RunOptions(retry == "failed", fail_fast, checkpoint_seconds, engine, keeps)
-        retry == "failed", fail_fast, checkpoint_seconds, engine, keeps_in_mlflow(checkpoints, offline=offline)
-    )
     wanted = Wanted(profile, settings, arm, seed, offline)
     with choose_executor(executor, Wish(device, parse_jobs(jobs), threads, address, gpus_per_run)) as where:
         summary = run_studies(files, wanted, where, options, console)
