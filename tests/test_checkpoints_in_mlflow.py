@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 import pytest
 
+from cifar_ablate.folder import RunFolder
+from cifar_ablate.tracking.checkpoints import upload
 from tests.comparing import bits, leftovers, runs_of, snapshot
 from tests.disturbing import STUDY, Command, starts, wait_until
 from tests.test_mlflow_server import mlflow_ui
+from tests.tuning import write
 
 if TYPE_CHECKING:
     from tests.conftest import Workshop
@@ -116,3 +119,43 @@ def test_another_place_for_checkpoints_is_refused(workshop: Workshop) -> None:
     answer = workshop("run", "tiny.yaml", "--checkpoints", "s3")
     assert answer.code == 2
     assert answer.err == "--checkpoints s3: write folder, or mlflow to let any machine go on with a run\n"
+
+
+def test_pruned_trials_leave_no_checkpoints_in_mlflow(
+    workshop: Workshop, mlflow_ui: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_ui)
+    pruner = ("pruner: none", "pruner: {name: median, startup_trials: 1, warmup: 0}")
+    write(workshop, pruner, ("trials: 4", "trials: 8"), ("epochs: 3", "epochs: 6"))
+    options = ("--checkpoints", "mlflow", "--checkpoint-seconds", "0")
+    answer = workshop("tune", "small.yaml", *options)
+    assert answer.code == 0, answer
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("small/tuning")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert "pruned" in {run.data.tags.get("ablate.outcome") for run in runs}
+    assert not [run for run in runs if "ablate.checkpoint" in run.data.tags]
+    assert not [file.path for run in runs for file in client.list_artifacts(run.info.run_id) if file.is_dir]
+
+
+def test_a_checkpoint_that_is_a_link_is_not_sent_to_mlflow(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    (tmp_path / "key").write_text("secret")
+    folder.checkpoint.symlink_to(tmp_path / "key")
+    sent: list[str] = []
+
+    class Client:
+        def log_artifact(self, run_id: str, path: str, place: str) -> None:
+            sent.append(path)
+
+    assert upload(Client(), "run", folder, None) is None  # type: ignore[arg-type]
+    assert sent == []
+
+
+def test_checkpoints_in_mlflow_and_offline_exclude_each_other(workshop: Workshop) -> None:
+    workshop.write("tiny.yaml", STUDY)
+    answer = workshop("run", "tiny.yaml", "--checkpoints", "mlflow", "--offline")
+    assert answer.code == 2
+    assert answer.err == "--checkpoints mlflow and --offline: give one of the two\n"

@@ -183,3 +183,48 @@ def test_an_error_that_travels_between_processes_keeps_its_words() -> None:
 def test_a_share_is_refused_before_anything_is_started() -> None:
     with pytest.raises(UsageError, match="a run uses one GPU"):
         Ray(Wish(gpus_per_run=-1))
+
+
+TWO_VALUES = (
+    """optimizer.lr: {low: 0.001, high: 0.5, log: true}
+    schedule: [constant, cosine]
+    schedule.warmup: {low: 0.0, high: 0.5, when: {schedule: cosine}}
+""",
+    "optimizer.lr: [0.02, 0.1]\n",
+)
+
+
+def test_twin_trials_on_nodes_of_their_own_wait_for_each_other_as_on_one_machine(
+    workshop: Workshop, joined: RayCluster
+) -> None:
+    """Two values, four trials, two at a time: some are proposed twice at one moment."""
+    write(workshop, TWO_VALUES)
+    joined.add(2, hidden=workshop.folder)
+    options = ("--executor", "ray", "--address", joined.address, "--jobs", "2")
+    answer = workshop.process("tune", "small.yaml", "--offline", *options)
+    assert answer.code == 0, answer
+    assert "is being trained by" not in answer.out
+    found = trials(workshop.folder)
+    assert len(found) == 4
+    assert all(one.value is not None for one in found)
+    for node in joined.nodes:
+        node.kill()
+
+
+def test_no_process_is_given_another_gpu_than_the_one_that_it_has_seen(workshop: Workshop) -> None:
+    """Torch stays on the first GPU of a process. Ray only believes that there are two."""
+    script = """
+        import os, ray
+        from cifar_ablate.runner.cluster.dispatch import as_task
+
+        def where(number):
+            return os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"]
+
+        ray.init(num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="CRITICAL")
+        task = as_task(where, uses_gpu=True)
+        seen = [ray.get(task.options(num_gpus=1).remote(number)) for number in range(6)]
+        assert len({pid for pid, _ in seen}) == 6, seen
+    """
+    path = workshop.write("gpus.py", script)
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -70,9 +70,7 @@ class Dispatch:
         )
         self.trainer = ray.put(train_group)
         self.sighting, self.runs_root = sighting, train_group.runs_root
-        # torch stays on the first GPU that a process has seen, and Ray may give its next task another one
-        remote = ray.remote(max_retries=0, max_calls=1) if share.num_gpus else ray.remote(max_retries=0)
-        self.train: Any = remote(train_on_node)
+        self.train = as_task(train_on_node, uses_gpu=share.num_gpus > 0)
 
     def submit(self, group: Group) -> None:
         """Let Ray find a place for a group."""
@@ -173,6 +171,11 @@ class Dispatch:
         """Those that nobody has stopped meanwhile, as a group: of a pruned trial no other seed is begun."""
         left = [run for run in runs if not self.channel.should_stop(run.key)]
         return [left] if left else []
+
+
+def as_task(function: Callable[..., Any], *, uses_gpu: bool) -> Any:
+    """Ray's remote function. Torch stays on the first GPU that a process has seen, and Ray would give it others."""
+    return ray.remote(max_retries=0, max_calls=1 if uses_gpu else 0)(function)
 
 
 def train_on_cluster(
