@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cifar_ablate.analysis.sentences import count
@@ -126,11 +126,14 @@ def find_common_device(kind: str) -> Device:
     return Device(infos[0].device.kind, names, all(info.device.fast_bf16 for info in infos))
 
 
-def _answer(reference: Any) -> NodeInfo | str:
+def _answer(reference: Any) -> NodeInfo | str | None:
+    """What a node says of itself, or why it cannot; None where it has just gone."""
     try:
-        answer: NodeInfo | str = ray.get(reference, timeout=ANSWER_SECONDS)
-    except (RayError, GetTimeoutError) as error:  # the package is not installed there, or the node is gone
-        return str(getattr(error, "cause", None) or error).strip().rsplit("\n", 1)[-1][:300]
+        answer: NodeInfo | str = ray.get(reference)
+    except RayTaskError as error:  # the package is not installed there
+        return str(error.cause or error).strip().rsplit("\n", 1)[-1][:300]
+    except RayError:
+        return None
     return answer
 
 
