@@ -4,14 +4,13 @@
     python -m benchmarks.scale --shape one      # one study, up to 100 arms and 100 seeds
 
 Each command is a process of its own, measured whole: wall seconds, seconds of processor time, peak memory. The
-last table fits ``seconds = c * runs ** x`` to the processor time beyond that of the same command with 20 runs: an
-exponent of 1 is linear.
+last table has the processor seconds with 20 runs, and those of each further 1,000 from one size to the next: equal ones
+are linear growth.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.scale_record import Shape
@@ -68,11 +68,10 @@ def best(arguments: list[str], folder: Path, repeats: int) -> Measured:
     )
 
 
-def exponent(sizes: list[int], seconds: list[float]) -> float:
-    """Of the power law that fits best, in logarithms."""
-    x, y = [math.log(size) for size in sizes], [math.log(max(one, 1e-3)) for one in seconds]
-    mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
+def slopes(sizes: list[int], seconds: list[float]) -> list[float]:
+    """Seconds for each further 1,000 runs, from one size to the next: equal ones are linear growth."""
+    steps = zip(pairwise(sizes), pairwise(seconds), strict=True)
+    return [1000 * (after - before) / (larger - smaller) for (smaller, larger), (before, after) in steps]
 
 
 def main() -> None:
@@ -110,11 +109,13 @@ def main() -> None:
             found[name].append(one)
             numbers = f"{one.wall_seconds:.1f} | {one.cpu_seconds:.1f} | {one.peak_mb:.0f}"
             print(f"| {name} | {num:,} | {len(files)} | {numbers} |", flush=True)
-    print("\n| command | processor s with 20 runs | of each further 1,000 runs | exponent |\n|---|---:|---:|---:|")
+    between = " | ".join(
+        f"{small:,} to {large:,}" for small, large in zip(options.sizes, options.sizes[1:], strict=False)
+    )
+    print(f"\n| command | with 20 runs | {between} |\n|---|---:{'|---:' * (len(options.sizes) - 1)}|")
     for name, measured in found.items():
-        beyond = [one.cpu_seconds - least[name].cpu_seconds for one in measured]
-        each = beyond[-1] / (options.sizes[-1] - 20) * 1000
-        print(f"| {name} | {least[name].cpu_seconds:.1f} | {each:.2f} | {exponent(options.sizes, beyond):.2f} |")
+        each = " | ".join(f"{one:.2f}" for one in slopes(options.sizes, [one.cpu_seconds for one in measured]))
+        print(f"| {name} | {least[name].cpu_seconds:.1f} | {each} |")
     shutil.rmtree(temporary)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from benchmarks.scale import exponent
+from benchmarks.scale import slopes
 from benchmarks.scale_record import Shape, make_folder
 from cifar_ablate.records import RecordedRun
 from tests.conftest import Workshop
@@ -108,7 +108,8 @@ def without_ids(text: str) -> list[str]:
     return [",".join(cell for cell in line.split(",") if len(cell) != 32) for line in text.splitlines()]
 
 
-def test_the_fitted_exponent_tells_linear_from_quadratic() -> None:
+def test_equal_slopes_tell_linear_from_quadratic_growth() -> None:
     sizes = [1250, 2500, 5000, 10_000]
-    assert exponent(sizes, [0.001 * size for size in sizes]) == pytest.approx(1)
-    assert exponent(sizes, [1e-6 * size**2 for size in sizes]) == pytest.approx(2)
+    assert slopes(sizes, [5 + 0.001 * size for size in sizes]) == pytest.approx([1, 1, 1])
+    first, *_, last = slopes(sizes, [1e-6 * size**2 for size in sizes])
+    assert last == pytest.approx(4 * first)
