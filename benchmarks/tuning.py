@@ -30,6 +30,8 @@ from scipy import stats
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import find_device, find_places
 from cifar_ablate.plan import DataKey, load_all_data
+from cifar_ablate.runner.executor import Wish
+from cifar_ablate.runner.executors.local import Local
 from cifar_ablate.runner.stopping import Stops
 from cifar_ablate.spec.load import load_study
 from cifar_ablate.spec.schema import Study
@@ -154,6 +156,7 @@ def _tuned(
         plans,
         url="sqlite:///optuna.db",
         tracking=tracking,
+        executor=Local(Wish()),
         places=find_places(find_device("cpu"), jobs, 1),
         events=TuningEvents(Console(file=io.StringIO())),
         stops=Stops(),

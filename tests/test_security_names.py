@@ -43,11 +43,11 @@ STUDY: dict[str, Any] = {
         "model": {"name": "resnet18-compact", "width": 4},
         "epochs": 1,
         "batch_size": 20,
-        "optimizer": {"name": "sgd", "lr": 0.02},
+        "optimizer": {"name": "sgd", "lr": 0.02, "momentum": 0.5},
     },
 }
 TUNE = {
-    "space": {"optimizer.lr": {"low": 0.001, "high": 0.9}},
+    "space": {"optimizer.momentum": {"low": 0.1, "high": 0.9}},
     "trials": 1,
     "sampler": "random",
     "val_fraction": 0.5,
