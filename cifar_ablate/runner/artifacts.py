@@ -46,8 +46,8 @@ def draw_confusion(folder: RunFolder, class_names: Sequence[str]) -> None:
     image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
     figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
     if num <= 20:
-        axes.set_xticks(range(num), class_names, rotation=45, ha="right")
-        axes.set_yticks(range(num), class_names)
+        axes.set_xticks(range(num), class_names, rotation=45, ha="right", parse_math=False)
+        axes.set_yticks(range(num), class_names, parse_math=False)  # a class may be called $x$
         for row, column in np.ndindex(num, num):
             shade = "white" if percent[row, column] > 50 else "black"
             axes.text(column, row, f"{percent[row, column]:.0f}", ha="center", va="center", color=shade, fontsize=7)

@@ -29,8 +29,9 @@ def draw_history(result: ArmResult, path: Path) -> None:
     failed = [one.number for one in result.trials if one.state == "failed"]
     for number in failed:
         axes.axvline(number, color=GREY, linewidth=0.8, alpha=0.6)
+    # an arm may be called $x$
+    axes.set_title(f"{result.plan.study.label}, {result.plan.arm}: {result.num_tried} trials", parse_math=False)
     axes.set(
-        title=f"{result.plan.study.label}, {result.plan.arm}: {result.num_tried} trials",
         xlabel="trial" + (" (lines: failed)" if failed else ""),
         ylabel=f"accuracy on {len(result.plan.data.test_labels):,} validation images, %",
     )
@@ -48,10 +49,8 @@ def draw_importances(result: ArmResult, path: Path) -> None:
     axes = figure.add_subplot()
     bars = axes.barh([name for name, _ in shares], [share for _, share in shares], color=INK)
     axes.bar_label(bars, fmt="%.2f", padding=3)
-    axes.set(
-        xlim=(0, 1.1),
-        xlabel="share of the variance of accuracy (fANOVA)",
-        title=f"{result.plan.study.label}, {result.plan.arm}: what mattered, of {result.counts['complete']} trials",
-    )
+    axes.set(xlim=(0, 1.1), xlabel="share of the variance of accuracy (fANOVA)")
+    title = f"{result.plan.study.label}, {result.plan.arm}: what mattered, of {result.counts['complete']} trials"
+    axes.set_title(title, parse_math=False)
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
