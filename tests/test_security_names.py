@@ -160,7 +160,8 @@ def test_tuned_arms_of_any_name_are_written_as_values_and_as_files_in_their_fold
     assert files_around(workshop) == before
     assert len(list((workshop.folder / "trials").iterdir())) == 6
     for table in (workshop.folder / "trials").glob("*/trials.csv"):
-        assert not [cell for row in csv.reader(table.read_text().splitlines()) for cell in row if cell[:1] in ("=", "@", "+")]
+        cells = [cell for row in csv.reader(table.read_text().splitlines()) for cell in row]
+        assert not [cell for cell in cells if cell[:1] in ("=", "@", "+")]
 
 
 def test_a_file_name_with_a_line_break_does_not_break_out_of_the_comment_of_a_tuned_study(workshop: Workshop) -> None:
