@@ -65,13 +65,15 @@ def upload(client: MlflowClient, run_id: str, folder: RunFolder, before: Kept | 
     with _as_it_is(folder) as (checkpoint, history):
         if checkpoint is None:
             return before
-        digest = _digest(checkpoint)
+        progress, digest = _progress(checkpoint), _digest(checkpoint)
+        if progress is None:  # damaged: no machine could go on from it
+            return before
         if before is not None and before.sha256 == digest:
             return before
         place = next(name for name in PLACES if before is None or name != before.place)
         for path in (history, checkpoint):
             client.log_artifact(run_id, str(path), place)
-        kept = Kept(place, *_progress(checkpoint), digest, run_id)
+        kept = Kept(place, *progress, digest, run_id)
     client.set_tag(run_id, TAG, kept.to_text())
     return kept
 
@@ -133,12 +135,13 @@ def _as_it_is(folder: RunFolder) -> Iterator[tuple[Path | None, Path]]:
         yield checkpoint, history
 
 
-def _progress(path: Path) -> tuple[int, int]:
-    """Epochs and steps done, as the header of a checkpoint says; its format is that of safetensors."""
-    with path.open("rb") as file:
+def _progress(path: Path) -> tuple[int, int] | None:
+    """Epochs and steps done, as the header of a checkpoint says (its format is that of safetensors); None: damaged."""
+    with suppress(ValueError, KeyError, TypeError, OverflowError, MemoryError), path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    progress = json.loads(header["__metadata__"]["progress"])
-    return int(progress["epochs"]), int(progress["steps"])
+        progress = json.loads(header["__metadata__"]["progress"])
+        return int(progress["epochs"]), int(progress["steps"])
+    return None
 
 
 def _link(path: Path, to: Path) -> None:

@@ -8,6 +8,7 @@ last epoch, and MLflow keeps one of equal (key, step, time, value) points. So de
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,7 @@ class Delivery:
         self.client, self.experiment_id, self.planned, self.folder = client, experiment_id, planned, folder
         self.on_success = on_success
         self.is_confirmed = False
+        self.kept_stamp = 0
         self.has_kept = False
         """Did this process begin to keep checkpoints in MLflow? An upload that was cut off has no tag yet."""
         self.artifacts_delivered: set[str] = set()
@@ -170,11 +172,21 @@ class Delivery:
             for path in self.folder.artifacts():
                 if path.name.startswith("weights-epoch-"):  # of epochs that nobody trains again
                     self._log_artifact(path)
+            stamp = self._stamp()
+            if stamp == self.kept_stamp:  # a checkpoint is newer once a minute, and hashing one takes a while
+                return
             self.has_kept = True
             kept = checkpoints.upload(self.client, self.run_id, self.folder, self.kept)
             if kept != self.kept:
                 self.kept = kept
                 self.on_success()
+            self.kept_stamp = stamp
+
+    def _stamp(self) -> int:
+        """When the newest checkpoint was written; 0 where there is none."""
+        with suppress(OSError):
+            return self.folder.checkpoint.stat().st_mtime_ns
+        return 0
 
     def _log_artifact(self, path: Path) -> None:
         if path.name not in self.artifacts_delivered:
