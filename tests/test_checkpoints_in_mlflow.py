@@ -139,11 +139,19 @@ def test_pruned_trials_leave_no_checkpoints_in_mlflow(
     assert not [file.path for run in runs for file in client.list_artifacts(run.info.run_id) if file.is_dir]
 
 
-def test_a_checkpoint_that_is_a_link_is_not_sent_to_mlflow(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["a link", "cut short", "altered", "empty"])
+def test_a_checkpoint_that_no_machine_could_go_on_from_is_not_sent_to_mlflow(tmp_path: Path, kind: str) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
-    (tmp_path / "key").write_text("secret")
-    folder.checkpoint.symlink_to(tmp_path / "key")
+    if kind == "a link":
+        (tmp_path / "key").write_text("secret")
+        folder.checkpoint.symlink_to(tmp_path / "key")
+    else:
+        header = b'{"__metadata__": {"progress": "{\\"epochs\\": 1, \\"steps\\": 0}"}}'
+        whole = len(header).to_bytes(8, "little") + header
+        folder.checkpoint.write_bytes(
+            {"cut short": whole[:40], "altered": whole.replace(b"1", b"}"), "empty": b""}[kind]
+        )
     sent: list[str] = []
 
     class Client:

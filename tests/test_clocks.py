@@ -13,6 +13,7 @@ from pathlib import Path
 
 import mlflow
 import pytest
+from optuna.trial import TrialState
 
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.tracking.clock import SharedClock
@@ -32,6 +33,7 @@ from tests.disturbing import (
 )
 from tests.elsewhere import Clock, apart
 from tests.test_mlflow_away import Server
+from tests.tuning import storage_of, studies, write
 
 pytestmark = pytest.mark.faults
 
@@ -177,6 +179,31 @@ def test_machines_whose_clocks_differ_by_an_hour_train_each_run_once(
     assert workshop("run", "../tiny.yaml", *SEED, "--offline").code == 0
     found = {name: of for machine in (one, other) for name, of in whole(machine.folder).items()}
     assert found == bits(alone)
+
+
+@pytest.mark.parametrize("ahead", [-HOUR, HOUR], ids=["an hour behind", "an hour ahead"])
+def test_machines_whose_clocks_differ_by_an_hour_try_each_trial_once(
+    workshop: Workshop, server: Server, tried: Tried, ahead: int
+) -> None:
+    tried("machines whose clocks differ by an hour")
+    study = write(workshop, ("epochs: 3", "epochs: 30"), ("startup_trials: 3", "startup_trials: 4")).read_text()
+    one, other = machines(workshop, server, study, (0, ahead))
+    words = ("tune", "tiny.yaml", "--trials", "4", "--storage", storage_of(workshop.folder))
+    first = one.begin(*words)
+    first.wait_for(r"baseline trial 0.*: optimizer", seconds=120)
+    second = other.begin(*words)
+    try:
+        assert first.end(seconds=240) == 0, said([first, second])
+        assert second.end(seconds=240) == 0, said([first, second])
+    finally:
+        first.clear_away()
+        second.clear_away()
+    assert "baseline trial" in second.said, said([first, second])
+    (tuned,) = studies(storage_of(workshop.folder)).values()
+    assert [(trial.state, trial.user_attrs.get("lost")) for trial in tuned.trials] == [(TrialState.COMPLETE, None)] * 4
+    nested = [run for run in runs_of("small/tuning") if "mlflow.parentRunId" in run.data.tags]
+    assert sorted(run.data.tags["ablate.trial"] for run in nested) == ["0", "1", "2", "3"]
+    assert {run.info.status for run in nested} == {"FINISHED"}
 
 
 def whole(root: Path) -> dict[str, object]:

@@ -11,6 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from cifar_ablate.owner import owner_from
+from cifar_ablate.tracking import clock
 from cifar_ablate.tracking.claims import STALE_SECONDS
 
 LOST, OWNER, BEAT, REASON, PRESENT = "lost", "owner", "beat", "reason", "is_present_recipe"
@@ -36,14 +37,17 @@ def can_be_retried(one: FrozenTrial) -> bool:
 
 
 def is_alive(one: FrozenTrial) -> bool:
-    """Is a running trial's process there? One of this machine can be looked for, of another its heartbeat tells."""
+    """Is a running trial's process there? One of this machine can be looked for, of another its heartbeat tells.
+
+    Heartbeats go by the clock that machines share; Optuna notes the begin of a trial by that of the machine.
+    """
     owner = owner_from(one.user_attrs.get(OWNER, ""))
     begun = one.datetime_start.timestamp() if one.datetime_start else 0.0
     if owner is None:
         return time.time() - begun < UNCLAIMED_SECONDS
     if owner.is_here():
         return owner.is_alive()
-    return abs(time.time() - float(one.user_attrs.get(BEAT, begun))) < STALE_SECONDS
+    return abs(clock.now() - float(one.user_attrs.get(BEAT, begun))) < STALE_SECONDS
 
 
 def place_of(study: optuna.Study, trial: FrozenTrial) -> int:
