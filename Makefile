@@ -3,14 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-faults fuzz simulations audit check format clean
+.PHONY: demo test test-cluster test-faults fuzz simulations audit check format clean
 
 demo: $(READY)  ## Run every shipped study in miniature (digits, narrow networks) and print the report.
 	$(BIN)/cifar-ablate run experiments/*.yaml --profile smoke --jobs 2
 	$(BIN)/cifar-ablate report
 
 test: $(READY)  ## What it does; tests on real images need CIFAR_ABLATE_TEST_DATA, a folder with the image archives.
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not faults and not fuzz and not simulations"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not cluster and not faults and not fuzz and not simulations"
+
+test-cluster: $(READY)  ## What it does on several machines, played on this one: Ray, SLURM, the servers of docs/deploy.md.
+	$(BIN)/python -m pytest -m "cluster and not faults" --durations=15
 
 test-faults: $(READY)  ## What it survives: processes killed, MLflow away, disks full; prints how often each was tried.
 	$(BIN)/python -m pytest -m faults --durations=15

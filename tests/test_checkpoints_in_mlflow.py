@@ -67,6 +67,7 @@ def without_early_weights(folder: Path) -> Any:
     ]
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_another_machine_goes_on_with_a_run_from_the_checkpoint_in_mlflow(machines: list[Machine], number: int) -> None:
     one, two, three = machines
@@ -96,6 +97,7 @@ def test_another_machine_goes_on_with_a_run_from_the_checkpoint_in_mlflow(machin
     assert [step for step, _ in metrics["train_loss"]] == list(range(1, NUM_EPOCHS + 1))
 
 
+@pytest.mark.cluster
 def test_a_checkpoint_that_was_altered_on_its_way_is_told_and_the_run_starts_over(machines: list[Machine]) -> None:
     one, two, three = machines
     first = one.run(*KEEP)

@@ -25,6 +25,8 @@ from tests.test_mlflow_away import Command, recorded
 from tests.tuning import STUDY as TUNED
 from tests.tuning import studies
 
+pytestmark = pytest.mark.cluster
+
 STUDY = """
     study: shared
     question: Do two machines train a study once?

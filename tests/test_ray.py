@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from tests.disturbing import Begin, Undisturbed
 
 
+pytestmark = pytest.mark.cluster
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
     with ray_cluster() as cluster:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from tests.conftest import Tried, Workshop
     from tests.disturbing import Undisturbed
 
+pytestmark = pytest.mark.cluster
+
 SCRIPT = Path(__file__).parent.parent / "docs" / "slurm" / "cifar-ablate.sbatch"
 SMALL = ("--nodes=2", "--cpus-per-task=1", "--gpus-per-node=0", "--output=job.log")
 
