@@ -15,9 +15,8 @@ from cifar_ablate.device import Device
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "mlflow", "optuna", "pydantic")
 
 
-def describe_environment(device: Device, threads: int) -> dict[str, Any]:
-    """Versions, device, threads and the git state of the current folder, as JSON values."""
-    commit, dirty = git_state()
+def describe_environment(device: Device, threads: int, git: tuple[str, bool]) -> dict[str, Any]:
+    """Versions, device and threads of this process, and the ``git_state`` of the command's folder, as JSON values."""
     return {
         "cifar_ablate": __version__,
         "python": platform.python_version(),
@@ -26,8 +25,8 @@ def describe_environment(device: Device, threads: int) -> dict[str, Any]:
         "device": device.name,
         "device_kind": device.kind,
         "threads": threads,
-        "git_commit": commit,
-        "git_dirty": dirty,
+        "git_commit": git[0],
+        "git_dirty": git[1],
     }
 
 

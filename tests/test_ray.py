@@ -13,9 +13,6 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from cifar_ablate.errors import UsageError
-from cifar_ablate.runner.executor import Wish
-from cifar_ablate.runner.executors.ray import Ray
 from tests.clusters import RayCluster, ray_cluster
 from tests.disturbing import RUN, assert_undisturbed, wait_until
 from tests.tuning import trials, write
@@ -146,46 +143,6 @@ def test_without_ray_the_executor_says_how_to_install_it(workshop: Workshop, tmp
     done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, check=False, env=os.environ)
     assert done.returncode == 2
     assert "pip install 'cifar-ablate[ray]'" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("each", "in_turn", "taken"), [(None, 1, 1.0), (1.0, 1, 1.0), (0.5, 2, 1.0), (0.25, 4, 1.0), (0.3, 3, 0.9)]
-)
-def test_runs_that_share_a_gpu_take_turns_in_one_task_that_asks_for_all_their_shares(
-    each: float | None, in_turn: int, taken: float
-) -> None:
-    from cifar_ablate.device import Device
-
-    executor = Ray(Wish(gpus_per_run=each))
-    executor.found = Device("cuda", "a GPU", fast_bf16=True)
-    share, number = executor.share()
-    assert number == in_turn
-    assert share.num_gpus == pytest.approx(taken)
-
-
-def test_a_node_has_room_for_as_many_tasks_as_its_cpus_and_gpus_allow() -> None:
-    from cifar_ablate.runner.cluster.connection import Share
-
-    assert Share(1).fits({"CPU": 3.0}) == 3
-    assert Share(2).fits({"CPU": 3.0}) == 1
-    assert Share(1, 1.0).fits({"CPU": 8.0, "GPU": 2.0}) == 2
-    assert Share(1, 0.9).fits({"CPU": 8.0, "GPU": 2.0}) == 2
-    assert Share(1, 1.0).fits({"CPU": 8.0}) == 0
-    assert Share(4, 1.0).fits({"CPU": 4.0, "GPU": 2.0}) == 1
-
-
-def test_an_error_that_travels_between_processes_keeps_its_words() -> None:
-    import pickle
-
-    from cifar_ablate.errors import OutputError
-
-    error = OutputError(Path("/full"), "No space left on device", "free space")
-    assert str(pickle.loads(pickle.dumps(error))) == str(error)
-
-
-def test_a_share_is_refused_before_anything_is_started() -> None:
-    with pytest.raises(UsageError, match="a run uses one GPU"):
-        Ray(Wish(gpus_per_run=-1))
 
 
 TWO_VALUES = (

@@ -190,7 +190,7 @@ def _execute(
 ) -> None:
     if runs:
         side_by_side = max(place.side_by_side for place in places)
-        executor.train(grouped(runs, len(places), side_by_side), train_group, places, command)
+        executor.train(grouped(runs, len(places) * executor.growth, side_by_side), train_group, places, command)
 
 
 def close(courier: Courier, stops: Stops) -> list[Parcel]:

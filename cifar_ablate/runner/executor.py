@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from cifar_ablate.errors import UsageError
 
@@ -35,6 +35,11 @@ class Wish:
 
 class Executor:
     """Trains groups of runs in this process; others differ in where. Used in a ``with`` block."""
+
+    trains_here: ClassVar[bool] = True
+    """On this machine, with its devices?"""
+    growth: int = 1
+    """So many times more places there may be later on: groups are cut small enough for them."""
 
     def __init__(self, wish: Wish) -> None:
         """Raises UsageError where the wish is for another executor."""

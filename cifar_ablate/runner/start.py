@@ -20,7 +20,7 @@ from cifar_ablate.runner.executor import Executor, Wish
 from cifar_ablate.runner.preflight import open_tracking, prepare
 from cifar_ablate.runner.stopping import Stops, signals_stop
 from cifar_ablate.terminal import Terminal
-from cifar_ablate.training.engine import EngineOptions, choose_mode
+from cifar_ablate.training.engine import EngineOptions, check_options, choose_mode
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,9 @@ def keeps_in_mlflow(checkpoints: str, *, offline: bool) -> bool:
 def fitting_device(executor: Executor, engine: EngineOptions) -> Device:
     """The executor's device; raises DeviceError where steps cannot be taken on it as the options force it."""
     device = executor.device()
-    choose_mode(engine, device)
+    check_options(engine, device.kind)
+    if executor.trains_here:  # others find out where they train: this machine may have no such device
+        choose_mode(engine, device)
     return device
 
 

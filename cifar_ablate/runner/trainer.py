@@ -14,7 +14,7 @@ import torch
 
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import Device, Place, is_out_of_memory, out_of_memory
-from cifar_ablate.environment import describe_environment
+from cifar_ablate.environment import describe_environment, git_state
 from cifar_ablate.errors import AblateError, OutputError, RecordError
 from cifar_ablate.folder import RunFolder, RunResult, write_atomically
 from cifar_ablate.locks import holder, lock
@@ -51,6 +51,8 @@ class GroupTrainer:
     """To be trained by the whole command, by shape."""
     keep_networks: bool = True
     """Weights, predictions and training accuracy of finished runs: trials of a tuning leave their history alone."""
+    git: tuple[str, bool] = field(default_factory=git_state)
+    """Of the command's folder: a node of a cluster may be in another repository, or in none."""
     patience_seconds: float = 0.0
     """A folder that is locked in our own command's name, by a process that is about to end, is waited for so long."""
     resident: tuple[DataKey, Device, DeviceData] | None = field(default=None, init=False)
@@ -130,7 +132,7 @@ class GroupTrainer:
         mode = self._engine().mode_of(run.recipe, turn.lane)
         engine = {"compile": mode.compile, "capture": mode.capture, "why": mode.why, "side_by_side": turn.num_lanes}
         described: dict[str, Any] = {"data": data.describe(), "data_digest": data.digest, "classes": list(data.classes)}
-        environment = describe_environment(place.device, place.threads)
+        environment = describe_environment(place.device, place.threads, self.git)
         described |= {} if self.keep_networks else {"keeps_network": False}
         return {**environment, **described, "engine": engine, "trainer": TRAINER_VERSION, "seed": run.seed}
 

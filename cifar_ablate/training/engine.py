@@ -68,16 +68,21 @@ class Mode:
         return replace(self, capture=False, why=f"{recipe.optimizer.name} reads its learning rate on the host")
 
 
-def choose_mode(options: EngineOptions, device: Device, num_images: int = 0) -> Mode:
-    """What ``auto`` means on a device where so many images are trained with one network, in all runs and epochs.
-
-    Raises UsageError or DeviceError for what cannot be forced there.
-    """
+def check_options(options: EngineOptions, kind: str) -> None:
+    """Raises UsageError or DeviceError for what can be had on no device of that kind, wherever it is."""
     for name, value in (("--compile", options.compile), ("--capture", options.capture)):
         if value not in get_args(Choice):
             raise UsageError(f"{name} {value}: choose auto, on or off")
-    if options.capture == "on" and device.kind != "cuda":
-        raise DeviceError(f"--capture on: a {device.kind} has no CUDA graphs; leave it at auto")
+    if options.capture == "on" and kind != "cuda":
+        raise DeviceError(f"--capture on: a {kind} has no CUDA graphs; leave it at auto")
+
+
+def choose_mode(options: EngineOptions, device: Device, num_images: int = 0) -> Mode:
+    """What ``auto`` means on a device where so many images are trained with one network, in all runs and epochs.
+
+    ``device``: one of this machine. Raises UsageError or DeviceError for what cannot be forced there.
+    """
+    check_options(options, device.kind)
     if options.compile == "on" and device.kind == "cpu" and not has_cpp_compiler():
         raise DeviceError("--compile on: torch compiles for a CPU with g++ or clang++, and finds none; install one")
     if device.kind != "cuda":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from cifar_ablate.signals import held_back
 ANSWER_SECONDS, LONGEST_SECONDS = 60.0, 300.0
 """All nodes have so long to start a process with torch in it and to say what they are; and one of them, so long."""
 NAMESPACE = "cifar-ablate"
+SHARE_DIGITS = 4
+"""Ray counts ten-thousandths of a GPU."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,11 @@ def has_gpus() -> bool:
     return any(node["Resources"].get("GPU", 0.0) > 0 for node in alive())
 
 
-def find_common_device(kind: str) -> Device:
-    """The device that runs are trained on; it computes in bf16 where every node does.
+def find_common_device(kind: str) -> tuple[Device, str]:
+    """The device that runs are trained on, and what a person should know of it.
 
-    Asks each node that has such a device, as long as one is free. Raises DeviceError where a node has other versions
-    than this machine, or none has the device.
+    It computes in bf16 where every node does. Asks each node that has such a device, as long as one is free. Raises
+    DeviceError where a node has other versions than this machine, or none has the device.
     """
     needed, name, cure = ("GPU", "a GPU", "use --device cpu, or start nodes with --num-gpus")
     if kind != "cuda":
@@ -123,7 +126,21 @@ def find_common_device(kind: str) -> Device:
     if not infos:
         raise DeviceError(f"no node of the Ray cluster answered within {LONGEST_SECONDS:.0f} s; look at `ray status`")
     names = ", ".join(dict.fromkeys(info.device.name for info in infos))
-    return Device(infos[0].device.kind, names, all(info.device.fast_bf16 for info in infos))
+    return Device(infos[0].device.kind, names, all(info.device.fast_bf16 for info in infos)), _remark(
+        infos, len(waiting)
+    )
+
+
+def _remark(infos: Sequence[NodeInfo], num_silent: int) -> str:
+    """What results depend on beside the studies."""
+    fixed = "another set of nodes may mean another; `precision` in the recipe fixes it"
+    if num_silent:
+        return f"precision auto is decided without {count(num_silent, 'busy node')}; {fixed}"
+    if len({info.device.fast_bf16 for info in infos}) > 1:
+        return f"precision auto is fp32, for not every node is fast in bf16; {fixed}"
+    if infos[0].device.kind == "cpu" and len(kinds := sorted({info.instructions for info in infos})) > 1:
+        return f"processors differ ({', '.join(kinds)}), so the last bits of a result depend on its node"
+    return ""
 
 
 def _answer(reference: Any) -> NodeInfo | str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections import Counter
@@ -21,7 +22,7 @@ from cifar_ablate.errors import AblateError, DeviceError, not_written
 from cifar_ablate.locks import holder, lock
 from cifar_ablate.plan import PlannedRun
 from cifar_ablate.records import Key
-from cifar_ablate.runner.cluster.connection import Share, capacity
+from cifar_ablate.runner.cluster.connection import SHARE_DIGITS, Share, capacity
 from cifar_ablate.runner.cluster.mailbox import Mailbox, Placed
 from cifar_ablate.runner.cluster.node import Order, Sighting, train_on_node, versions
 from cifar_ablate.runner.messages import Channel, Ended, Group, Lost, Message, Noted, Started
@@ -77,7 +78,7 @@ class Dispatch:
         task = Task(f"task-{next(self.numbers)}", list(group))
         order = Order(self.box, task.name, self.trainer, self.sighting, self.runs_root, versions())
         in_turn = self.place.side_by_side
-        gpus = self.share.num_gpus * min(in_turn, len(task.left)) / in_turn
+        gpus = round(self.share.num_gpus * min(in_turn, len(task.left)) / in_turn, SHARE_DIGITS)
         options = {"num_cpus": self.share.num_cpus, "num_gpus": gpus, "name": f"cifar-ablate {task.left[0].study}"}
         self.tasks[self.train.options(**options).remote(order, task.left, self.place)] = task
 
@@ -162,6 +163,8 @@ class Dispatch:
         for run in given_up:
             self.channel.tell(Lost(run.key, f"was lost {ATTEMPTS} times; the last time, on {where}, {why}"))
         rest = self._wanted([run for run in task.left if run not in given_up])
+        if rest and any(self.num_lost[run.key] > 1 for run in lost):  # which of them it is shows when each is alone
+            rest = [[run] for run in rest[0]]
         names = ", ".join(run.name for run in lost if run not in given_up)
         if names:
             self.channel.tell(Noted(f"{names}: lost on {where} ({why}); begun again from the last checkpoint"))
@@ -197,11 +200,12 @@ def train_on_cluster(
                 if channel.should_stop():
                     pending.clear()
                     dispatch.cancel_waiting()
-                if not is_fixed and time.monotonic() - counted > COUNT_SECONDS:
+                if time.monotonic() - counted > COUNT_SECONDS:
                     room, counted = capacity(share), time.monotonic()
                     if had_room and not room:
                         channel.tell(Noted("no node of the cluster has room for a run; it goes on when there is one"))
-                    had_room, at_a_time = bool(room), max(1, room)  # one that waits lets a cluster grow
+                    had_room = bool(room)
+                    at_a_time = at_a_time if is_fixed else max(1, room)  # one that waits lets a cluster grow
                 while len(dispatch.tasks) < at_a_time and (group := pending.take()):
                     dispatch.submit(group)
                 dispatch.hear()
@@ -228,6 +232,8 @@ def _sighted(runs_root: Path) -> Iterator[Sighting]:
                     other.unlink(missing_ok=True)
             if path.read_text(encoding="ascii") != word:
                 path.write_text(word, encoding="ascii")
+            with path.open("rb") as file:  # other machines see what a network file system was given
+                os.fsync(file.fileno())
         except OSError as error:
             raise not_written(path, error) from None
         try:

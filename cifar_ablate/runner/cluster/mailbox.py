@@ -65,10 +65,11 @@ class Mailbox:
     def lend(self, task: str, fingerprint: str) -> Lent:
         """Lock a run's folder for a task, and hand out what a training reads of it."""
         folder = RunFolder(self.runs_root / fingerprint)
-        with ExitStack() as stack:
-            if fingerprint in self.lent or not stack.enter_context(lock(folder.lock, note=self.owner.to_text())):
-                return Lent({}, str(owner_from(holder(folder.lock) or "") or "another run command"))
-            self.lent[fingerprint] = (task, stack.pop_all())
+        if self.lent.get(fingerprint, ("",))[0] != task:  # else the answer was lost on its way
+            with ExitStack() as stack:
+                if fingerprint in self.lent or not stack.enter_context(lock(folder.lock, note=self.owner.to_text())):
+                    return Lent({}, str(owner_from(holder(folder.lock) or "") or "another run command"))
+                self.lent[fingerprint] = (task, stack.pop_all())
         if not folder.path.exists():  # it cannot be made either, which the first write says
             return Lent({})
         folder.tidy()
@@ -90,7 +91,7 @@ class Mailbox:
                     temporary.write_bytes(content)
             for name in removed:
                 (folder.path / Path(name).name).unlink(missing_ok=True)
-            if folder.checkpoint.name in removed:
+            if folder.checkpoint.name in removed and (folder.path / "result.json").exists():  # else it was damaged
                 folder.drop_checkpoints()
         except OutputError as error:
             return error

@@ -7,15 +7,16 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from cifar_ablate import __version__
 from cifar_ablate.device import Device, Place, find_device
@@ -26,10 +27,12 @@ from cifar_ablate.records import Key
 from cifar_ablate.runner.cluster.mailbox import Lent, Placed
 from cifar_ablate.runner.messages import Channel, Ended, Message, Noted, Stepped
 from cifar_ablate.runner.trainer import WAIT_SECONDS, GroupTrainer
-from cifar_ablate.temporary import temporary_folder
+from cifar_ablate.temporary import remove_all, temporary_folder
 
 POLL_SECONDS = 0.3
 """Between two questions whether a run shall stop."""
+CUT_OFF_SECONDS = 60.0
+"""A command that cannot be reached for so long is taken for gone."""
 LAST = ("checkpoint.safetensors", "result.json")
 """Files that count on others: a checkpoint on the lines of the history, a result on everything."""
 
@@ -41,6 +44,8 @@ class NodeInfo:
     host: str
     device: Device
     versions: Mapping[str, str]
+    instructions: str
+    """Of its processor, as torch uses them: sums are added in another order with others."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,8 @@ def versions() -> dict[str, str]:
 def describe_node(kind: str) -> NodeInfo | str:
     """What this node has; where it lacks a device of that kind, why."""
     try:
-        return NodeInfo(os.uname().nodename, find_device(kind), versions())
+        instructions = torch.backends.cpu.get_cpu_capability()
+        return NodeInfo(os.uname().nodename, find_device(kind), versions(), instructions)
     except AblateError as error:
         return f"{os.uname().nodename}: {error}"
 
@@ -136,33 +142,48 @@ class Line(Channel):
         self.box, self.task = box, task
         self.stops: frozenset[Key | None] = frozenset()
         self.is_over = threading.Event()
-        self.last: Any = None
 
     def tell(self, message: Message | Placed) -> None:
-        self.last = self.box.tell.remote(self.task, message)
+        self.box.tell.remote(self.task, message)
 
     def should_stop(self, key: Key | None = None) -> bool:
         return None in self.stops or key in self.stops
 
     def flush(self) -> None:
         """Wait until all that was told has arrived."""
-        if self.last is not None:
-            ray.get(self.last)
+        _answer(self.box.wanted_stops.remote)  # it answers in the order in which it is called
 
     def ask(self) -> None:
         """Ask again and again what shall stop; a task whose command is gone ends."""
         while not self.is_over.wait(POLL_SECONDS):
-            try:
-                self.stops = ray.get(self.box.wanted_stops.remote())
-            except RayError:
-                if not self.is_over.is_set():
-                    os._exit(1)
+            self.stops = _answer(self.box.wanted_stops.remote, self.is_over.is_set)
+
+
+def _answer(ask: Callable[[], Any], is_needless: Callable[[], bool] = lambda: False) -> Any:
+    """What the mailbox answers. Where it cannot be reached this process ends, and the task is begun again elsewhere.
+
+    No exception tells that: the training would take it for the run's own failure.
+    """
+    until = time.monotonic() + CUT_OFF_SECONDS
+    while True:
+        try:
+            return ray.get(ask())
+        except RayTaskError:  # it was reached, and could not
+            raise
+        except RayError as error:
+            if isinstance(error, ActorUnavailableError) and time.monotonic() < until:  # the network is cut for a moment
+                time.sleep(POLL_SECONDS)
+            elif is_needless():
+                return frozenset()
+            else:
+                remove_all()
+                os._exit(1)
 
 
 @contextmanager
 def _line(order: Order) -> Iterator[Line]:
     line = Line(order.box, order.name)
-    line.stops = ray.get(order.box.wanted_stops.remote())
+    line.stops = _answer(order.box.wanted_stops.remote)
     threading.Thread(target=line.ask, daemon=True).start()
     try:
         yield line
@@ -186,27 +207,28 @@ class Mirror(Channel):
 
         ``waits``: a trial waits for its twin elsewhere, and has its result then.
         """
-        mine = []
-        for run in self.group:
-            if not self.users[run.fingerprint]:
-                lent = self._lent(run, waits=waits)
-                if lent is None or lent.held_by:
-                    if lent is not None:
-                        self.line.tell(Ended(run.key, "elsewhere", f"is being trained by {lent.held_by}"))
-                    continue
-                folder = self.folders[run.key]
-                folder.path.mkdir(parents=True)
-                for name, content in lent.files.items():
-                    (folder.path / Path(name).name).write_bytes(content)
-                self.sent[run.fingerprint] = _files(folder)
-            self.users[run.fingerprint] += 1
-            mine.append(run)
-        return mine
+        for fingerprint in sorted({run.fingerprint for run in self.group}):  # in one order: no two wait for each other
+            runs = [run for run in self.group if run.fingerprint == fingerprint]
+            lent = self._lent(runs, waits=waits)
+            if lent is None:
+                continue
+            if lent.held_by:
+                for run in runs:
+                    self.line.tell(Ended(run.key, "elsewhere", f"is being trained by {lent.held_by}"))
+                continue
+            folder = self.folders[runs[0].key]
+            folder.path.mkdir(parents=True)
+            for name, content in lent.files.items():
+                (folder.path / Path(name).name).write_bytes(content)
+            self.sent[fingerprint] = _files(folder)
+            self.users[fingerprint] = len(runs)
+        return [run for run in self.group if self.users[run.fingerprint]]
 
-    def _lent(self, run: PlannedRun, *, waits: bool) -> Lent | None:
-        """A run's folder, or who has it; None where the run shall not begin."""
-        while not self.should_stop(run.key):
-            lent: Lent = ray.get(self.line.box.lend.remote(self.line.task, run.fingerprint))
+    def _lent(self, twins: Sequence[PlannedRun], *, waits: bool) -> Lent | None:
+        """The folder of runs of one fingerprint, or who has it; None where none of them shall begin."""
+        while not all(self.should_stop(run.key) for run in twins):
+            lend = partial(self.line.box.lend.remote, self.line.task, twins[0].fingerprint)
+            lent: Lent = _answer(lend)
             if not (lent.held_by and waits):
                 return lent
             time.sleep(WAIT_SECONDS)
@@ -225,7 +247,7 @@ class Mirror(Channel):
             fingerprint = self.folders[message.key].fingerprint
             self.users[fingerprint] -= 1
             if not self.users[fingerprint]:
-                ray.get(self.line.box.take_back.remote(self.line.task, fingerprint))
+                _answer(partial(self.line.box.take_back.remote, self.line.task, fingerprint))
         else:
             self._send(message.key)
         self.line.tell(message)
@@ -242,7 +264,7 @@ class Mirror(Channel):
         removed = [name for name in before if name not in now]
         if new or removed:
             box, task = self.line.box, self.line.task
-            error = ray.get(box.keep.remote(task, folder.fingerprint, content, removed))
+            error = _answer(partial(box.keep.remote, task, folder.fingerprint, content, removed))
             if error is not None:
                 raise error
         self.sent[folder.fingerprint] = now

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cifar_ablate.errors import DeviceError, UsageError
 from cifar_ablate.extras import need
 from cifar_ablate.registry import EXECUTORS
-from cifar_ablate.runner.cluster.environment import address_of, prepare_environment
+from cifar_ablate.runner.cluster.environment import LOCAL, address_of, prepare_environment
 from cifar_ablate.runner.executor import Executor, Wish
 
 if TYPE_CHECKING:  # ``--help`` lists the executors, and shall wait neither for torch nor for Ray
@@ -21,19 +21,28 @@ if TYPE_CHECKING:  # ``--help`` lists the executors, and shall wait neither for 
     from cifar_ablate.runner.messages import Channel, Group, TrainGroup
     from cifar_ablate.training.engine import EngineOptions
 
+SMALLEST_SHARE = 0.001
+"""Of a GPU, for a run."""
+GROWTH = 4
+"""A cluster may get so many times the room that it has when a command starts, and be used."""
+
 
 @EXECUTORS.register("ray")
 class Ray(Executor):
     """Train on a Ray cluster: groups are tasks with a share of a GPU, begun again elsewhere when a node dies."""
 
+    trains_here = False
+
     def __init__(self, wish: Wish) -> None:
-        if wish.gpus_per_run is not None and not 0 < wish.gpus_per_run <= 1:
+        if wish.gpus_per_run is not None and not SMALLEST_SHARE <= wish.gpus_per_run <= 1:
             raise UsageError(f"--gpus-per-run {wish.gpus_per_run:g}: a run uses one GPU or a share of one: 0.25, 1")
         if wish.device == "mps":
             raise UsageError("--device mps: Ray knows no Apple GPUs; use --device cpu, or leave --executor ray out")
         need("ray", "ray")
         self.wish = wish
+        self.growth = 1 if address_of(wish.address) == LOCAL else GROWTH
         self.found: Device | None = None
+        self.remark = ""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self.found is not None:
@@ -51,7 +60,7 @@ class Ray(Executor):
             connect(address, cores_wanted=(self.wish.jobs or 0) * (self.wish.threads or 1))
             try:
                 kind = self.wish.device if self.wish.device != "auto" else "cuda" if has_gpus() else "cpu"
-                self.found = find_common_device(kind)
+                self.found, self.remark = find_common_device(kind)
             finally:
                 if self.found is None:
                     disconnect()
@@ -70,11 +79,12 @@ class Ray(Executor):
             raise DeviceError(
                 f"no node of the cluster ({described(share)}) has room for a run; give fewer --threads, or larger nodes"
             )
-        num = room if self.wish.jobs is None else max(1, -(-self.wish.jobs // in_turn))
+        num = room if self.wish.jobs is None else max(1, self.wish.jobs // in_turn)
         place = Place(self.device(), int(share.num_cpus), in_turn)
         at_a_time = f"{num * in_turn} runs at a time" if num * in_turn > 1 else "1 run at a time"
         threads = "1 thread" if place.threads == 1 else f"{place.threads} threads"
-        return [place] * num, f"On {place.device.name} ({described(share)}), {at_a_time}, {threads} each"
+        said = f"On {place.device.name} ({described(share)}), {at_a_time}, {threads} each"
+        return [place] * num, f"{said}\n{self.remark[:1].upper()}{self.remark[1:]}" if self.remark else said
 
     def train(
         self, groups: Iterable[Group], train_group: TrainGroup, places: Sequence[Place], channel: Channel
@@ -89,11 +99,11 @@ class Ray(Executor):
 
     def share(self) -> tuple[Share, int]:
         """What one task takes, and how many runs take turns in it: a GPU is shared within a process, not among them."""
-        from cifar_ablate.runner.cluster.connection import Share
+        from cifar_ablate.runner.cluster.connection import SHARE_DIGITS, Share
 
         threads = float(self.wish.threads or 1)
         if self.device().kind != "cuda":
             return Share(threads), 1
         each = self.wish.gpus_per_run or 1.0
         in_turn = min(int(1 / each + 1e-6), self.wish.jobs or 1_000)
-        return Share(threads, in_turn * each), in_turn
+        return Share(threads, min(1.0, round(in_turn * each, SHARE_DIGITS))), in_turn
