@@ -196,10 +196,12 @@ def check_backup(deployed: Deployment, workshop: Workshop, environment: dict[str
     report = elsewhere(workshop, "third", "report")
     deployed.do("backup")
     deployed.stop()
-    shutil.rmtree(deployed.home / "artifacts")
+    (deployed.home / "artifacts" / "of later").mkdir()
     for name in ("mlflow", "optuna"):
         deployed.sql(f"DROP DATABASE {name}")
     deployed.do("restore", **{name: deployed.superuser[name] for name in ("PGHOST", "PGUSER")})
+    deployed.do("artifacts")
+    assert not (deployed.home / "artifacts" / "of later").exists()
     deployed.start()
     assert {label: snapshot(label) for label in before} == before
     check_tuning(environment["OPTUNA_STORAGE"])
@@ -235,4 +237,4 @@ def test_every_command_of_the_page_is_run_by_these_tests() -> None:
     """But for the dashboard, which test_tuning_record starts."""
     named = set(re.findall(r"^```bash\n# (\w+)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
     assert len(re.findall(r"^```bash$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)) == len(named)
-    assert named == {"databases", "server", "dashboard", "worker", "backup", "restore", "upgrade"}
+    assert named == {"databases", "server", "dashboard", "worker", "backup", "restore", "artifacts", "upgrade"}
