@@ -78,7 +78,7 @@ def test_a_slurm_job_whose_time_runs_out_goes_on_where_it_stood_when_there_is_ti
 def test_a_slurm_job_that_is_cancelled_writes_checkpoints_and_is_not_queued_again(
     workshop: Workshop, controller: Slurm, tried: Tried
 ) -> None:
-    tried("SLURM job cancelled")
+    tried("SLURM job cancelled (`scancel --batch`)")
     job = submit(controller, workshop)
     wait_until(lambda: "epoch 2/" in said(workshop) or controller.state(job) == "FAILED", seconds=400)
     controller("scancel", "--batch", "--signal=TERM", job)
