@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cifar_ablate.folder import RunFolder, atomic, damaged
+from cifar_ablate.locks import lock
 
 
 def write_artifacts(folder: RunFolder, class_names: Sequence[str]) -> None:
@@ -18,6 +19,23 @@ def write_artifacts(folder: RunFolder, class_names: Sequence[str]) -> None:
     result = folder.result()
     if result is not None and result.status == "finished" and folder.keeps_network():
         draw_confusion(folder, class_names)
+
+
+def write_missing_artifacts(folder: RunFolder) -> None:
+    """Write what the process that wrote the result was ended before; for whoever delivers a folder that nobody trains.
+
+    Raises RecordError where the folder is damaged, OutputError where it cannot be written.
+    """
+    result = folder.result()
+    if result is None or not folder.is_begun():
+        return
+    names = ["history.csv"]
+    names += ["confusion_matrix.png"] if result.status == "finished" and folder.keeps_network() else []
+    if all((folder.path / name).exists() for name in names):
+        return
+    with lock(folder.lock) as mine:
+        if mine:
+            write_artifacts(folder, folder.environment()["classes"])
 
 
 def _write_history(folder: RunFolder) -> None:

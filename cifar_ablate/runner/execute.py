@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import Place
+from cifar_ablate.errors import OutputError
 from cifar_ablate.owner import this_process
 from cifar_ablate.plan import DataKey, Plan, PlannedRun
 from cifar_ablate.records import Key
@@ -101,11 +102,11 @@ def run_plans(
                 break
             begun |= {run.key for run in stage}
             todo = _reconciled(opened, stage, command, options)
-            _train(todo, data, executor or Local(Wish()), places, options, command)
+            _train(todo, data, executor or Local(Wish()), places, options, command, opened)
             if stops.reason or not todo or not any(plan.study.looks for plan in plans):
                 break
             courier.settle(patience_seconds=PATIENCE_SECONDS, hurry=hurry)
-            opened.read_again()
+            opened.read_again({plan.study.label for plan in plans if plan.study.looks})
             standings = opened.standings()
     finally:
         left = close(courier, stops)
@@ -144,6 +145,7 @@ def _train(
     places: Sequence[Place],
     options: RunOptions,
     command: Command,
+    opened: Opened,
 ) -> None:
     """Train runs, group by group; those that others were at are tried once more at the end."""
     train_group = GroupTrainer(
@@ -160,7 +162,19 @@ def _train(
     execute(runs)
     if not command.stops.reason:  # what others were at when we came to it may have been left since
         command.stops.withdrawn.clear()
-        execute([run for run in runs if command.kinds.get(run.key) == "elsewhere"])
+        execute(_left_by_others([run for run in runs if command.kinds.get(run.key) == "elsewhere"], command, opened))
+
+
+def _left_by_others(runs: Sequence[PlannedRun], command: Command, opened: Opened) -> Sequence[PlannedRun]:
+    """These runs, with what a machine that died since has left of them in MLflow."""
+    try:
+        if runs:
+            opened.read_again({run.study for run in runs})
+            opened.bring_checkpoints(runs, command.events.on_note, command.should_stop)
+    except OutputError as error:  # it will not do better in the training
+        command.stops.everything(str(error))
+        return ()
+    return runs
 
 
 def images_by_shape(runs: Sequence[PlannedRun], data: Mapping[DataKey, DataSet]) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,10 +41,10 @@ class Opened:
         """What was recorded of a plan when that was last read."""
         return self.recorded.get(plan.study.label, ())
 
-    def read_again(self) -> None:
-        """What other commands have delivered meanwhile; where MLflow does not answer, the folders have to do."""
+    def read_again(self, labels: Container[str]) -> None:
+        """What other commands have delivered of these; where MLflow does not answer, the folders have to do."""
         for plan in self.plans:
-            if self.tracking is not None and plan.study.looks:
+            if self.tracking is not None and plan.study.label in labels:
                 with suppress(TrackingError, OutputError):
                     self.recorded[plan.study.label] = self.tracking.runs(self.experiments[plan.study.label])
 

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cifar_ablate.errors import RecordError
+from cifar_ablate.errors import OutputError, RecordError
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.locks import holder
 from cifar_ablate.records import ABANDONED, Key, RecordedRun, RunIdentity, worth
+from cifar_ablate.runner.artifacts import write_missing_artifacts
 from cifar_ablate.runner.kept_plans import KeptPlan, kept_plans, mark_recorded
 from cifar_ablate.tracking import Courier, Tracking
 
@@ -47,9 +48,10 @@ def sync(tracking: Tracking, runs_root: Path, on_note: Callable[[str], None]) ->
             try:
                 outcome = _end(run, folder, recorded, tracking)
                 if outcome:
+                    write_missing_artifacts(folder)
                     courier.end(run, folder, outcome, result=folder.result(), reason=_reason(folder))
                     offered.append(run)
-            except RecordError as error:
+            except (RecordError, OutputError) as error:
                 unusable.append((run.name, str(error)))
     left = courier.close(patience_seconds=PATIENCE_SECONDS)
     kept_back = {parcel.run.key for parcel in left} | taken.keys()

@@ -51,6 +51,22 @@ def answering(*more: type[Exception]) -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def storing() -> Iterator[None]:
+    """As ``answering``, for uploads: each kind of artifact store raises what its own library raises, or lacks it."""
+    try:
+        with answering():
+            yield
+    except AblateError:
+        raise
+    except Exception as error:
+        first = hidden(harmless(str(error)).strip().split("\n", 1)[0])[:300] or type(error).__name__
+        cure = "check its address and credentials"
+        if isinstance(error, ImportError):
+            cure = "install its library, such as `pip install boto3` for s3://"
+        raise TrackingError(f"the artifact store does not take files ({first}); {cure}") from None
+
+
 def disk_error(error: BaseException, uri: str) -> OutputError | None:
     """What SQLite means by a failure, where it is its disk that is full or may not be written."""
     words = next((words for words in _DISK_WORDS if words in str(error)), None)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from cifar_ablate.errors import RecordError, not_written
 from cifar_ablate.folder import MOVING, RunFolder, atomic
+from cifar_ablate.harmless import harmless
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,6 +42,11 @@ class Kept:
     """Of the checkpoint's file."""
     run_id: str = ""
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """How far it is."""
+        return self.epochs, self.steps
+
     def to_text(self) -> str:
         """The tag's value."""
         return json.dumps({name: value for name, value in asdict(self).items() if name != "run_id"})
@@ -58,7 +64,8 @@ def kept_from(tags: dict[str, str], run_id: str) -> Kept | None:
 def upload(client: MlflowClient, run_id: str, folder: RunFolder, before: Kept | None) -> Kept | None:
     """Bring the newest checkpoint to the store, and give what is there now; ``before`` is what was there.
 
-    Nothing is done where there is no checkpoint, or that one is there already. Raises what MLflow raises.
+    Nothing is done where there is no checkpoint, or that one or one that is further is there already. Raises what
+    MLflow and its artifact store raise.
     """
     if not folder.path.exists():
         return before
@@ -68,7 +75,7 @@ def upload(client: MlflowClient, run_id: str, folder: RunFolder, before: Kept | 
         progress, digest = _progress(checkpoint), _digest(checkpoint)
         if progress is None:  # damaged: no machine could go on from it
             return before
-        if before is not None and before.sha256 == digest:
+        if before is not None and (before.sha256 == digest or before.progress > progress):
             return before
         place = next(name for name in PLACES if before is None or name != before.place)
         for path in (history, checkpoint):
@@ -85,9 +92,10 @@ def discard(client: MlflowClient, run_id: str) -> None:
 
     with suppress(MlflowException):
         client.delete_tag(run_id, TAG)
-    store: Any = get_artifact_repository(client.get_run(run_id).info.artifact_uri)
+    uri = client.get_run(run_id).info.artifact_uri
     for place in PLACES:
-        with suppress(MlflowException, OSError, NotImplementedError):
+        with suppress(Exception):  # each kind of store raises what its own library raises
+            store: Any = get_artifact_repository(uri)
             store.delete_artifacts(place)
 
 
@@ -96,8 +104,6 @@ def fetch(client: MlflowClient, kept: Kept, folder: RunFolder) -> None:
 
     Raises RecordError where what comes is not what was sent, OutputError where it cannot be written.
     """
-    from mlflow.exceptions import MlflowException
-
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -108,8 +114,11 @@ def fetch(client: MlflowClient, kept: Kept, folder: RunFolder) -> None:
             history, checkpoint = (found / HISTORY).read_bytes(), found / CHECKPOINT
             if _digest(checkpoint) != kept.sha256:
                 raise RecordError(f"the checkpoint that MLflow keeps of run {kept.run_id} was altered")
-        except (OSError, MlflowException) as error:
-            raise RecordError(f"the checkpoint that MLflow keeps of run {kept.run_id} is not there ({error})") from None
+        except RecordError:
+            raise
+        except Exception as error:  # each kind of artifact store raises what its own library raises
+            why = harmless(str(error)).strip().split("\n", 1)[0][:300] or type(error).__name__
+            raise RecordError(f"the checkpoint that MLflow keeps of run {kept.run_id} is not there ({why})") from None
         with atomic(folder.path / HISTORY) as temporary:
             temporary.write_bytes(history)
         with atomic(folder.checkpoint, before=folder.checkpoint_before) as temporary:

@@ -22,7 +22,16 @@ RETRY_SECONDS = 30.0
 """After so long a server that did not answer is asked again."""
 PATIENCE_SECONDS = 3.0
 SET_SECONDS = 1.0
-"""By so much the clock on the wall must leave the monotonic one before it counts as set."""
+"""By so much the clock on the wall must leave the steady one before it counts as set."""
+
+
+def steady() -> float:
+    """Seconds by a clock that nobody sets, and that goes on while the machine sleeps.
+
+    On Linux ``time.monotonic`` stands still meanwhile: a sleep would look like a clock that was set.
+    """
+    boot = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if boot is None else time.clock_gettime(boot)
 
 
 @dataclass
@@ -34,27 +43,27 @@ class SharedClock:
     ahead: float = 0.0
     """The server's clock minus this machine's."""
     next: float = 0.0
-    """When it is asked again, by the monotonic clock."""
+    """When it is asked again, by the steady clock."""
     apart: float = 0.0
-    """The clock on the wall minus the monotonic one when it was asked."""
+    """The clock on the wall minus the steady one when it was asked."""
     one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def now(self) -> float:
         """The time; asks the server where that is due."""
         with self.one_at_a_time:
-            uri, wall, steady = _server(), time.time(), time.monotonic()
-            was_set = abs(wall - steady - self.apart) > SET_SECONDS
-            if uri != self.uri or (uri and (was_set or steady > self.next)):
+            uri, wall, since_start = _server(), time.time(), steady()
+            was_set = abs(wall - since_start - self.apart) > SET_SECONDS
+            if uri != self.uri or (uri and (was_set or since_start > self.next)):
                 ahead = _server_ahead(uri) if uri else 0.0
                 if ahead is not None:
                     self.ahead = ahead
                 elif uri != self.uri:
                     self.ahead = 0.0
                 elif was_set:  # what was right of it is right again
-                    self.ahead -= wall - steady - self.apart
-                steady = time.monotonic()
-                self.uri, self.next = uri, steady + (RETRY_SECONDS if ahead is None else ASK_SECONDS)
-                self.apart = time.time() - steady
+                    self.ahead -= wall - since_start - self.apart
+                since_start = steady()
+                self.uri, self.next = uri, since_start + (RETRY_SECONDS if ahead is None else ASK_SECONDS)
+                self.apart = time.time() - since_start
             return time.time() + self.ahead
 
 

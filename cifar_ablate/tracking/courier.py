@@ -6,18 +6,17 @@ them again.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from cifar_ablate.errors import AblateError, BusyError, OutputError, TakenError, TrackingError
 from cifar_ablate.folder import RunFolder, RunResult
 from cifar_ablate.records import Key, RunIdentity
 from cifar_ablate.tracking.claims import HEARTBEAT_SECONDS
 from cifar_ablate.tracking.delivery import Delivery
+from cifar_ablate.tracking.parcel import Parcel, in_turn
 from cifar_ablate.tracking.store import Tracking
 
 MAX_REFUSALS = 5
@@ -28,36 +27,6 @@ SETTLING_SECONDS = 1.0
 """So long after a claim it is looked at again, before any metric: other claims of that moment are then written."""
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 15.0
 """Between two attempts to reach a server that does not answer; each pause is twice the one before."""
-
-
-@dataclass
-class Parcel:
-    """One run on its way to MLflow."""
-
-    run: RunIdentity
-    folder: RunFolder
-    delivery: Delivery | None = None
-    has_news: bool = True
-    outcome: str = ""
-    """finished, diverged, failed or killed; empty while it is being trained."""
-    result: RunResult | None = None
-    reason: str = ""
-    is_done: bool = False
-    num_refusals: int = 0
-    trouble: str = ""
-    """Why it cannot be delivered, or could not be at the last attempt."""
-    checkpoint_trouble: str = ""
-    not_before: float = -math.inf
-    """Its next delivery, by the monotonic clock."""
-
-    def wait_left(self) -> float:
-        """Seconds until its news may be delivered; infinite where it has none."""
-        if self.is_done or not self.has_news:
-            return math.inf
-        is_settling = self.delivery is not None and not self.delivery.is_confirmed
-        if self.outcome and not is_settling:
-            return 0.0
-        return max(0.0, self.not_before - time.monotonic())
 
 
 class Courier:
@@ -91,6 +60,7 @@ class Courier:
         self.thread = threading.Thread(target=self._work, args=(tracking,), name="courier", daemon=True)
         if tracking is not None:
             self.thread.start()
+            threading.Thread(target=self._keep_alive, name="courier's heartbeats", daemon=True).start()
 
     def begin(self, run: RunIdentity, folder: RunFolder) -> None:
         """A run is being trained into this folder."""
@@ -152,7 +122,7 @@ class Courier:
                 self.changed.wait_for(self._has_work, timeout=self._until_next())
                 if self.is_over or (self.is_closing and not self._left()):
                     break
-                waiting = [parcel for parcel in self.parcels.values() if parcel.wait_left() == 0]
+                waiting = [parcel for parcel in in_turn(self.parcels.values()) if parcel.wait_left() == 0]
             self._make_round(tracking, waiting)
         for parcel in list(self.parcels.values()):  # in a process that lives on, a claim would hold for ever
             if parcel.delivery is not None and (parcel.trouble or not parcel.is_done):
@@ -173,7 +143,7 @@ class Courier:
                     was_refused |= not self._attempt(tracking, parcel)
                 except OutputError as error:  # what cannot be written for one run may be for the next
                     trouble = error
-        except TrackingError as error:
+        except (TrackingError, OutputError) as error:
             trouble = error
         if trouble is not None:
             self._wait_for_mlflow(trouble)
@@ -184,12 +154,18 @@ class Courier:
             self.on_note("MLflow answers again; it gets what it missed.")
 
     def _has_work(self) -> bool:
-        news = any(parcel.wait_left() == 0 for parcel in self.parcels.values())
+        news = any(parcel.wait_left() == 0 for parcel in in_turn(self.parcels.values()))
         return news or self.is_over or (self.is_closing and not self._left())
 
     def _until_next(self) -> float:
         next_beat = max(0.0, self.last_beat + HEARTBEAT_SECONDS - time.monotonic())
-        return min([next_beat, *(parcel.wait_left() for parcel in self.parcels.values())])
+        return min([next_beat, *(parcel.wait_left() for parcel in in_turn(self.parcels.values()))])
+
+    def _put_last(self, parcel: Parcel) -> None:
+        """What cannot be opened now shall not be in the way of others."""
+        with self.changed:
+            if self.parcels.get(parcel.run.key) is parcel:
+                self.parcels[parcel.run.key] = self.parcels.pop(parcel.run.key)
 
     def _attempt(self, tracking: Tracking, parcel: Parcel) -> bool:
         """Deliver a parcel's news; False where MLflow refuses them. Raises TrackingError where it does not answer."""
@@ -198,6 +174,7 @@ class Courier:
             self._deliver(tracking, parcel)
         except (TrackingError, OutputError) as error:
             parcel.has_news, parcel.trouble = True, str(error)
+            self._put_last(parcel)
             if isinstance(error, OutputError) or not tracking.answers():  # a full disk may have room again in a while
                 raise
             parcel.num_refusals += bool(parcel.outcome)
@@ -205,15 +182,27 @@ class Courier:
             return False
         except BusyError as error:
             parcel.delivery, parcel.has_news, parcel.trouble = None, True, str(error)
+            self._put_last(parcel)
             return False
         except TakenError as error:
             self._give_up(parcel, error)
         except Exception as error:  # a damaged folder, or whatever else: the other runs are delivered all the same
-            parcel.trouble, parcel.is_done = str(error) or type(error).__name__, True
+            self._note_unexpected(parcel, str(error) or type(error).__name__)
         else:
             parcel.trouble, parcel.num_refusals = "", 0
         self._note_success()
         return True
+
+    def _note_unexpected(self, parcel: Parcel, trouble: str) -> None:
+        """What has ended is left as it is; of what is trained the heartbeats go on, or others would train it, too."""
+        if parcel.outcome:
+            parcel.is_done = True
+        else:
+            if not parcel.is_told:
+                self.on_note(f"{parcel.run.name}: MLflow does not get its epochs ({trouble}); it is tried again")
+            parcel.is_told = parcel.has_news = True
+            parcel.not_before = time.monotonic() + PUSH_SECONDS
+        parcel.trouble = trouble
 
     def _note_success(self) -> None:
         self.last_success = time.monotonic()
@@ -256,12 +245,39 @@ class Courier:
             held = [(parcel, parcel.delivery) for parcel in self.parcels.values() if not parcel.is_done]
         for parcel, delivery in held:
             if delivery is not None:
-                try:
-                    delivery.beat()
-                except BusyError:
-                    parcel.delivery, parcel.has_news = None, True
-                except TakenError as error:
-                    self._give_up(parcel, error)
+                self._beat_for(parcel, delivery)
+
+    def _beat_for(self, parcel: Parcel, delivery: Delivery) -> None:
+        """Raises TrackingError and OutputError where MLflow does not answer; others shall beat whatever else it is."""
+        try:
+            delivery.beat()
+        except BusyError:
+            parcel.delivery, parcel.has_news = None, True
+        except TakenError as error:
+            self._give_up(parcel, error)
+        except (TrackingError, OutputError):
+            raise
+        except Exception as error:
+            self._note_unexpected(parcel, str(error) or type(error).__name__)
+        else:
+            self._note_answer()
+
+    def _keep_alive(self) -> None:
+        """Renew the claims while the thread that does so else is at an upload; a large one takes minutes."""
+        while self.thread.is_alive() and not self.is_over:
+            self.thread.join(HEARTBEAT_SECONDS)
+            if time.monotonic() - self.last_beat > 1.5 * HEARTBEAT_SECONDS:
+                with self.changed:
+                    held = [one.delivery for one in self.parcels.values() if one.delivery and not one.is_done]
+                for delivery in held:
+                    with suppress(Exception):  # the other thread will find out why
+                        delivery.renew()
+                        self._note_answer()
+
+    def _note_answer(self) -> None:
+        """MLflow answers, so it is worth waiting; not where it is something else that keeps a run from it."""
+        if not self.is_away:
+            self._note_success()
 
     def _give_up(self, parcel: Parcel, why: TakenError) -> None:
         parcel.is_done, parcel.trouble = True, ""

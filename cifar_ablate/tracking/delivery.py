@@ -7,6 +7,7 @@ last epoch, and MLflow keeps one of equal (key, step, time, value) points. So de
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,8 +17,10 @@ from cifar_ablate.errors import BusyError, TakenError
 from cifar_ablate.folder import RunFolder, RunResult
 from cifar_ablate.records import RunIdentity
 from cifar_ablate.tracking import checkpoints
-from cifar_ablate.tracking.answering import answering
-from cifar_ablate.tracking.claims import HEARTBEAT_SECONDS, claims_of, new_claim, winner_of
+from cifar_ablate.tracking.answering import answering, storing
+from cifar_ablate.tracking.checkpoints import Kept
+from cifar_ablate.tracking.claims import HEARTBEAT_SECONDS, STALE_SECONDS, Claim, claims_of, new_claim, winner_of
+from cifar_ablate.tracking.described import MAX_TAG, flat_params, run_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,7 +30,6 @@ SILENT_SECONDS = 2 * HEARTBEAT_SECONDS
 GONE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """What MLflow says when somebody else took a tag away, or deleted its run."""
 PAGE = 1000
-MAX_TAG = 4500
 TUNING = "ablate.tuning"
 """Tag of a tuning's parent run and of its trials: the identity of the tuning. Two tunings may train the same trial."""
 _ENDS = {"finished": "FINISHED", "diverged": "FINISHED", "failed": "FAILED", "killed": "KILLED", "pruned": "FINISHED"}
@@ -55,6 +57,11 @@ class Delivery:
         self.client, self.experiment_id, self.planned, self.folder = client, experiment_id, planned, folder
         self.on_success = on_success
         self.is_confirmed = False
+        self.claiming = threading.Lock()
+        """Held by the thread that writes the claim."""
+        self.claim: Claim
+        self.has_claim = self.was_silent = False
+        self.kept: Kept | None = None
         self.kept_stamp = 0
         self.has_kept = False
         """Did this process begin to keep checkpoints in MLflow? An upload that was cut off has no tag yet."""
@@ -78,7 +85,7 @@ class Delivery:
                         self.client.delete_run(self.run_id)
                     self._open(is_training)
             self.is_confirmed = True
-        elif self.claim.silent_seconds > SILENT_SECONDS or self.claim.delivers == is_training:
+        elif self.was_silent or self.claim.silent_seconds > SILENT_SECONDS or self.claim.delivers == is_training:
             with answering():
                 self._hold(is_training)
 
@@ -87,13 +94,26 @@ class Delivery:
         with answering():
             self._hold(is_training=not self.claim.delivers)
 
+    def renew(self) -> None:
+        """Say so from another thread, while an upload takes long; at the claims of others ``beat`` will look.
+
+        A claim that has gone stale is left as it is: others may have taken the run over.
+        """
+        with self.claiming:
+            if self.has_claim and self.claim.silent_seconds < STALE_SECONDS:
+                self.was_silent |= self.claim.silent_seconds > SILENT_SECONDS
+                claim = self.claim.beating(delivers=self.claim.delivers)
+                with answering():
+                    self.client.set_tag(self.run_id, claim.tag, claim.to_text())
+                self.claim = claim
+
     def let_go(self) -> None:
         """Take the claim back: this process will not come to the end of the run."""
         with answering():
             self._drop(self.claim.tag)
 
     def _open(self, is_training: bool) -> None:
-        tags = _tags(self.planned, self.folder.environment())
+        tags = run_tags(self.planned, self.folder.environment())
         params = {"arm": self.planned.arm, "seed": self.planned.seed, **flat_params(self.folder.recipe())}
         with answering():
             self.run_id = self._find_or_create()
@@ -103,7 +123,6 @@ class Delivery:
             # a parameter cannot be changed in MLflow; those that could differ now never decide a training, and
             # recipe.yaml has them as they are
             self._log(tags=tags, params={name: value for name, value in params.items() if name not in run.data.params})
-            self.kept = checkpoints.kept_from(run.data.tags, self.run_id)
             if run.info.status != "RUNNING":
                 self.client.update_run(self.run_id, status="RUNNING")
             self._read_progress()
@@ -114,9 +133,11 @@ class Delivery:
 
     def _hold(self, is_training: bool) -> Any:
         """Claim the run, and give it as it is; where it is another's, take the claim back, and raise as above."""
-        was_silent = self.claim.silent_seconds > SILENT_SECONDS
-        self.claim = self.claim.beating(delivers=not is_training)
-        self.client.set_tag(self.run_id, self.claim.tag, self.claim.to_text())
+        with self.claiming:
+            was_silent = self.was_silent or self.claim.silent_seconds > SILENT_SECONDS
+            self.was_silent, self.has_claim = was_silent, True
+            self.claim = self.claim.beating(delivers=not is_training)
+            self.client.set_tag(self.run_id, self.claim.tag, self.claim.to_text())
         run = self.client.get_run(self.run_id)
         # our own claim is alive, whatever its text says of clocks
         winner = winner_of(run.data.tags, ours=self.claim.tag)
@@ -132,14 +153,18 @@ class Delivery:
                 self._drop(claim.tag)
         if lost:
             raise lost
+        self.kept = checkpoints.kept_from(run.data.tags, self.run_id)  # by others, too, before they left the run to us
         if was_silent:  # another process may have had the run meanwhile
             self._read_progress()
+        self.was_silent = False
         return run
 
     def _drop(self, tag: str) -> None:
         """Remove a claim, if it is still there; raises MlflowException where the store does not do it."""
         from mlflow.exceptions import MlflowException
 
+        with self.claiming:  # a claim that is renewed after this would be there again
+            self.has_claim &= tag != self.claim.tag
         try:
             self.client.delete_tag(self.run_id, tag)
         except MlflowException as error:
@@ -161,14 +186,14 @@ class Delivery:
                 for key, value in line.items()
                 if key not in ("epoch", "time_ms")
             ]
-            with answering():
+            with answering(Exception):
                 self.client.log_batch(self.run_id, metrics=metrics)
             self.epochs_delivered = page[-1]["epoch"]
             self.on_success()
 
     def keep_checkpoint(self) -> None:
         """Bring the newest checkpoint to the artifact store, where another machine can take the run up from it."""
-        with answering():
+        with storing():
             for path in self.folder.artifacts():
                 if path.name.startswith("weights-epoch-"):  # of epochs that nobody trains again
                     self._log_artifact(path)
@@ -205,15 +230,16 @@ class Delivery:
         times = {} if result.status == "failed" else times  # nobody knows how long it took
         headline = {name: value for name, value in {**result.metrics, **times}.items() if name not in last}
         metrics = [Metric(name, value, int(last["time_ms"]), result.epochs) for name, value in headline.items()]
-        with answering():
+        with answering(Exception):
             self.client.log_batch(self.run_id, metrics=metrics)
+        with storing():
             for path in self.folder.artifacts():
                 self._log_artifact(path)
         self.end(result.status, result.reason)
 
     def end(self, outcome: str, reason: str = "") -> None:
         """Set how the run ended: finished, diverged, failed, killed or (a trial) pruned."""
-        with answering():
+        with storing():
             if (self.kept or self.has_kept) and outcome not in ("failed", "killed"):
                 checkpoints.discard(self.client, self.run_id)
                 self.kept, self.has_kept = None, False
@@ -252,41 +278,3 @@ class Delivery:
             tags=[RunTag(name, value) for name, value in tags.items()],
             params=[Param(name, str(value)) for name, value in (params or {}).items()],
         )
-
-
-def _as_tag(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _tags(planned: RunIdentity, environment: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        "ablate.study": planned.study,
-        "ablate.arm": planned.arm,
-        "ablate.seed": str(planned.seed),
-        "ablate.fingerprint": planned.fingerprint,
-        "ablate.recipe": planned.recipe_id,
-        "ablate.precision": planned.precision,
-        "ablate.data": environment["data"],
-        "ablate.data_digest": environment["data_digest"],
-        "ablate.device": environment["device"],
-        "ablate.threads": str(environment["threads"]),
-        "ablate.torch": environment["torch"],
-        **{f"ablate.{name}": _as_tag(value)[:MAX_TAG] for name, value in environment.get("engine", {}).items()},
-        "ablate.git_dirty": _as_tag(environment["git_dirty"]),
-        "mlflow.source.git.commit": environment["git_commit"],
-        "mlflow.source.name": "cifar-ablate",
-        **dict(planned.tags),
-    }
-
-
-def flat_params(recipe: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A recipe's fields as dotted parameters; a component's name stands under its own key (``optimizer: sgd``)."""
-    flat: dict[str, Any] = {}
-    for key, value in recipe.items():
-        path = prefix if key == "name" and prefix else f"{prefix}.{key}" if prefix else key
-        if isinstance(value, Mapping):
-            flat |= {path: "on"} if prefix == "augment" else {}
-            flat |= flat_params(value, path)
-        else:
-            flat[path] = "none" if value is None else value
-    return flat

@@ -202,7 +202,7 @@ class Tracking:
             for run in self.pages(self.client.search_runs, experiment_ids=[experiment_id], filter_string=query):
                 kept = checkpoints.kept_from(run.data.tags, run.info.run_id)
                 fingerprint = run.data.tags.get("ablate.fingerprint", "")
-                if kept is not None and kept.epochs >= (found[fingerprint].epochs if fingerprint in found else 0):
+                if kept is not None and (fingerprint not in found or kept.progress >= found[fingerprint].progress):
                     found[fingerprint] = kept
         return found
 

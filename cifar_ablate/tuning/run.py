@@ -11,11 +11,12 @@ from pathlib import Path
 
 from cifar_ablate.analysis.sentences import count
 from cifar_ablate.device import Place
-from cifar_ablate.errors import AblateError, RecordError
+from cifar_ablate.errors import AblateError, OutputError, RecordError
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.owner import this_process
 from cifar_ablate.plan import PlannedRun, data_key
 from cifar_ablate.records import RunIdentity
+from cifar_ablate.runner.artifacts import write_missing_artifacts
 from cifar_ablate.runner.checkpoints import bring_checkpoints
 from cifar_ablate.runner.execute import RUNS_ROOT, close
 from cifar_ablate.runner.executor import Executor
@@ -182,7 +183,8 @@ def _deliver_missed(arm: ArmTrials, opened: OpenedTuning, courier: Courier) -> l
                 continue
             try:
                 result = folder.result()
-            except RecordError as error:  # of this one alone
+                write_missing_artifacts(folder)
+            except (RecordError, OutputError) as error:  # of this one alone
                 damaged.append((f"{name} seed {seed}", str(error)))
                 continue
             outcome = result.status if result is not None else outcomes.get(row.state, "failed")
