@@ -124,6 +124,18 @@ def test_a_checkpoint_never_takes_the_place_of_one_that_is_further(workshop: Wor
     assert json.loads(run.data.tags[TAG])["place"] == "checkpoint-b"
 
 
+def test_a_store_that_gives_nothing_is_a_sentence(workshop: Workshop) -> None:
+    workshop.write("tiny.yaml", SHORT)
+    assert workshop("run", "tiny.yaml", *ONE).code == 0
+
+    def refuse(*_: Any) -> None:
+        raise StoreError("Unable to locate credentials")
+
+    workshop.monkeypatch.setattr(mlflow.MlflowClient, "download_artifacts", refuse)
+    with pytest.raises(TrackingError, match=r"does not give files \(Unable to locate credentials\)"):
+        Tracking().artifact(runs_of("tiny")[0].info.run_id, "weights.safetensors", workshop.folder)
+
+
 def test_a_store_without_its_library_says_what_to_install(workshop: Workshop) -> None:
     delivery = deliver(Tracking(), folder_at(workshop.folder / "here", 1))
 

@@ -60,11 +60,16 @@ def storing() -> Iterator[None]:
     except AblateError:
         raise
     except Exception as error:
-        first = hidden(harmless(str(error)).strip().split("\n", 1)[0])[:300] or type(error).__name__
-        cure = "check its address and credentials"
-        if isinstance(error, ImportError):
-            cure = "install its library, such as `pip install boto3` for s3://"
-        raise TrackingError(f"the artifact store does not take files ({first}); {cure}") from None
+        raise store_error(error, "take") from None
+
+
+def store_error(error: Exception, asked: str) -> TrackingError:
+    """What an artifact store that does not ``take`` or ``give`` files raises."""
+    first = hidden(harmless(str(error)).strip().split("\n", 1)[0])[:300] or type(error).__name__
+    cure = "check its address and credentials"
+    if isinstance(error, ImportError):
+        cure = "install its library, such as `pip install boto3` for s3://"
+    return TrackingError(f"the artifact store does not {asked} files ({first}); {cure}")
 
 
 def disk_error(error: BaseException, uri: str) -> OutputError | None:

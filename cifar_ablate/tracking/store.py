@@ -23,7 +23,7 @@ from cifar_ablate.records import (
     check_document,
 )
 from cifar_ablate.tracking import checkpoints
-from cifar_ablate.tracking.answering import answering
+from cifar_ablate.tracking.answering import answering, store_error
 from cifar_ablate.tracking.checkpoints import Kept
 from cifar_ablate.tracking.delivery import TUNING, Delivery
 from cifar_ablate.tracking.details import TrackedDetails
@@ -228,10 +228,10 @@ class Tracking:
         except (OSError, MlflowException) as error:
             if isinstance(error, OSError) and error.errno in NO_ROOM:
                 raise not_written(into, error) from None
-            raise RecordError(
-                f"run {run_id} has no artifact {name!r}; if mlruns/ was moved, move it back to where it was made; "
-                "if it was deleted, delete the run in MLflow, and `cifar-ablate run` trains it again"
-            ) from None
+            cure = "move mlruns/ back if it was moved; if it was deleted, delete the run in MLflow, and train it again"
+            raise RecordError(f"run {run_id} has no artifact {name!r}; {cure}") from None
+        except Exception as error:  # each kind of store raises what its own library raises, or lacks it
+            raise store_error(error, "give") from None
 
     def experiment_id(self, label: str) -> str:
         """Id of a study's experiment; raises TrackingError where there is none."""
