@@ -362,6 +362,37 @@ def test_places_without_images_say_what_is_expected(tmp_path: Path) -> None:
         load_folder(tmp_path / "text.tar", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("~nobody-of-this-name/images", "leads nowhere: "),
+        ("x" * 300, "xxx...: File name too long; correct `path`"),
+        (f"images/{'x' * 100_000}", "xxx...: File name too long; correct `path`"),
+    ],
+    ids=["a home of nobody", "a name that is too long", "a name that no message repeats"],
+)
+def test_a_place_that_cannot_be_looked_at_is_a_sentence(path: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        load_folder([path], tmp_path)
+    assert says in str(caught.value)
+    assert "; correct `path` of image_folder" in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_folder_that_may_not_be_entered_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_folder(tmp_path / "folder", small_tree())
+    is_dir = Path.is_dir
+
+    def refused(self: Path) -> bool:
+        if self.parent == folder / "train":
+            raise PermissionError(13, "Permission denied")
+        return is_dir(self)
+
+    monkeypatch.setattr(Path, "is_dir", refused)
+    with pytest.raises(DataError, match=r"cannot read .*: Permission denied; correct `path` of image_folder, or its"):
+        load_folder(folder, tmp_path)
+
+
 def test_other_sizes_and_modes_become_rgb_squares(tmp_path: Path) -> None:
     wide = np.zeros((20, 40, 3), np.uint8)
     wide[:, 10:30] = 200  # the centre crop keeps just this

@@ -8,13 +8,14 @@ import stat
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from cifar_ablate.data.archives import MAX_MEMBER_BYTES, archive_entries
 from cifar_ablate.data.types import Labels, RawImages, Report, stored
-from cifar_ablate.errors import DataError
+from cifar_ablate.errors import DataError, short
 from cifar_ablate.fields import PositiveInt
 from cifar_ablate.harmless import on_one_line
 from cifar_ablate.registry import DATA
@@ -34,6 +35,18 @@ REPORT_EVERY = 500
 def _inputs(root: Path, *, path: str | list[str], image_size: int) -> list[Path]:
     places = find_places(path)
     return [file for place in places for file in ([place] if place.is_file() else _images_in(place))]
+
+
+@contextmanager
+def _readable(place: str | Path) -> Iterator[None]:
+    """What stops one from looking into a place, as an error with its name: no rights, a name that is too long."""
+    try:
+        yield
+    except OSError as error:
+        said = f"cannot read {short(str(place))}: {error.strerror}"
+        raise DataError(f"{said}; correct `path` of image_folder, or its rights") from error
+    except RuntimeError as error:  # ~nobody
+        raise DataError(f"{short(str(place))} leads nowhere: {error}; correct `path` of image_folder") from error
 
 
 @DATA.register("image_folder")
@@ -61,21 +74,24 @@ def find_places(path: str | list[str]) -> list[Path]:
     """The folders (with train/ or test/ in them) and archives that ``path`` stands for; DataError if there are none."""
     places: list[Path] = []
     for text in [path] if isinstance(path, str) else path:
-        place = Path(text).expanduser()
-        if place.is_file() or has_splits(place):
-            places.append(place)
-        elif place.is_dir():
-            archives = archives_in(place, "*")
-            if not archives:
-                raise DataError(f"{place} has neither train/ and test/ nor a tar archive in it; {LAYOUT}")
-            places.extend(archives)
-        else:
-            raise DataError(
-                f"there is no file or folder {place} (looked from {Path.cwd()}); correct `path` of image_folder"
-            )
+        with _readable(text):
+            places += _places_in(Path(text).expanduser())
     if not places:
         raise DataError("`path` of image_folder is an empty list; name a folder or an archive")
     return places
+
+
+def _places_in(place: Path) -> list[Path]:
+    if place.is_file() or has_splits(place):
+        return [place]
+    if not place.is_dir():
+        raise DataError(
+            f"there is no file or folder {short(str(place))} (looked from {Path.cwd()}); correct `path` of image_folder"
+        )
+    archives = archives_in(place, "*")
+    if not archives:
+        raise DataError(f"{place} has neither train/ and test/ nor a tar archive in it; {LAYOUT}")
+    return archives
 
 
 def has_splits(place: Path) -> bool:
@@ -135,6 +151,11 @@ def _entries(place: Path) -> Iterator[tuple[str, bytes | None]]:
 
 
 def _folder_entries(folder: Path) -> Iterator[tuple[str, bytes | None]]:
+    with _readable(folder):
+        yield from _checked_entries(folder)
+
+
+def _checked_entries(folder: Path) -> Iterator[tuple[str, bytes | None]]:
     inside = folder.resolve()
     for split in SPLITS:
         _refuse_link_out(folder / split, inside)
@@ -152,7 +173,9 @@ def _folder_entries(folder: Path) -> Iterator[tuple[str, bytes | None]]:
 def _images_in(folder: Path) -> Iterator[Path]:
     for split in SPLITS:
         for class_folder in _visible(folder / split):
-            if class_folder.is_dir():
+            with _readable(class_folder):
+                is_folder = class_folder.is_dir()
+            if is_folder:
                 yield from _visible(class_folder)
 
 
