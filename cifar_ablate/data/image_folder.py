@@ -16,7 +16,7 @@ import numpy as np
 from cifar_ablate.data.archives import MAX_MEMBER_BYTES, archive_entries
 from cifar_ablate.data.types import Labels, RawImages, Report, stored
 from cifar_ablate.errors import DataError, short
-from cifar_ablate.fields import PositiveInt
+from cifar_ablate.fields import ImageSize
 from cifar_ablate.harmless import on_one_line
 from cifar_ablate.registry import DATA
 
@@ -27,6 +27,8 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """What Pillow may open: it would also run Ghostscript on an EPS file that calls itself a PNG."""
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 LAYOUT = "expected train/<class>/<image> and test/<class>/<image>"
+MAX_ASPECT = 100
+"""Of an image, its longer side by its shorter one: a line of a million pixels would be resized to gigabytes."""
 MAX_CLASS_NAME = 200
 """Characters; it stands in reports, pictures and cards."""
 REPORT_EVERY = 500
@@ -51,7 +53,7 @@ def _readable(place: str | Path) -> Iterator[None]:
 
 @DATA.register("image_folder")
 @stored(_inputs)
-def image_folder(root: Path, report: Report, *, path: str | list[str], image_size: PositiveInt = 32) -> RawImages:
+def image_folder(root: Path, report: Report, *, path: str | list[str], image_size: ImageSize = 32) -> RawImages:
     """Images of your own: train/<class>/* and test/<class>/* in a folder, a tar archive, or several of them.
 
     Args:
@@ -61,7 +63,8 @@ def image_folder(root: Path, report: Report, *, path: str | list[str], image_siz
             a list of these; from the current directory. What stands beside train/ and test/, and hidden files, is
             ignored. A link in a folder may not lead out of it.
         image_size: Height and width in pixels. Other images are resized on their shorter side (bilinear, antialiased)
-            and cropped to the centre. All become RGB; transparency is dropped.
+            and cropped to the centre; one side may be up to 100 times the other. All become RGB; transparency is
+            dropped.
 
     Raises:
         DataError: a place that is missing, an archive that is damaged or hostile, a file that is no image, class
@@ -227,8 +230,11 @@ def _decode(content: bytes, where: str, image_size: int) -> bytes:
 
     try:
         with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as opened:
+            _refuse_line(opened.size, where)
             deep = opened.mode in DEEP_MODES
             image = opened.convert("RGB")
+    except DataError:
+        raise
     except UnidentifiedImageError as error:
         raise DataError(f"cannot decode {where}: no known image format; replace or remove the file") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
@@ -242,6 +248,16 @@ def _decode(content: bytes, where: str, image_size: int) -> bytes:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         image = image.crop((left, top, left + image_size, top + image_size))
     return image.tobytes()
+
+
+def _refuse_line(size: tuple[int, int], where: str) -> None:
+    """Before anything is decoded or resized; a banner is resized whole and then cut, for its bits decide."""
+    width, height = size
+    if max(size) > MAX_ASPECT * min(size):
+        raise DataError(
+            f"{where} has {width:,} x {height:,} pixels, and one side may be up to {MAX_ASPECT} times the other; cut "
+            "it, or remove the file"
+        )
 
 
 def _agreed_classes(classes: set[str], owners: dict[str, list[str]], where: str) -> tuple[str, ...]:
