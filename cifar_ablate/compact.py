@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -30,13 +31,24 @@ import pandas as pd
 
 from cifar_ablate.errors import RecordError, not_written
 from cifar_ablate.harmless import harmless, harmless_values
-from cifar_ablate.records import LedgerEntry, Predictions, RecordedRun, StudyRecord, check_document
+from cifar_ablate.records import (
+    CURVES,
+    Predictions,
+    RecordedRun,
+    StudyRecord,
+    check_document,
+    environment_of,
+    ledger_entry,
+    seed_of,
+)
 
 RECORD_FORMAT = 1
 MAX_PREDICTION_BYTES = 1 << 30
 """Unpacked; a thousand runs on 10,000 images, a byte or two for each of three numbers, take 50 MB."""
 _DAMAGES = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 """What a damaged archive, one with a password, and one packed by other means raise."""
+_HEADER_DAMAGES = (RecursionError, OverflowError, SyntaxError, TokenError)
+"""What numpy lets through of Python's parser, by which it reads the header of an array."""
 METRIC = "metric."
 """Prefix of the metrics' columns in runs.csv, so that columns can be added."""
 _TEXT = ("run_id", "arm", "fingerprint", "recipe_id", "outcome", "reason")
@@ -112,11 +124,11 @@ def load_record(folder: Path) -> StudyRecord:
                 f"{study} is of another format than this version reads ({RECORD_FORMAT}); export it again"
             )
         label = str(document.pop("label"))
-        ledger = [LedgerEntry(**entry) for entry in document.pop("ledger", ())]
+        ledger = [ledger_entry(entry) for entry in document.pop("ledger", ())]
         check_document(document, "study.json")
         rows = [_row(row) for row in _read_csv(runs).to_dict("records")]
         return StudyRecord(label, document, rows, FolderDetails(folder), ledger)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise RecordError(f"the record in {folder} cannot be read ({error}); export it again") from None
 
 
@@ -157,6 +169,8 @@ def load_array(path: Path) -> npt.NDArray[Any]:
             array: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
     except MemoryError:
         raise ValueError("it says that it is larger than the memory") from None
+    except _HEADER_DAMAGES as error:
+        raise ValueError(f"its header is damaged ({error!r:.60})") from None
     return array
 
 
@@ -180,7 +194,7 @@ def load_predictions(folder: Path) -> Predictions:
                 arrays["loss"],
                 arrays.get("confidence"),
             )
-    except (OSError, ValueError, KeyError, EOFError, MemoryError, *_DAMAGES) as error:
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, *_DAMAGES, *_HEADER_DAMAGES) as error:
         raise RecordError(f"predictions.npz cannot be read ({_why(error)}); export the record again") from None
 
 
@@ -198,6 +212,7 @@ class FolderDetails:
         """As kept in curves.csv."""
         try:
             curves = load_curves(self.folder)
+            curves = curves.astype({name: float for name in CURVES if name in curves})
         except (OSError, ValueError) as error:
             raise RecordError(f"curves.csv cannot be read ({_why(error)}); export the record again") from None
         return curves[curves["fingerprint"].isin([run.fingerprint for run in runs])]
@@ -207,7 +222,7 @@ class FolderDetails:
         path = self.folder / "environments.json"
         try:
             kept = harmless_values(json.loads(path.read_text(encoding="utf-8")))
-            return {run.fingerprint: dict(kept[run.fingerprint]) for run in runs}
+            return {run.fingerprint: environment_of(kept[run.fingerprint], "an environment") for run in runs}
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RecordError(f"{path} cannot be read ({error!r}); export the record again") from None
 
@@ -241,6 +256,10 @@ def _row(row: Mapping[Any, Any]) -> RecordedRun:
         for name, value in row.items()
         if str(name).startswith(METRIC) and not pd.isna(value)
     }
+    try:
+        seed = seed_of(row["seed"])
+    except ValueError as error:
+        raise ValueError(f"runs.csv: {error}, of {text['arm']!r:.60}") from None
     if text["outcome"] == "finished" and not math.isfinite(metrics.get("test_accuracy", math.nan)):
-        raise ValueError(f"runs.csv: {text['arm']} seed {row['seed']} finished and has no test_accuracy")
-    return RecordedRun(**text, seed=int(row["seed"]), metrics=metrics)
+        raise ValueError(f"runs.csv: {text['arm']} seed {seed} finished and has no test_accuracy")
+    return RecordedRun(**text, seed=seed, metrics=metrics)

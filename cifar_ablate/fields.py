@@ -8,6 +8,8 @@ from pydantic import Field
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
+ImageSize = Annotated[int, Field(ge=1, le=1024)]
+"""Height and width in pixels: at 1024 a thousand images take 3 GB."""
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -82,6 +82,27 @@ class LedgerEntry:
     """Finished runs at that time."""
 
 
+MAX_SEED = 2**63 - 1
+"""What the tables of the analysis hold."""
+
+
+def seed_of(value: Any) -> int:
+    """A seed as a table or a tag holds it; raises ValueError for what is none."""
+    is_whole = value.is_integer() if isinstance(value, float) else str(value).isdecimal()
+    if not is_whole or len(str(value)) > 25 or not 0 <= int(value) <= MAX_SEED:
+        raise ValueError(f"{value!r:.60} is no seed")
+    return int(value)
+
+
+def ledger_entry(values: Any) -> LedgerEntry:
+    """An entry as it was kept; raises TypeError for what this program does not write."""
+    entry = LedgerEntry(**values)
+    texts, numbers = (entry.kind, entry.when, entry.detail), (entry.num_seeds, entry.num_runs)
+    if not all(isinstance(one, str) for one in texts) or not all(isinstance(one, int) for one in numbers):
+        raise TypeError("an entry of another kind in the ledger")
+    return entry
+
+
 class Details(Protocol):
     """What is read only where it is needed: it is larger than all the rest."""
 
@@ -141,6 +162,7 @@ _KINDS: dict[str, Any] = {"study": str, "variant": str, "question": str, "baseli
 _KINDS |= {"margin": _NUMBER, "published": dict}
 _KINDS_OF_ARM: dict[str, Any] = {"name": str, "recipe_id": str, "seeds": list, "precision": str, "recipe": dict}
 _KINDS_OF_ARM |= {"differs": list, "parent": str | None, "data": str, "data_digest": str}
+_KINDS_OF_ENVIRONMENT: dict[str, Any] = {"git_commit": str | None, "device_kind": str, "threads": int, "classes": list}
 
 
 def check_document(document: Any, where: str) -> None:
@@ -150,6 +172,8 @@ def check_document(document: Any, where: str) -> None:
     _check_kinds(document, where, _KINDS)
     for arm in document["arms"]:
         _check_kinds(arm, f"an arm in {where}", _KINDS_OF_ARM)
+        _check_kinds(arm["recipe"], f"the recipe of {arm['name']!r:.60} in {where}", {"epochs": int})
+        _check_kinds({"eval_every": 0, **arm["recipe"]}, f"a recipe in {where}", {"eval_every": int})
     names = [arm["name"] for arm in document["arms"]]
     if len(set(names)) < len(names) or document["baseline"] not in names:
         raise ValueError(f"{where}: 'baseline' is none of its arms, or two arms have one name")
@@ -157,10 +181,20 @@ def check_document(document: Any, where: str) -> None:
         if arm["parent"] is not None and arm["parent"] not in names:
             raise ValueError(f"{where}: there is no arm {arm['parent']!r}")
     for seeds in (document["seeds"], document.get("looks") or [], *(arm["seeds"] for arm in document["arms"])):
-        if not all(type(seed) is int for seed in seeds):
-            raise ValueError(f"{where}: 'seeds' or 'looks' are {seeds!r}")
+        if not all(type(seed) is int and 0 <= seed <= MAX_SEED for seed in seeds):
+            raise ValueError(f"{where}: 'seeds' or 'looks' are {seeds!r:.60}")
     for arm, figure in document["published"].items():
         _check_kinds(figure, f"what was published of {arm!r} in {where}", {"accuracy": _NUMBER, "note": str})
+
+
+def environment_of(kept: Any, where: str) -> dict[str, Any]:
+    """Where a run was trained, as it was kept; older records lack some of it. Raises ValueError for other kinds."""
+    if not isinstance(kept, Mapping):
+        raise ValueError(f"{where} is {kept!r:.60}")
+    _check_kinds(kept, where, {name: kind for name, kind in _KINDS_OF_ENVIRONMENT.items() if name in kept})
+    if not all(isinstance(name, str) for name in kept.get("classes", ())):
+        raise ValueError(f"{where}: 'classes' is {kept['classes']!r:.60}")
+    return dict(kept)
 
 
 def _check_kinds(part: Any, where: str, kinds: Mapping[str, Any]) -> None:

@@ -27,10 +27,13 @@ def make_console() -> Console:
     from cifar_ablate.terminal import Quiet
 
     class Harmless(Console):
-        """What is printed may name what others wrote, and rich takes only some control characters out."""
+        """What is printed may name what others wrote, and rich takes only some control characters out.
+
+        It may quote a server's error, too, and with it the address that was asked.
+        """
 
         def print(self, *objects: Any, **options: Any) -> None:
-            super().print(*(harmless(one) if isinstance(one, str) else one for one in objects), **options)
+            super().print(*(hidden(harmless(one)) if isinstance(one, str) else one for one in objects), **options)
 
     return Harmless(file=cast("IO[str]", Quiet(sys.stdout)), soft_wrap=True)
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cifar_ablate.data import load_data
 from cifar_ablate.errors import OutputError
@@ -499,6 +499,21 @@ def pickled(path: Path, sign: Path) -> None:
 
 def zipped(path: Path, sign: Path) -> None:
     torch.save({"progress": Trap(sign)}, path)
+
+
+@pytest.mark.parametrize(
+    "progress",
+    [
+        "{}",
+        '{"epochs": 1}',
+        '{"epochs": "1", "steps": 0, "train_seconds": 1, "eval_seconds": 1}',
+        '{"epochs": 1, "steps": 0, "train_seconds": null, "eval_seconds": 1}',
+        "[" * 100_000,
+    ],
+)
+def test_a_checkpoint_whose_progress_is_none_of_ours_says_nothing(progress: str, tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "checkpoint.safetensors", {"progress": progress})
+    assert read_progress(tmp_path / "checkpoint.safetensors") is None
 
 
 @pytest.mark.parametrize("write", [pickled, zipped])

@@ -21,12 +21,15 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from cifar_ablate.data import cifar, data_root, load_data
 from cifar_ablate.data.canonical import canonical, stratified_order, subset
 from cifar_ablate.data.download import download
+from cifar_ablate.data.image_folder import _decode
 from cifar_ablate.data.types import DataSet, RawImages, silent
 from cifar_ablate.errors import DataError, OutputError, UnknownNameError
+from cifar_ablate.registry import DATA
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -287,6 +290,52 @@ def test_a_damaged_header_in_the_middle_is_not_the_end(tmp_path: Path) -> None:
         load_folder(file, tmp_path)
 
 
+def tar_with(kind: bytes, record: bytes, body: bytes = b"") -> bytes:
+    """Three images, and a header before the second that says more of it."""
+    images = [content for name, content in small_tree().items() if name.startswith("train")][:3]
+    blocks = []
+    for number, content in enumerate(images):
+        if number == 1:
+            extended = tarfile.TarInfo("more")
+            extended.type, extended.size = kind, len(record)
+            blocks += [extended.tobuf(), record + bytes(-len(record) % 512)]
+        member = tarfile.TarInfo(f"train/cat/{number}.png")
+        held = body if body and number == 1 else content
+        member.size = len(held)
+        blocks += [member.tobuf(), held + bytes(-len(held) % 512)]
+    return b"".join([*blocks, bytes(1024)])
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE])
+def test_an_extended_header_with_a_damaged_digit_is_not_the_end(kind: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "damaged.tar"
+    file.write_bytes(tar_with(kind, b"00 path=train/cat/b\n"))
+    with pytest.raises(
+        DataError, match=r"cannot read the archive .*damaged\.tar: invalid header at byte [\d,]+, no end"
+    ):
+        load_folder(file, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"20 GNU.sparse.map=x\n",
+        b"21 GNU.sparse.size=x\n",
+        b"25 GNU.sparse.realsize=x\n",
+        b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n",
+        b"9" * 5000 + b" path=a\n",
+    ],
+    ids=["map", "size", "real size", "body", "a length of 5,000 digits"],
+)
+def test_an_extended_header_whose_numbers_are_none_is_named(record: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "damaged.tar"
+    file.write_bytes(tar_with(tarfile.XHDTYPE, record, body=b"none"))
+    with pytest.raises(DataError) as caught:
+        load_folder(file, tmp_path)
+    assert f"cannot read the archive {file}: " in str(caught.value)
+    assert len(str(caught.value)) < 300 + len(str(file))
+
+
 @pytest.mark.parametrize("content", [b"", b"not an image", b"RIFF\x10\x00\x00\x00WEBPVP8L"])
 def test_a_damaged_image_is_named(content: bytes, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "folder", small_tree() | {"train/dog/bad.webp": content})
@@ -362,6 +411,37 @@ def test_places_without_images_say_what_is_expected(tmp_path: Path) -> None:
         load_folder(tmp_path / "text.tar", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("~nobody-of-this-name/images", "leads nowhere: "),
+        ("x" * 300, "xxx...: File name too long; correct `path`"),
+        (f"images/{'x' * 100_000}", "xxx...: File name too long; correct `path`"),
+    ],
+    ids=["a home of nobody", "a name that is too long", "a name that no message repeats"],
+)
+def test_a_place_that_cannot_be_looked_at_is_a_sentence(path: str, says: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        load_folder([path], tmp_path)
+    assert says in str(caught.value)
+    assert "; correct `path` of image_folder" in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_folder_that_may_not_be_entered_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_folder(tmp_path / "folder", small_tree())
+    is_dir = Path.is_dir
+
+    def refused(self: Path) -> bool:
+        if self.parent == folder / "train":
+            raise PermissionError(13, "Permission denied")
+        return is_dir(self)
+
+    monkeypatch.setattr(Path, "is_dir", refused)
+    with pytest.raises(DataError, match=r"cannot read .*: Permission denied; correct `path` of image_folder, or its"):
+        load_folder(folder, tmp_path)
+
+
 def test_other_sizes_and_modes_become_rgb_squares(tmp_path: Path) -> None:
     wide = np.zeros((20, 40, 3), np.uint8)
     wide[:, 10:30] = 200  # the centre crop keeps just this
@@ -375,6 +455,31 @@ def test_other_sizes_and_modes_become_rgb_squares(tmp_path: Path) -> None:
     assert (data.train_images[..., 2:6] == 200).all()
     larger = load_folder(tmp_path / "folder", tmp_path, image_size=24)
     assert larger.image_size_px == 24
+
+
+@pytest.mark.parametrize("size", [(1_000_000, 1), (1, 1_000_000), (101, 1), (70_000_000, 1)])
+def test_a_line_of_a_million_pixels_is_refused_before_it_is_resized(size: tuple[int, int], tmp_path: Path) -> None:
+    file = io.BytesIO()
+    Image.new("L", size).save(file, "PNG")
+    folder = write_folder(tmp_path / "folder", small_tree() | {"train/dog/line.png": file.getvalue()})
+    with pytest.raises(
+        DataError, match=r"train/dog/line\.png in .* has [\d,]+ x [\d,]+ pixels, and one side may be up"
+    ):
+        load_folder(folder, tmp_path)
+
+
+def test_a_banner_is_still_resized_whole_and_then_cut(tmp_path: Path) -> None:
+    """So its bits, and with them the fingerprints of trainings on it, stay what they were."""
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 400, 3), dtype=np.uint8)
+    found = _decode(png(pixels), "banner.png", 8)
+    expected = Image.fromarray(pixels).resize((800, 8), Image.Resampling.BILINEAR).crop((396, 0, 404, 8))
+    assert found == expected.tobytes()
+
+
+@pytest.mark.parametrize("size", [0, 1025])
+def test_images_have_sizes_that_fit_into_the_memory(size: int) -> None:
+    with pytest.raises(ValidationError, match="image_size"):
+        DATA.options("image_folder").model_validate({"path": "images", "image_size": size})
 
 
 def test_sixteen_bit_images_are_not_clipped_in_silence(tmp_path: Path) -> None:

@@ -155,6 +155,54 @@ def test_each_refusal_says_what_to_do(text: str, says: str, tmp_path: Path) -> N
     assert says in line
 
 
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ("{low: -1.0e308, high: 1.0e308, step: 1}", "high: is further from low than numbers go; write one nearer"),
+        ("{low: -1.0e308, high: 1.0e308}", "high: is further from low than numbers go; write one nearer"),
+        ("{low: 0, high: 1.0e308, step: 1.0e-10}", "step: is too small for so wide a range (got 1e-10); write a"),
+        ("{low: 0, high: 9000000000000000000, step: 1.0e-300}", "step: is too small for so wide a range (got 1e-300)"),
+    ],
+)
+def test_a_range_that_is_too_wide_for_numbers_is_refused(entry: str, says: str, tmp_path: Path) -> None:
+    space = f"tune:\n  space:\n    optimizer.lr: {entry}\n"
+    [line] = told(tmp_path, HEAD + RECIPE + arms(1, longer) + space)
+    assert says in line
+
+
+@pytest.mark.parametrize("sign", ["*", "!", "!!"])
+def test_an_alias_or_a_tag_of_a_hundred_thousand_characters_is_not_repeated(sign: str, tmp_path: Path) -> None:
+    [line] = told(tmp_path, f"a: {sign}{'x' * 100_000} b\n")
+    assert ";" in line
+
+
+def test_a_handle_of_a_hundred_thousand_characters_is_not_repeated(tmp_path: Path) -> None:
+    [line] = told(tmp_path, f"a: !{'x' * 100_000}!y b\n")
+    assert ";" in line
+
+
+def many_aliases(num_arms: int) -> str:
+    """Each arm builds on the one before, and states a mapping of 98 keys ten times more."""
+    keys = ", ".join(f"k{number}: 1" for number in range(98))
+    text = f"{HEAD}recipe: {{m: &m {{{keys}}}}}\narms:\n  baseline:\n"
+    for number in range(num_arms):
+        states = ", ".join(f"x{number}_{again}: *m" for again in range(10))
+        text += f"  a{number}: {{from: {f'a{number - 1}' if number else 'baseline'}, {states}}}\n"
+    return text
+
+
+def flat_aliases(num_arms: int) -> str:
+    """Each arm states the 995 values of the recipe once more."""
+    keys = ", ".join(f"k{number}: 1" for number in range(995))
+    listed = "".join(f"  a{number}: *a\n" for number in range(num_arms))
+    return f"{HEAD}recipe: &a {{{keys}}}\narms:\n  baseline:\n{listed}"
+
+
+@pytest.mark.parametrize("text", [many_aliases(9), flat_aliases(8)], ids=["nested", "flat"])
+def test_arms_that_state_a_thousand_values_by_aliases_are_told_within_a_second(text: str, tmp_path: Path) -> None:
+    assert len(told(tmp_path, text)) == 51
+
+
 def test_ten_thousand_open_brackets_are_told_where_they_become_too_deep(tmp_path: Path) -> None:
     assert told(tmp_path, "a: " + "[" * 10_000) == [":1:44: is nested too deeply; close the brackets"]
 

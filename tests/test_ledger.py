@@ -51,7 +51,7 @@ DOCUMENT: dict[str, Any] = {
             "recipe_id": "r",
             "seeds": [0],
             "precision": "fp32",
-            "recipe": {},
+            "recipe": {"epochs": 1},
             "differs": [],
             "data": "digits",
             "data_digest": "d",

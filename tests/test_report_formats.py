@@ -15,10 +15,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from hashlib import sha256
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import markdown_it
 import pandas as pd
 import pytest
 import scipy.stats
@@ -26,6 +28,7 @@ import scipy.stats
 from cifar_ablate.registry import FORMATS
 from cifar_ablate.report.build import build_report
 from cifar_ablate.report.deliver import render
+from cifar_ablate.report.formats.markdown import escape, keep_code
 from cifar_ablate.report.types import Comparison, Report
 from tests.reporting import LABEL, NAMES, QUESTION, empty_record, hostile_record, lonely_record, pilot_record
 
@@ -318,3 +321,51 @@ def test_latex_leaves_no_command_of_a_name(text: Text) -> None:
     assert written.count(r"\end{document}") == 1
     assert r"r\'{e}seau" in written
     assert "[U+6570]".replace("[", "{[}").replace("]", "{]}") in written
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "# big",
+        "###### x",
+        "1. x",
+        "12) x",
+        "> x",
+        "- x",
+        "+ x",
+        "---",
+        "===",
+        "-",
+        "    x",
+        "\tx",
+        " # x",
+        "a #",
+        "a$x and b$y",
+        "+cutmix",
+        "-0.5",
+        "#1",
+        "1.5",
+        "a > b",
+        "`x",
+        "**x**",
+        "<b>",
+        "~~~",
+        "&#35; x",
+        "\\# x",
+    ],
+)
+@pytest.mark.parametrize(
+    ("line", "tags"),
+    [("- {}", ["ul", "li"]), ("{}", ["p"]), ("## {}", ["h2"]), ("**{}**: x", ["p", "strong"]), ("x {}", ["p"])],
+)
+def test_markdown_makes_nothing_of_a_name_wherever_it_stands(name: str, line: str, tags: list[str]) -> None:
+    """Not even a formula: GitHub looks for those after the markdown, in each piece of text by itself."""
+    page = markdown_it.MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(line.format(escape(name)))
+    assert [tag for tag in re.findall(r"<(\w+)>", page) if tag != "span"] == tags
+    assert name.strip() in unescape(re.sub(r"<[^>]*>", "", page))
+    assert not any(piece.count("$") > 1 for piece in re.split(r"<[^>]*>", page))
+
+
+def test_markdown_keeps_code_and_what_is_beside_it() -> None:
+    assert keep_code("# a `b$c` - d$") == "\\# a `b$c` - d<span>$</span>"
+    assert keep_code("`a` # b") == "`a` # b"

@@ -17,7 +17,7 @@ import yaml
 from cifar_ablate.tracking import Tracking
 from tests.comparing import runs_of
 from tests.conftest import Answer, Workshop
-from tests.recording import edited_record
+from tests.recording import PILOT, edited_record
 
 ARMS = (
     "<script>alert(1)</script>",
@@ -265,6 +265,15 @@ def test_an_exported_record_that_somebody_sent_breaks_no_format_and_no_folder(wo
     assert files_around(workshop) == before
 
 
+def environments(field: str) -> str:
+    """Of every run of the pilot, with this one field alone."""
+    kept = json.loads((PILOT / "environments.json").read_text(encoding="utf-8"))
+    return json.dumps(dict.fromkeys(kept, json.loads(f"{{{field}}}")))
+
+
+RUNS = "arm,seed,outcome,reason,fingerprint,recipe_id,run_id\nbaseline,%s,failed,x,f,r,i\n"
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -275,6 +284,14 @@ def test_an_exported_record_that_somebody_sent_breaks_no_format_and_no_folder(wo
         ("environments.json", "[" * 200_000),
         ("runs.csv", "arm,seed\n" + "x," * 10_000),
         ("runs.csv", '"' * 99_999),
+        ("runs.csv", RUNS % "inf"),
+        ("runs.csv", RUNS % ("9" * 30)),
+        ("runs.csv", RUNS % "1.5"),
+        ("environments.json", environments('"git_commit": 5')),
+        ("environments.json", environments('"threads": [1]')),
+        ("environments.json", environments('"device_kind": {}')),
+        ("environments.json", environments('"classes": [[1]]')),
+        ("curves.csv", "fingerprint,arm,seed,epoch,test_accuracy\nf,a,0,1,1e-\n"),
     ],
 )
 def test_a_record_that_is_none_is_a_sentence(workshop: Workshop, name: str, content: str) -> None:
@@ -282,10 +299,13 @@ def test_a_record_that_is_none_is_a_sentence(workshop: Workshop, name: str, cont
     (record / name).write_text(content)
     answer = workshop("report", "--record", "record")
     assert "Traceback" not in answer.err
-    if name != "environments.json":  # without these, the report says so
+    if name in ("runs.csv", "study.json"):
         assert answer.code == 1
         assert "export it again" in answer.err
         assert len(answer.err) < 1000
+    else:  # without these, the report says so
+        assert answer.code == 0
+        assert f"{name} cannot be read" in answer.out
 
 
 @pytest.mark.parametrize(
@@ -299,6 +319,13 @@ def test_a_record_that_is_none_is_a_sentence(workshop: Workshop, name: str, cont
         lambda study: study.update(looks=["x"]),
         lambda study: study.update(published={"baseline": 3}),
         lambda study: study.update(question=["x"]),
+        lambda study: study.update(seeds=[10**30]),
+        lambda study: study["arms"][0].update(seeds=[-1]),
+        lambda study: study["arms"][0].update(recipe={}),
+        lambda study: study["arms"][0]["recipe"].update(eval_every="x"),
+        lambda study: study["ledger"].append(
+            {"kind": "verdicts", "when": 5, "detail": "x", "num_seeds": 1, "num_runs": 1}
+        ),
     ],
 )
 def test_a_record_of_other_kinds_is_a_sentence(workshop: Workshop, edit: Callable[[dict[str, Any]], object]) -> None:
@@ -346,6 +373,8 @@ def test_tags_that_others_wrote_into_mlflow_break_no_format_and_no_folder(worksh
         ("ablate.seed", "x"),
         ("ablate.seed", "-1"),
         ("ablate.seed", "²"),
+        ("ablate.seed", "9" * 30),
+        ("ablate.seed", "9" * 4500),
         ("ablate.fingerprint", "../../../evil"),
         ("ablate.fingerprint", "x' or '1'='1"),
         ("ablate.recipe", "../x"),

@@ -178,6 +178,32 @@ def test_an_array_that_says_it_is_larger_than_the_memory_is_a_sentence(trained: 
         path.write_bytes(kept)
 
 
+@pytest.mark.parametrize("shape", [f"({'-' * 3000}1,)", f"({1 << 70},)", "(1,", "(1 2,)", "({}.x,)"])
+def test_an_array_whose_header_is_no_header_is_a_sentence(shape: str, trained: Workshop) -> None:
+    path = artifact(run_of("larger"), "test_logits.npy")
+    kept = path.read_bytes()
+    header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    try:
+        path.write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(100))
+        is_one_sentence(trained("promote", LABEL, "--arm", "larger"))
+    finally:
+        path.write_bytes(kept)
+
+
+@pytest.mark.parametrize("text", ["epoch,test_accuracy\n1,1e-", "epoch\ninf\n", "epoch,lr\n1,\x80"])
+def test_a_history_that_was_cut_off_is_a_sentence(text: str, trained: Workshop) -> None:
+    path = artifact(run_of("larger"), "history.csv")
+    kept = path.read_bytes()
+    try:
+        path.write_bytes(text.encode("latin-1"))
+        is_one_sentence(trained("export", LABEL, "exported"))
+        answer = trained("report", LABEL)
+        assert answer.code == 0, answer
+        assert "artifact 'history.csv' of run" in answer.out
+    finally:
+        path.write_bytes(kept)
+
+
 @pytest.mark.parametrize(
     "content", ["a: &a [x,x,x,x,x,x,x,x,x]", "deep", "!!python/object/apply:os.system ['touch evil']"]
 )

@@ -15,6 +15,7 @@ from urllib.parse import quote, quote_plus, unquote
 import pytest
 
 from cifar_ablate.passwords import hidden, keep_hidden, without_password
+from cifar_ablate.shell import make_console
 from tests.conftest import Answer, Workshop
 from tests.tuning import write
 
@@ -23,6 +24,7 @@ SECRET = "Zq7/ge@heim#9 %x+ü"
 ENCODED = quote(SECRET, safe="")
 TOKEN = "tok-8841-geheim"
 SPELLINGS = {SECRET, ENCODED, quote_plus(SECRET), unquote(ENCODED), SECRET.replace("%", "%%"), TOKEN, "Zq7", "heim"}
+ODBC = "DRIVER=x;UID=me;PWD=hunter22!;Encrypt=yes"
 SECRETS = {"MLFLOW_TRACKING_PASSWORD": SECRET, "MLFLOW_TRACKING_TOKEN": TOKEN, "PGPASSWORD": SECRET}
 
 
@@ -232,6 +234,11 @@ def test_a_traceback_has_no_password(workshop: Workshop) -> None:
         ("--storage=postgresql://me:secret@h/db", "--storage=postgresql://me:***@h/db"),
         ("postgresql://h/db?user=me&password=secret", "postgresql://h/db?user=me&password=***"),
         ("s3://h/b?aws_secret_access_key=secret&x=1", "s3://h/b?aws_secret_access_key=***&x=1"),
+        ("postgresql://h/db?password=abc'def", "postgresql://h/db?password=***"),
+        ("postgresql://h/db?password=abc',\"d", "postgresql://h/db?password=***"),
+        ("cannot open 'postgresql://h/db?password=abc'def', try", "cannot open 'postgresql://h/db?password=***', try"),
+        (f"mssql+pyodbc:///?odbc_connect={quote_plus(ODBC)}&x=1", "mssql+pyodbc:///?odbc_connect=***&x=1"),
+        (f"mssql+pyodbc:///?odbc_connect={ODBC}", "mssql+pyodbc:///?odbc_connect=***;UID=me;PWD=***;Encrypt=yes"),
         ("me:secret@h", "me:***@h"),
         ("http://127.0.0.1:5000/#/experiments/a@pilot", "http://127.0.0.1:5000/#/experiments/a@pilot"),
         ("sqlite:////home/me@work/optuna.db", "sqlite:////home/me@work/optuna.db"),
@@ -242,6 +249,32 @@ def test_a_traceback_has_no_password(workshop: Workshop) -> None:
 )
 def test_of_an_address_only_the_secret_is_hidden(address: str, shown: str) -> None:
     assert without_password(address) == shown
+
+
+@pytest.mark.parametrize(
+    ("address", "secrets"),
+    [
+        (f"mssql+pyodbc:///?odbc_connect={quote_plus(ODBC)}", ["hunter22!", "hunter22%21", ODBC]),
+        ("mssql+pyodbc:///?odbc_connect=" + quote_plus("UID=me;PWD={a;b}}c};X=1"), ["a;b}c", "{a;b}}c}"]),
+        ("postgresql://h/db?password=abc',\"d", ["abc',\"d"]),
+    ],
+)
+def test_a_secret_within_a_parameter_is_found_by_itself(
+    address: str, secrets: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPTUNA_STORAGE", address)
+    for secret in secrets:
+        assert hidden(f"refused {secret} of me") == "refused *** of me"
+
+
+def test_what_is_printed_has_no_password(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{ENCODED}@h:5000")
+    console = make_console()
+    console.print(f"no artifact at http://me:{ENCODED}@h:5000/a, for {SECRET} is wrong", highlight=False, markup=False)
+    assert capsys.readouterr().out == "no artifact at http://me:***@h:5000/a, for *** is wrong\n"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:another-one@h:5000")
+    console.print("another-one")
+    assert capsys.readouterr().out == "***\n"
 
 
 def test_a_secret_is_hidden_without_its_address_too_and_words_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:

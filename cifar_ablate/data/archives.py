@@ -21,7 +21,7 @@ MAX_FOLDERS = 50_000
 BOMB_BYTES, BOMB_RATIO = 256 << 20, 100
 """What unpacks to more than both, this many bytes and this many times its own size, holds no images."""
 CHUNK_BYTES = 1 << 20
-DAMAGES = (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, OSError, RecursionError)
+DAMAGES = (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, OSError, ValueError, RecursionError)
 _LONG_NAMES = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
 )
@@ -33,6 +33,19 @@ class _WholeTarInfo(tarfile.TarInfo):
     ``tarfile`` takes a header that is missing, cut off or damaged for the end of the archive, unless it is the first:
     an archive that lost its second half would be read as a smaller data set.
     """
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> _WholeTarInfo:
+        """A member with the headers before it that say more of it, whose texts and numbers may be damaged, too."""
+        begin = archive.fileobj.tell() if archive.fileobj is not None else 0
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise  # the end mark
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {begin:,}, no end mark") from error
+        except (ValueError, ArithmeticError) as error:  # its text may be a megabyte of what should be a number
+            raise tarfile.ReadError(f"a field of the header at byte {begin:,} is no number") from error
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _WholeTarInfo:
@@ -92,6 +105,8 @@ def archive_entries(path: Path) -> Iterator[tuple[str, bytes | None]]:
                 yield member.name, None if file is None else file.read()
             while stream.read(CHUNK_BYTES):
                 pass  # to the end, where the checksum of the compression stands
+    except DataError:
+        raise
     except DAMAGES as error:
         raise DataError(f"cannot read the archive {path}: {error}; fetch or make it again") from error
 

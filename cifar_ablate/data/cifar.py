@@ -134,6 +134,8 @@ def read_official(archive: Path, official: Official, report: Report) -> RawImage
                     if content is not None and member.name in wanted:
                         found[wanted[member.name]] = _unpickle(content, f"{member.name} in {archive}")
                         report(f"reading {official.filename}", len(found), len(wanted))
+    except DataError:
+        raise
     except DAMAGES as error:
         raise DataError(f"cannot read {archive}: {error}; delete it and run again") from error
     missing = [name for name in wanted.values() if name not in found]

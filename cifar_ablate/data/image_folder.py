@@ -8,14 +8,15 @@ import stat
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from cifar_ablate.data.archives import MAX_MEMBER_BYTES, archive_entries
 from cifar_ablate.data.types import Labels, RawImages, Report, stored
-from cifar_ablate.errors import DataError
-from cifar_ablate.fields import PositiveInt
+from cifar_ablate.errors import DataError, short
+from cifar_ablate.fields import ImageSize
 from cifar_ablate.harmless import on_one_line
 from cifar_ablate.registry import DATA
 
@@ -26,6 +27,8 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """What Pillow may open: it would also run Ghostscript on an EPS file that calls itself a PNG."""
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 LAYOUT = "expected train/<class>/<image> and test/<class>/<image>"
+MAX_ASPECT = 100
+"""Of an image, its longer side by its shorter one: a line of a million pixels would be resized to gigabytes."""
 MAX_CLASS_NAME = 200
 """Characters; it stands in reports, pictures and cards."""
 REPORT_EVERY = 500
@@ -36,9 +39,21 @@ def _inputs(root: Path, *, path: str | list[str], image_size: int) -> list[Path]
     return [file for place in places for file in ([place] if place.is_file() else _images_in(place))]
 
 
+@contextmanager
+def _readable(place: str | Path) -> Iterator[None]:
+    """What stops one from looking into a place, as an error with its name: no rights, a name that is too long."""
+    try:
+        yield
+    except OSError as error:
+        said = f"cannot read {short(str(place))}: {error.strerror}"
+        raise DataError(f"{said}; correct `path` of image_folder, or its rights") from error
+    except RuntimeError as error:  # ~nobody
+        raise DataError(f"{short(str(place))} leads nowhere: {error}; correct `path` of image_folder") from error
+
+
 @DATA.register("image_folder")
 @stored(_inputs)
-def image_folder(root: Path, report: Report, *, path: str | list[str], image_size: PositiveInt = 32) -> RawImages:
+def image_folder(root: Path, report: Report, *, path: str | list[str], image_size: ImageSize = 32) -> RawImages:
     """Images of your own: train/<class>/* and test/<class>/* in a folder, a tar archive, or several of them.
 
     Args:
@@ -48,7 +63,8 @@ def image_folder(root: Path, report: Report, *, path: str | list[str], image_siz
             a list of these; from the current directory. What stands beside train/ and test/, and hidden files, is
             ignored. A link in a folder may not lead out of it.
         image_size: Height and width in pixels. Other images are resized on their shorter side (bilinear, antialiased)
-            and cropped to the centre. All become RGB; transparency is dropped.
+            and cropped to the centre; one side may be up to 100 times the other. All become RGB; transparency is
+            dropped.
 
     Raises:
         DataError: a place that is missing, an archive that is damaged or hostile, a file that is no image, class
@@ -61,21 +77,24 @@ def find_places(path: str | list[str]) -> list[Path]:
     """The folders (with train/ or test/ in them) and archives that ``path`` stands for; DataError if there are none."""
     places: list[Path] = []
     for text in [path] if isinstance(path, str) else path:
-        place = Path(text).expanduser()
-        if place.is_file() or has_splits(place):
-            places.append(place)
-        elif place.is_dir():
-            archives = archives_in(place, "*")
-            if not archives:
-                raise DataError(f"{place} has neither train/ and test/ nor a tar archive in it; {LAYOUT}")
-            places.extend(archives)
-        else:
-            raise DataError(
-                f"there is no file or folder {place} (looked from {Path.cwd()}); correct `path` of image_folder"
-            )
+        with _readable(text):
+            places += _places_in(Path(text).expanduser())
     if not places:
         raise DataError("`path` of image_folder is an empty list; name a folder or an archive")
     return places
+
+
+def _places_in(place: Path) -> list[Path]:
+    if place.is_file() or has_splits(place):
+        return [place]
+    if not place.is_dir():
+        raise DataError(
+            f"there is no file or folder {short(str(place))} (looked from {Path.cwd()}); correct `path` of image_folder"
+        )
+    archives = archives_in(place, "*")
+    if not archives:
+        raise DataError(f"{place} has neither train/ and test/ nor a tar archive in it; {LAYOUT}")
+    return archives
 
 
 def has_splits(place: Path) -> bool:
@@ -135,6 +154,11 @@ def _entries(place: Path) -> Iterator[tuple[str, bytes | None]]:
 
 
 def _folder_entries(folder: Path) -> Iterator[tuple[str, bytes | None]]:
+    with _readable(folder):
+        yield from _checked_entries(folder)
+
+
+def _checked_entries(folder: Path) -> Iterator[tuple[str, bytes | None]]:
     inside = folder.resolve()
     for split in SPLITS:
         _refuse_link_out(folder / split, inside)
@@ -152,7 +176,9 @@ def _folder_entries(folder: Path) -> Iterator[tuple[str, bytes | None]]:
 def _images_in(folder: Path) -> Iterator[Path]:
     for split in SPLITS:
         for class_folder in _visible(folder / split):
-            if class_folder.is_dir():
+            with _readable(class_folder):
+                is_folder = class_folder.is_dir()
+            if is_folder:
                 yield from _visible(class_folder)
 
 
@@ -204,8 +230,11 @@ def _decode(content: bytes, where: str, image_size: int) -> bytes:
 
     try:
         with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as opened:
+            _refuse_line(opened.size, where)
             deep = opened.mode in DEEP_MODES
             image = opened.convert("RGB")
+    except DataError:
+        raise
     except UnidentifiedImageError as error:
         raise DataError(f"cannot decode {where}: no known image format; replace or remove the file") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
@@ -219,6 +248,16 @@ def _decode(content: bytes, where: str, image_size: int) -> bytes:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         image = image.crop((left, top, left + image_size, top + image_size))
     return image.tobytes()
+
+
+def _refuse_line(size: tuple[int, int], where: str) -> None:
+    """Before anything is decoded or resized; a banner is resized whole and then cut, for its bits decide."""
+    width, height = size
+    if max(size) > MAX_ASPECT * min(size):
+        raise DataError(
+            f"{where} has {width:,} x {height:,} pixels, and one side may be up to {MAX_ASPECT} times the other; cut "
+            "it, or remove the file"
+        )
 
 
 def _agreed_classes(classes: set[str], owners: dict[str, list[str]], where: str) -> tuple[str, ...]:

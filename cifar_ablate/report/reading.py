@@ -214,7 +214,7 @@ def _num_evaluations(study: Study) -> int:
     if study.curves is not None:
         return int(study.curves["test_accuracy"].notna().sum())
     recipes = [study.arms[run.arm]["recipe"] for run in study.ended]
-    return sum(((one["epochs"] - 1) // one["eval_every"] if one["eval_every"] else 0) + 1 for one in recipes)
+    return sum(((one["epochs"] - 1) // one["eval_every"] if one.get("eval_every") else 0) + 1 for one in recipes)
 
 
 def _averaging(study: Study) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ Rules (the whole grammar of a delta):
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeGuard
 
 from cifar_ablate.errors import Problem, suggest
@@ -43,8 +43,11 @@ class _Merger:
     def __init__(self, base: Tree, delta: Tree, found: list[Problem], overlay: bool, knows: Knows) -> None:
         self.base, self.delta, self.found, self.overlay, self.knows = base, delta, found, overlay, knows
         self.written: dict[Path_, Written] = dict(base.written)
+        self.inside, self.inside_delta = _inside(base.written), _inside(delta.written)
 
-    def mapping(self, below: dict[str, Any], above: dict[str, Any], path: Path_) -> dict[str, Any]:
+    def mapping(
+        self, below: dict[str, Any], above: dict[str, Any], path: Path_, *, is_marked: bool = False
+    ) -> dict[str, Any]:
         merged = dict(below)
         for raw, value in above.items():
             key = raw.removesuffix("?") if self.overlay else raw
@@ -61,9 +64,12 @@ class _Merger:
                 self._mark(where, source)
                 merged[key] = self.mapping(merged[key], value, where)
             else:
-                self._forget(where)
-                self._mark(where, source, deep=True)
-                merged[key] = self.mapping({}, value, where) if isinstance(value, dict) else value
+                if is_marked and key == raw and key not in merged and source in self.delta.written:
+                    self._mark(where, source)  # what it holds was marked with what it stands in
+                else:
+                    self._forget(where)
+                    self._mark(where, source, deep=True)
+                merged[key] = self.mapping({}, value, where, is_marked=True) if isinstance(value, dict) else value
         return merged
 
     def _has_option(self, path: Path_, below: dict[str, Any], above: dict[str, Any], option: str) -> bool:
@@ -106,19 +112,31 @@ class _Merger:
         return f"null removes a key, but there is none to remove here{cure}"
 
     def _forget(self, where: Path_) -> None:
-        for path in [path for path in self.written if path[: len(where)] == where]:
-            del self.written[path]
+        """What was written at a path, and within it; only that is looked at, as an arm may state a thousand values."""
+        self.written.pop(where, None)
+        for path in self.inside.pop(where, ()):
+            self._forget(path)
 
     def _mark(self, where: Path_, source: Path_, *, deep: bool = False) -> None:
+        if where not in self.written and where:
+            self.inside.setdefault(where[:-1], {})[where] = None
         self.written[where] = self.delta.at(source)
         if deep:
-            for path, written in self.delta.written.items():
-                if path[: len(source)] == source:
-                    self.written[where + path[len(source) :]] = written
+            for path in self.inside_delta.get(source, ()):
+                self._mark((*where, path[-1]), path, deep=True)
 
     def _complain(self, source: Path_, message: str) -> None:
         written = self.delta.at(source)
         self.found.append(Problem(written.origin, written.path, message))
+
+
+def _inside(written: Iterable[Path_]) -> dict[Path_, dict[Path_, None]]:
+    """The paths straight in each path, in their order."""
+    inside: dict[Path_, dict[Path_, None]] = {}
+    for path in written:
+        if path:
+            inside.setdefault(path[:-1], {})[path] = None
+    return inside
 
 
 def _renamed(below: dict[str, Any], above: dict[str, Any]) -> bool:

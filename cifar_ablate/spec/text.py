@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from cifar_ablate.errors import Origin, Problem, StudyError
+from cifar_ablate.errors import Origin, Problem, StudyError, short
 
 Path_ = tuple[str, ...]
 MAX_BYTES = 500_000
@@ -167,7 +167,7 @@ def _invalid(error: yaml.MarkedYAMLError, source: str) -> Problem:
     cure = next((cure for key, cure in _CURES.items() if key in problem), "put text with such signs in quotes")
     if isinstance(error, _TooLarge):
         return Problem(Origin(source, line, mark.column + 1 if mark else None), "", problem)
-    said = f"{problem.removeprefix('but ')}; {cure.format(line=line)}"
+    said = f"{short(problem.removeprefix('but '))}; {cure.format(line=line)}"
     origin = Origin(source, mark.line + 1, mark.column + 1) if mark else Origin(source)
     return Problem(origin, "", f"is not valid YAML: {said}")
 
@@ -216,7 +216,7 @@ class _Builder:
             message = "aliases or nesting make this study too large; write it out plainly"
             raise StudyError([*self.problems, Problem(origin, "", message)])
         if node.tag not in _PLAIN_TAGS:
-            self._complain(node, path, f"the tag {node.tag!r} is not supported; remove it")
+            self._complain(node, path, f"the tag {short(node.tag)!r} is not supported; remove it")
             return None
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)

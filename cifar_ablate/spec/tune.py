@@ -45,6 +45,8 @@ class Range(Spec):
         if self.low > self.high:
             message = f"low {shown(self.low)} is more than high {shown(self.high)}; exchange them"
             raise failure(message, self.low, "low")
+        if not math.isfinite(self.high - self.low):
+            raise failure("is further from low than numbers go; write one nearer to it", self.high, "high")
         if self.log and self.low <= 0:
             raise failure(f"a log range starts above 0 (got {shown(self.low)}), such as 1e-5", self.low, "low")
         if self.step is not None and self.log:
@@ -53,6 +55,9 @@ class Range(Spec):
             raise failure(f"must be above 0 and at most high - low (got {shown(self.step)})", self.step, "step")
         if self.step is not None:
             num_steps = (self.high - self.low) / self.step
+            if not math.isfinite(num_steps):
+                message = f"is too small for so wide a range (got {shown(self.step)}); write a greater one, or none"
+                raise failure(message, self.step, "step")
             if abs(num_steps - round(num_steps)) > 1e-9 * num_steps:
                 last = self.low + math.floor(num_steps) * self.step
                 message = f"steps of {shown(self.step)} from {shown(self.low)} do not come to it; write {last:.10g}"

@@ -18,7 +18,7 @@ import pandas as pd
 from cifar_ablate.compact import load_array
 from cifar_ablate.errors import RecordError
 from cifar_ablate.harmless import harmless_values
-from cifar_ablate.records import CURVES, Predictions, RecordedRun, predictions_from_logits
+from cifar_ablate.records import CURVES, Predictions, RecordedRun, environment_of, predictions_from_logits
 
 if TYPE_CHECKING:
     from cifar_ablate.tracking.store import Tracking
@@ -79,7 +79,7 @@ class TrackedDetails:
     def _environment(self, run: RecordedRun, folder: Path) -> dict[str, Any]:
         path = self._artifact(run, "environment.json", folder)
         try:
-            return dict(harmless_values(json.loads(path.read_text(encoding="utf-8"))))
+            return environment_of(harmless_values(json.loads(path.read_text(encoding="utf-8"))), "it")
         except (OSError, ValueError, TypeError, RecursionError):
             raise _damaged(run, "environment.json") from None
 
@@ -87,16 +87,10 @@ class TrackedDetails:
         """One dictionary per epoch, with the metrics that it has."""
         path = self._local(run, "history.csv")
         if path is not None:
-            with path.open(newline="", encoding="utf-8") as file:
-                wanted = {"epoch", *CURVES}
-                return [
-                    {
-                        name: int(value) if name == "epoch" else float(value)
-                        for name, value in line.items()
-                        if name in wanted and value
-                    }
-                    for line in csv.DictReader(file)
-                ]
+            try:
+                return _lines(path)
+            except (OSError, ValueError, TypeError, csv.Error):  # it was cut off, or others wrote it
+                raise _damaged(run, "history.csv") from None
         lines: dict[int, dict[str, float]] = {}
         for name, points in self.tracking.curves(run.run_id, CURVES).items():
             for epoch, value in points:
@@ -121,6 +115,19 @@ class TrackedDetails:
         """The artifact on this machine's disk; asking MLflow for it costs 10 ms."""
         folder = self.folders.get(run.run_id)
         return folder / name if folder is not None and (folder / name).is_file() else None
+
+
+def _lines(path: Path) -> list[dict[str, float]]:
+    wanted = {"epoch", *CURVES}
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            {
+                name: int(value) if name == "epoch" else float(value)
+                for name, value in line.items()
+                if name in wanted and value
+            }
+            for line in csv.DictReader(file)
+        ]
 
 
 def _folder(place: str) -> Path | None:

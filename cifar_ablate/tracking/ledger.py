@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from cifar_ablate.errors import OutputError, RecordError, TrackingError
 from cifar_ablate.harmless import harmless_values
-from cifar_ablate.records import LedgerEntry, RecordedRun, StudyRecord
+from cifar_ablate.records import LedgerEntry, RecordedRun, StudyRecord, ledger_entry
 
 if TYPE_CHECKING:
     from cifar_ablate.tracking.store import Tracking
@@ -56,19 +56,12 @@ def entries_in(label: str, tags: Mapping[str, str]) -> tuple[LedgerEntry, ...]:
     for name, value in tags.items():
         if name.startswith(PREFIX):
             try:
-                found.append(_checked(LedgerEntry(**harmless_values(json.loads(value)))))
+                found.append(ledger_entry(harmless_values(json.loads(value))))
             except (ValueError, TypeError, RecursionError):
                 raise RecordError(
                     f"the tag {name} that MLflow keeps of {label!r} is damaged; remove it, and its entry is lost"
                 ) from None
     return tuple(sorted(found, key=_order))
-
-
-def _checked(entry: LedgerEntry) -> LedgerEntry:
-    texts, numbers = (entry.kind, entry.when, entry.detail), (entry.num_seeds, entry.num_runs)
-    if not all(isinstance(one, str) for one in texts) or not all(isinstance(one, int) for one in numbers):
-        raise TypeError("an entry of another kind")
-    return entry
 
 
 def _order(entry: LedgerEntry) -> tuple[str, bool, int, str, str]:

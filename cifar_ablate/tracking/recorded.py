@@ -6,7 +6,7 @@ from typing import Any
 
 from cifar_ablate.errors import RecordError
 from cifar_ablate.harmless import harmless, on_one_line
-from cifar_ablate.records import ABANDONED, RecordedRun, is_fingerprint
+from cifar_ablate.records import ABANDONED, RecordedRun, is_fingerprint, seed_of
 from cifar_ablate.tracking.claims import winner_of
 
 OURS = ("ablate.arm", "ablate.seed", "ablate.fingerprint", "ablate.recipe")
@@ -18,7 +18,7 @@ def recorded(run: Any) -> RecordedRun:
     tags = {name: harmless(value) for name, value in run.data.tags.items()}
     wrong = [name for name in OURS if name not in tags]
     wrong += [name for name in ("ablate.fingerprint", "ablate.recipe") if not is_fingerprint(tags.get(name))]
-    if wrong or not tags["ablate.seed"].isdecimal() or not is_fingerprint(run.info.run_id):
+    if wrong or not _is_seed(tags["ablate.seed"]) or not is_fingerprint(run.info.run_id):
         raise RecordError(
             f"run {on_one_line(run.info.run_id)} in MLflow was not written by this program (look at its tags "
             f"{', '.join(OURS)}); delete it there"
@@ -36,7 +36,7 @@ def recorded(run: Any) -> RecordedRun:
     return RecordedRun(
         run_id=run.info.run_id,
         arm=tags["ablate.arm"],
-        seed=int(tags["ablate.seed"]),
+        seed=seed_of(tags["ablate.seed"]),
         fingerprint=tags["ablate.fingerprint"],
         recipe_id=tags["ablate.recipe"],
         outcome=outcome,
@@ -44,3 +44,10 @@ def recorded(run: Any) -> RecordedRun:
         metrics=dict(run.data.metrics),
         trained_by=trained_by,
     )
+
+
+def _is_seed(text: str) -> bool:
+    try:
+        return seed_of(text) >= 0
+    except ValueError:
+        return False

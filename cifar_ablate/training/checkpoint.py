@@ -83,9 +83,13 @@ def read_progress(path: Path) -> dict[str, Any] | None:
     """What a checkpoint's header says of its progress, for somebody who only wants to know; nothing is verified."""
     try:
         with safe_open(path, framework="numpy") as file:
-            return dict(json.loads((file.metadata() or {})["progress"]))
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+            progress = dict(json.loads((file.metadata() or {})["progress"]))
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError):
         return None
+    counts = (progress.get("epochs"), progress.get("steps"))
+    seconds = (progress.get("train_seconds"), progress.get("eval_seconds"))
+    is_ours = all(type(one) is int for one in counts) and all(isinstance(one, int | float) for one in seconds)
+    return progress if is_ours else None
 
 
 def load_checkpoint(
@@ -139,7 +143,7 @@ def _read(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, An
         values, scalars = json.loads(metadata["progress"]), json.loads(metadata["scalars"])
         if _digest(tensors, metadata) != expected or not isinstance(values["epochs"], int):
             return None
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError):
         return None
     if _shapes(_part(tensors, "model")) != _shapes(model.state_dict()):  # load_state_dict copies whatever does fit
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -151,7 +152,7 @@ def _reproduce(study: StudyReport) -> Iterator[str]:
 
 def table(found: Table) -> str:
     """A table, under its caption; what a class shows is bold, and so are the rows' names."""
-    titles = [escape(column.title) for column in found.columns]
+    titles = [within(column.title) for column in found.columns]
     rule = "".join("---:|" if column.kind == "number" else "---|" for column in found.columns)
     lines = [f"{escape(found.caption)}\n", f"| {' | '.join(titles)} |", f"|{rule}"]
     lines += [f"| {' | '.join(_cell(cell, index) for index, cell in enumerate(row))} |" for row in found.rows]
@@ -159,7 +160,7 @@ def table(found: Table) -> str:
 
 
 def _cell(cell: Cell, index: int) -> str:
-    text = escape(cell.text)
+    text = within(cell.text)
     return f"**{text}**" if cell.text and (index == 0 or cell.is_shown) else text
 
 
@@ -173,11 +174,32 @@ def keep_code(text: str) -> str:
     pieces = text.split("`")
     if len(pieces) % 2 == 0 or "``" in text:  # markdown would pair them in another way
         return escape(text)
-    return "`".join(piece if index % 2 else escape(piece) for index, piece in enumerate(pieces))
+    first, *rest = pieces
+    kept = (piece if index % 2 else within(piece) for index, piece in enumerate(rest, 1))
+    return "`".join([escape(first) if first else "", *kept])
+
+
+_BEGINS_A_BLOCK = re.compile(r"(#{1,6}(?=\s|$)|>|[-+](?=\s|$)|=+\s*$|-+\s*$)|(\d{1,9})([.)])(?=\s|$)")
+_ENDS_A_HEADING = re.compile(r"(?<=\s)(?=#+\s*$)")
 
 
 def escape(text: str) -> str:
-    """Text that markdown and the HTML in it leave alone, also within a table's cell."""
+    """Text that markdown and the HTML in it leave alone, also where it begins a line, an item or a heading."""
+    shown = within(text)
+    if shown[:1].isspace():  # a blank that is spelled out indents nothing, and nothing after it begins anything
+        shown = f"&#32;{shown[1:]}"
+    shown = _ENDS_A_HEADING.sub(r"\\", shown)
+    begins = _BEGINS_A_BLOCK.match(shown)
+    if begins is None:
+        return shown
+    at = begins.start(3) if begins[3] else 0  # 1\. or \#
+    return f"{shown[:at]}\\{shown[at:]}"
+
+
+def within(text: str) -> str:
+    """The same for what stands within a line or a cell of a table."""
     for character in "\\`*_|[]~":
         text = text.replace(character, "\\" + character)
-    return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").splitlines())
+    text = text.replace("&", "&amp;").replace("<", "&lt;")
+    # GitHub looks for formulas after it has taken the backslashes away, and takes this way out
+    return " ".join(text.replace("$", "<span>$</span>").splitlines())
