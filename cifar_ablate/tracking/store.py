@@ -228,7 +228,7 @@ class Tracking:
         except (OSError, MlflowException) as error:
             if isinstance(error, OSError) and error.errno in NO_ROOM:
                 raise not_written(into, error) from None
-            cure = "move mlruns/ back if it was moved; if it was deleted, delete the run in MLflow, and train it again"
+            cure = "if mlruns/ was moved, move it back; if deleted, delete the run in MLflow, and `run` trains it again"
             raise RecordError(f"run {run_id} has no artifact {name!r}; {cure}") from None
         except Exception as error:  # each kind of store raises what its own library raises, or lacks it
             raise store_error(error, "give") from None
