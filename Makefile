@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+FAULTS := faults
 
 .PHONY: demo test test-cluster test-faults fuzz simulations audit check format clean
 
@@ -16,7 +17,7 @@ test-cluster: $(READY)  ## What it does on several machines, played on this one:
 	$(BIN)/python -m pytest -m "cluster and not faults" --durations=15
 
 test-faults: $(READY)  ## What it survives: processes killed, MLflow away, disks full; prints how often each was tried.
-	$(BIN)/python -m pytest -m faults --durations=15
+	$(BIN)/python -m pytest -m "$(FAULTS)" --durations=15
 
 fuzz: $(READY)  ## What a study file may hold: ten thousand of them, each valid or refused at its line, within a second.
 	$(BIN)/python -m pytest -m fuzz -s

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.conftest import Tried, Workshop
     from tests.disturbing import Begin, Undisturbed
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.cluster, pytest.mark.faults]
 SECONDS = 300.0
 
 
