@@ -659,7 +659,8 @@ def test_hostile_names_stay_in_their_cells_of_markdown(hostile: Report) -> None:
     assert len(tables) == 2
     for block in tables:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
-    assert not re.findall(r"<(?!/?details|/?summary)", section)
+    assert "<span>$</span>" in section  # how GitHub lets a dollar sign be one
+    assert not re.findall(r"<(?!/?details|/?summary|span>\$</span>|/span>)", section)
     assert not re.findall(r"(?<!\\)`", section)
 
 

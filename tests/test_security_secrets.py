@@ -88,6 +88,7 @@ def leaves_no_secret(folder: Path, *answers: Answer, spellings: set[str] = SPELL
             has_no_secret(path.read_bytes(), path, spellings)
 
 
+@pytest.mark.cluster
 def test_a_whole_study_on_servers_with_passwords_leaves_them_nowhere(workshop: Workshop, server: Server) -> None:
     write(workshop)
     store, trials = server.address("postgres"), server.address("template1")
