@@ -98,7 +98,8 @@ class Courier:
             self.is_closing = True
             self._wait(patience_seconds, hurry)
             self.is_over = True
-            return [parcel for parcel in self.parcels.values() if not parcel.is_done or parcel.trouble]
+            left = [parcel for parcel in self.parcels.values() if not parcel.is_done or parcel.trouble]
+            return sorted(left, key=lambda parcel: parcel.begun)
 
     def settle(self, *, patience_seconds: float, hurry: Callable[[], bool] = lambda: False) -> None:
         """Wait, as long as ``close`` would, until everything is delivered; what is not stays on its way."""

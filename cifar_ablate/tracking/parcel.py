@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cifar_ablate.folder import RunFolder, RunResult
 from cifar_ablate.records import RunIdentity
@@ -21,6 +21,8 @@ class Parcel:
 
     run: RunIdentity
     folder: RunFolder
+    begun: float = field(default_factory=time.monotonic)
+    """What is left in the end is told in this order."""
     delivery: Delivery | None = None
     has_news: bool = True
     outcome: str = ""
