@@ -68,7 +68,7 @@ def test_a_tuning_waits_for_a_process_that_holds_its_database_for_half_a_minute(
     workshop: Workshop, begin: Begin, tried: Tried
 ) -> None:
     tried("optuna.db locked by another process for 30 s")
-    edits = (FINITE, ("epochs: 3", "epochs: 12"))
+    edits = (FINITE, ("epochs: 3", "epochs: 60"))  # it shall not be over before the database is locked
     expected = workshop.folder / "undisturbed"
     expected.mkdir()
     here = workshop.folder
