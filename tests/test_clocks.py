@@ -147,6 +147,16 @@ def machines(workshop: Workshop, server: Server, study: str, aheads: tuple[int, 
     return made
 
 
+def end_well(*commands: Command) -> None:
+    """Wait for the end of commands, which shall be a good one; none is left behind."""
+    try:
+        for command in commands:
+            assert command.end(seconds=240) == 0, said(list(commands))
+    finally:
+        for command in commands:
+            command.clear_away()
+
+
 @pytest.mark.parametrize("ahead", [-HOUR, HOUR], ids=["an hour behind", "an hour ahead"])
 def test_machines_whose_clocks_differ_by_an_hour_train_each_run_once(
     workshop: Workshop, server: Server, tried: Tried, ahead: int
@@ -156,12 +166,7 @@ def test_machines_whose_clocks_differ_by_an_hour_train_each_run_once(
     first = one.begin(*RUN, *SEED)
     first.wait_for(r"\[1/[^z]*epoch 1/", seconds=120)
     second = other.begin(*RUN, *SEED)
-    try:
-        assert first.end(seconds=240) == 0, said([first, second])
-        assert second.end(seconds=240) == 0, said([first, second])
-    finally:
-        first.clear_away()
-        second.clear_away()
+    end_well(first, second)
     assert not one.finished() & other.finished(), said([first, second])
     assert len(one.finished() | other.finished()) == 2
     assert "whose claim is older" in second.said, said([first, second])
@@ -192,12 +197,7 @@ def test_machines_whose_clocks_differ_by_an_hour_try_each_trial_once(
     first = one.begin(*words)
     first.wait_for(r"baseline trial 0.*: optimizer", seconds=120)
     second = other.begin(*words)
-    try:
-        assert first.end(seconds=240) == 0, said([first, second])
-        assert second.end(seconds=240) == 0, said([first, second])
-    finally:
-        first.clear_away()
-        second.clear_away()
+    end_well(first, second)
     assert "baseline trial" in second.said, said([first, second])
     (tuned,) = studies(storage_of(workshop.folder)).values()
     assert [(trial.state, trial.user_attrs.get("lost")) for trial in tuned.trials] == [(TrialState.COMPLETE, None)] * 4

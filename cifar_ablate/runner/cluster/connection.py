@@ -126,9 +126,8 @@ def find_common_device(kind: str) -> tuple[Device, str]:
     if not infos:
         raise DeviceError(f"no node of the Ray cluster answered within {LONGEST_SECONDS:.0f} s; look at `ray status`")
     names = ", ".join(dict.fromkeys(info.device.name for info in infos))
-    return Device(infos[0].device.kind, names, all(info.device.fast_bf16 for info in infos)), _remark(
-        infos, len(waiting)
-    )
+    device = Device(infos[0].device.kind, names, all(info.device.fast_bf16 for info in infos))
+    return device, _remark(infos, len(waiting))
 
 
 def _remark(infos: Sequence[NodeInfo], num_silent: int) -> str:
