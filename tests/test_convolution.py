@@ -54,16 +54,21 @@ def test_output_and_gradients_are_those_of_torch(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("batch", "channels", "size"), [(24, 16, 16), (37, 16, 16), (64, 32, 32), (100, 64, 8)])
-def test_a_shortcut_has_the_bits_of_torch_s(batch: int, channels: int, size: int, dtype: torch.dtype) -> None:
+def test_a_strided_shortcut_is_as_close_to_the_truth_as_torch(
+    batch: int, channels: int, size: int, dtype: torch.dtype
+) -> None:
+    """On AVX-512 its bits are torch's; with AMX, torch sums the gradient of the weights in another order."""
     generator = torch.Generator().manual_seed(0)
     conv = nn.Conv2d(channels, 2 * channels, 1, stride=2, bias=False).to(memory_format=torch.channels_last)
     x = torch.randn(batch, channels, size, size, generator=generator).to(dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     upstream = torch.randn(batch, 2 * channels, size // 2, size // 2, generator=generator)
     upstream = upstream.contiguous(memory_format=torch.channels_last)
-    ours = with_matrix_products(nn.Sequential(copy.deepcopy(conv)))[0]
-    pairs = zip(gradients(conv, x, upstream), gradients(ours, x, upstream), strict=True)
-    assert all(torch.equal(one, other) for one, other in pairs)
+    ours = gradients(with_matrix_products(nn.Sequential(copy.deepcopy(conv)))[0], x, upstream)
+    torchs = gradients(conv, x, upstream)
+    truth = gradients(conv.double(), x.double(), upstream.double())
+    for mine, other, true in zip(ours, torchs, truth, strict=True):
+        assert (mine - true).norm() < 1.1 * (other - true).norm()
 
 
 @pytest.mark.parametrize(("channels", "size", "stride"), [((512, 512), 2, 1), ((256, 512), 4, 2), ((128, 256), 8, 2)])

@@ -1,4 +1,4 @@
-"""Ten thousand studies from a grammar: each is a study, or is refused at a place that exists, within a second."""
+"""Ten thousand studies from a grammar: each is a study, or is refused at a place that exists, without delay."""
 
 from __future__ import annotations
 
@@ -30,7 +30,17 @@ from tests.fuzzing import Case, import_everything
 from tests.fuzzing_wild import cases
 
 MAX_SECONDS = 1.0
-"""Of processor time, for reading one study; the imports are done before."""
+"""Of processor time, for reading one study; the imports are done before. Over it, the machine may be to blame, and the
+study is timed against ``REFERENCE``."""
+REFERENCE = """\
+study: reference
+question: How long does a large plain study take here and now?
+recipe: {data: digits, model: resnet18-compact, optimizer: {name: sgd, lr: 0.1}}
+arms:
+  baseline:
+""" + "".join(f"  arm {i}: {{epochs: {i + 2}, optimizer: {{lr: 0.{i + 2}}}}}\n" for i in range(300))
+MAX_TIMES_REFERENCE = 10.0
+"""A quiet core reads the reference in about 0.1 s."""
 MAX_MEGABYTES = 300
 """By which the process may grow over all cases."""
 MAX_PLANNED = 40
@@ -112,18 +122,25 @@ def timed(path: Path, profile: Path | None, options: Sequence[str]) -> tuple[Stu
     return answer, time.process_time() - begun
 
 
+def times_the_reference(path: Path, profile: Path | None, options: Sequence[str]) -> float:
+    """How much longer reading a study takes than reading the reference at the same moment: the least of three."""
+    reference = path.with_name("reference.yaml")
+    reference.write_text(REFERENCE, encoding="utf-8")
+    return min(timed(path, profile, options)[1] / timed(reference, None, [])[1] for _ in range(3))
+
+
 def read(case: Case, folder: Path, tally: Tally) -> Study | AblateError:
     """The study of a case, or why it is none; anything else that is raised fails the test."""
     path, other = folder / "study.yaml", folder / "profile.yaml"
     path.write_bytes(case.study)
     other.write_bytes(case.profile or b"")
-    answer, seconds = timed(path, other if case.profile is not None else None, case.settings)
-    for _ in range(2):  # a busy machine makes any one of them slow
-        if seconds >= MAX_SECONDS:
-            seconds = min(seconds, timed(path, other if case.profile is not None else None, case.settings)[1])
+    profile = other if case.profile is not None else None
+    answer, seconds = timed(path, profile, case.settings)
     tally.outcomes[f"{case.kind}: {'a study' if isinstance(answer, Study) else 'refused'}"] += 1
     tally.slowest = sorted([*tally.slowest, (seconds, repr(case.study[:40]))], reverse=True)[:5]
-    assert seconds < MAX_SECONDS, f"{seconds:.2f} s for {case.study[:3000]!r}"
+    if seconds >= MAX_SECONDS:
+        times = times_the_reference(path, profile, case.settings)
+        assert times < MAX_TIMES_REFERENCE, f"{times:.0f} times the reference ({seconds:.2f} s): {case.study[:3000]!r}"
     if isinstance(answer, AblateError):
         assert answer.exit_code in (1, 2)
         assert len(str(answer)) > 10
@@ -206,14 +223,14 @@ def hold(num: int, folder: Path, images: dict[str, DataSet], tally: Tally) -> No
     every_case()
 
 
-def test_a_study_is_valid_or_refused_at_its_place_within_a_second(
+def test_a_study_is_valid_or_refused_at_its_place_without_delay(
     tmp_path: Path, images: dict[str, DataSet], tally: Tally
 ) -> None:
     hold(300, tmp_path, images, tally)
 
 
 @pytest.mark.fuzz
-def test_ten_thousand_studies_are_valid_or_refused_at_their_place_within_a_second(
+def test_ten_thousand_studies_are_valid_or_refused_at_their_place_without_delay(
     tmp_path: Path, images: dict[str, DataSet], tally: Tally
 ) -> None:
     hold(10_000, tmp_path, images, tally)

@@ -232,6 +232,35 @@ def test_a_tuning_storage_that_holds_a_pickle_is_a_sentence(
     is_one_sentence(workshop(*TUNE, "--trials", "1", "--storage", storage))
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"\x80\x05" + bytes([length]) + b"\x00\x00\n" for length in (0, 1, 0x7B, 0x95, 0xFF)),
+        b"study: mine\nseeds: 5\n",
+        b"text",
+        b"1\n",
+        b"[]\n",
+        b"{}\n",
+        b'{"op_code":0,"worker_id":"w"}\n',
+        b'{"op_code":99,"worker_id":"w"}\n',
+        b'{"op_code":0,"worker_id":"w","study_name":"s","directions":[9]}\n',
+        b'{"op_code":' + b"[" * 100_000 + b"\n",
+        b'{"op_code":4,"worker_id":"\xff"}\n{"op_code":4,"worker_id":"w"}\n',
+    ],
+    ids=lambda content: repr(content[:30]),
+)
+def test_a_tuning_storage_that_is_another_file_is_a_sentence_and_stays_as_it_is(
+    content: bytes, workshop: Workshop
+) -> None:
+    write(workshop)
+    journal = workshop.folder / "journal.log"
+    journal.write_bytes(content)
+    answer = workshop(*TUNE, "--trials", "1", "--storage", "journal.log")
+    is_one_sentence(answer)
+    assert "journal.log" in answer.err
+    assert journal.read_bytes() == content
+
+
 def test_attributes_in_a_tuning_storage_that_hold_a_pickle_stay_text(workshop: Workshop, evil: Evil) -> None:
     write(workshop)
     assert workshop(*TUNE, "--trials", "2").code == 0

@@ -3,9 +3,10 @@
 With large weights and small maps oneDNN (as in torch 2.14) reaches a quarter to two thirds of what its matrix product
 does in bf16; ``benchmarks/layers.py`` prints both for every layer of our networks. In float32 its kernels are faster
 everywhere. On a 2x2 map 20 of the 36 products of a 3x3 convolution are with padding; one dense product leaves them out.
-Its strided 1x1 convolution is given every other pixel instead of a stride, always, which has the same bits:
-with channels_last, fewer than 16 channels, an odd number of images and two threads or more its backward pass writes
-where it may not, and the process dies.
+Its strided 1x1 convolution is given every other pixel instead of a stride, always: with channels_last, fewer than 16
+channels, an odd number of images and two threads or more its backward pass writes where it may not, and the process
+dies. On AVX-512 the result has the bits of the strided one; with AMX the gradient of the weights differs in its last
+bits.
 """
 
 from __future__ import annotations

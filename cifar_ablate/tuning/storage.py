@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 DEFAULT_URL = "sqlite:///optuna.db"
 """What ``optuna-dashboard sqlite:///optuna.db`` shows in this folder."""
 SQLITE = "sqlite:///"
+JOURNAL_START = b'{"op_code":'
+"""How the first entry of a journal file starts (optuna/storages/journal/_storage.py)."""
 PATIENCE_SECONDS = 60
 """A writer waits so long for another one that holds the database."""
 ATTEMPTS, PAUSE_SECONDS = 5, 1.0
@@ -83,7 +85,8 @@ def storing(url: str, *more: type[Exception]) -> Iterator[None]:
     from optuna.exceptions import OptunaError, UpdateFinishedTrialError
     from sqlalchemy.exc import SQLAlchemyError
 
-    caught: tuple[type[Exception], ...] = (OptunaError, SQLAlchemyError, ImportError, OSError, json.JSONDecodeError)
+    damaged: tuple[type[Exception], ...] = (json.JSONDecodeError, UnicodeDecodeError)
+    caught: tuple[type[Exception], ...] = (OptunaError, SQLAlchemyError, ImportError, OSError, *damaged)
     try:
         yield
     except AblateError:
@@ -111,7 +114,19 @@ def _journal(path: Path) -> BaseStorage:
     from optuna.storages.journal import JournalFileBackend
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    journal: BaseStorage = JournalStorage(JournalFileBackend(str(path)))
+    cure = "move the file away, or name another one with --storage"
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(len(JOURNAL_START))
+        if not JOURNAL_START.startswith(start):  # Optuna would skip the first line and append to somebody's text
+            raise TrackingError(f"{path} is not a journal file of Optuna: it does not start with an entry; {cure}")
+    try:
+        journal: BaseStorage = JournalStorage(JournalFileBackend(str(path)))
+    except OSError:
+        raise
+    except Exception as error:  # Optuna reads the whole file here, and checks nothing that stands in it
+        problem = f"{type(error).__name__}: {harmless(str(error)).strip()}"[:300]
+        raise TrackingError(f"the journal file {path} is damaged ({problem}); {cure}") from None
     return journal
 
 
