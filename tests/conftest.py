@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from tests.disturbing import Begin, SmallDisk, Undisturbed
@@ -25,6 +27,20 @@ os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # before torch: two threads beside another busy process are 4 times slower
 os.environ.setdefault("CIFAR_ABLATE_JOBS", "1")  # nothing is measured in each of a thousand commands
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", metavar="K/N", help="Of N parts of the tests, run part K (1 to N), by each test's name.")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if given := config.getoption("--part"):
+        part, num_parts = (int(number) for number in str(given).split("/"))
+        if not 1 <= part <= num_parts:
+            raise pytest.UsageError(f"--part {given}: write K/N with K from 1 to N")
+        left_out = [item for item in items if zlib.crc32(item.nodeid.encode()) % num_parts != part - 1]
+        items[:] = [item for item in items if zlib.crc32(item.nodeid.encode()) % num_parts == part - 1]
+        config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,6 +53,12 @@ def _little_to_collect() -> None:
     gc.unfreeze()
     gc.collect()
     gc.freeze()
+
+
+def shared_by_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A temporary folder that all workers of this session have in common."""
+    place = tmp_path_factory.getbasetemp()
+    return place.parent if os.environ.get("PYTEST_XDIST_WORKER") else place
 
 
 @pytest.fixture(scope="session")
@@ -55,10 +77,7 @@ def real_archives() -> list[Path]:
 @pytest.fixture(scope="session")
 def cifar_root(real_archives: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root where ``cifar10`` is the real one; its images are decoded once in a session (some 15 s)."""
-    place = tmp_path_factory.getbasetemp()
-    if os.environ.get("PYTEST_XDIST_WORKER"):
-        place = place.parent  # one for all workers; the package itself sees to it that one decodes and the others wait
-    root = place / "cifar_root"
+    root = shared_by_workers(tmp_path_factory) / "cifar_root"  # the package sees to it that one of them decodes
     root.mkdir(exist_ok=True)
     for archive in real_archives:
         with suppress(FileExistsError):
@@ -139,11 +158,21 @@ def workshop(
 
 @pytest.fixture(scope="session")
 def trained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the study of ``tests.predicting`` has run."""
+    """A folder in which the study of ``tests.predicting`` has run: trained once, and a copy for each worker."""
+    from tests.moving import settle
     from tests.predicting import train
 
+    place = shared_by_workers(tmp_path_factory)
+    made_at, finished = place / "being-trained", place / "trained"
+    with FileLock(place / "trained.lock"):
+        if not finished.exists():
+            shutil.rmtree(made_at, ignore_errors=True)
+            made_at.mkdir()
+            train(made_at)
+            made_at.rename(finished)
     folder = tmp_path_factory.mktemp("trained")
-    train(folder)
+    shutil.copytree(finished, folder, dirs_exist_ok=True)
+    settle(folder, made_at)
     return folder
 
 

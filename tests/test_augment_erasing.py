@@ -69,6 +69,7 @@ def test_erasing_is_torchvision_s_erase_of_its_boxes() -> None:
         assert torch.equal(out[i], torchvision.erase(images[i], top, left, height, width, BLACK))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("area", "ratio"), [((0.02, 0.33), (0.3, 3.3)), ((0.2, 0.9), (0.1, 5.0))])
 def test_erasing_has_the_law_of_torchvision(area: Any, ratio: Any) -> None:
     """Of the second ranges many boxes do not fit, and torchvision proposes again."""

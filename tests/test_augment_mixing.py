@@ -236,6 +236,7 @@ def ours() -> Outcomes:
     return our_outcomes()
 
 
+@pytest.mark.slow
 def test_both_together_have_the_law_of_timm_s_elem_mode_with_boxes_of_even_sides(
     ours: Outcomes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +264,7 @@ def test_both_together_have_the_law_of_timm_s_elem_mode_with_boxes_of_even_sides
     assert alike(one // 4, other // 4) > SMALLEST_P_VALUE, "all four, in steps of 4 px"
 
 
+@pytest.mark.slow
 def test_both_together_have_the_law_of_timm_s_elem_mode_but_for_the_odd_pixel(ours: Outcomes) -> None:
     """timm untouched. Its boxes of side 1 do not exist here, so boxes are compared from an area of 2 px on, and only
     their top left corners, which the odd pixel leaves alone; their areas can differ by the odd row and column only."""

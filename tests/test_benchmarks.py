@@ -25,6 +25,8 @@ from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training.batches import to_device
 from cifar_ablate.training.fit import set_up
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 TINY = Task(width=8, images=128, test_images=40, epochs=5, batch_size=32, lr=0.05, precision="fp32")
 

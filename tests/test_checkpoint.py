@@ -166,6 +166,7 @@ def epochs_of(run: Run) -> list[int]:
 # Asked to stop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("fields", CONFIGURATIONS[:-1])
 def test_a_run_stopped_wherever_it_asks_and_taken_up_again_equals_an_undisturbed_one(
@@ -413,6 +414,7 @@ def in_a_process(what: Callable[[Path], None], folder: Path) -> subprocess.Compl
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
 def test_a_process_that_is_killed_leaves_a_run_that_another_one_ends_equally(
     folder: RunFolder, data: DeviceData, reference: Run
@@ -423,6 +425,7 @@ def test_a_process_that_is_killed_leaves_a_run_that_another_one_ends_equally(
     assert train_in(folder, dropout_recipe(), data).equals(reference)
 
 
+@pytest.mark.slow
 def test_a_process_killed_at_any_moment_of_writing_leaves_a_usable_checkpoint(kills: list[dict[str, Any]]) -> None:
     epochs = [kill["epochs"] for kill in kills]
     assert epochs == sorted(epochs), "a later process had to go on from an earlier checkpoint"

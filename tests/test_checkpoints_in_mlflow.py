@@ -123,6 +123,7 @@ def test_another_place_for_checkpoints_is_refused(workshop: Workshop) -> None:
     assert answer.err == "--checkpoints s3: write folder, or mlflow to let any machine go on with a run\n"
 
 
+@pytest.mark.slow
 def test_pruned_trials_leave_no_checkpoints_in_mlflow(
     workshop: Workshop, mlflow_ui: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

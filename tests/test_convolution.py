@@ -112,6 +112,7 @@ def test_convolutions_of_other_kinds_are_left_alone(options: dict[str, Any]) -> 
     assert kinds == [nn.Conv2d, nn.Conv2d]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18-compact", "resnet18"])
 def test_a_narrow_network_survives_odd_batches_on_two_threads(name: str) -> None:
     """torch's own strided 1x1 convolution ends the process here."""

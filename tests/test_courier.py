@@ -99,6 +99,7 @@ def test_a_thousand_ended_runs_are_claimed_a_few_at_a_time(tmp_path: Path) -> No
     assert store.num_beats <= 3 * MAX_OPENED * num
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hasty")
 def test_an_end_that_another_process_is_delivering_does_not_keep_others_waiting(tmp_path: Path) -> None:
     from cifar_ablate.errors import BusyError

@@ -768,6 +768,7 @@ def test_a_folder_copy_that_is_not_cifar10_is_not_taken_for_it(tmp_path: Path) -
 # --- the real CIFAR-10 ---
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_real_cifar10_is_what_everybody_calls_cifar10(cifar_root: Path) -> None:
     data = load_data("cifar10", {}, root=cifar_root)
@@ -790,6 +791,7 @@ def test_a_subset_of_the_real_cifar10_is_nested_and_stratified(cifar_root: Path)
     assert {image.tobytes() for image in small.train_images} < {image.tobytes() for image in large.train_images}
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_half_of_the_real_cifar10_is_a_stratified_image_folder(
     real_archives: list[Path], cifar_root: Path, tmp_path: Path
@@ -801,6 +803,7 @@ def test_half_of_the_real_cifar10_is_a_stratified_image_folder(
     assert all(image.tobytes() in whole for image in half.train_images)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_extracted_real_images_equal_those_in_their_archive(real_archives: list[Path], tmp_path: Path) -> None:
     entries: dict[str, bytes] = {}

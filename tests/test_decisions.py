@@ -143,6 +143,7 @@ def test_plan_says_it_under_each_table(workshop: Workshop) -> None:
     assert "with a margin of 0 no number of seeds" in said
 
 
+@pytest.mark.slow
 def test_plan_takes_the_spread_and_the_time_from_recorded_runs(workshop: Workshop) -> None:
     workshop.write("tiny.yaml", TEXT.replace("seeds: 5", "seeds: 3"))
     assert workshop("run", "tiny.yaml").code == 0

@@ -62,6 +62,7 @@ def trained(data: DeviceData, tmp_path: Path) -> Callable[..., Run]:
 # A network that is used again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_network_that_is_used_again_gives_the_bits_of_a_new_one(precision: str, trained: Callable[..., Run]) -> None:
     shared = Engine()
@@ -167,6 +168,7 @@ ARMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ARMS)
 def test_a_captured_run_gives_the_bits_of_one_that_is_not(
     arm: str, trained: Callable[..., Run], captured: Engine
@@ -186,6 +188,7 @@ def test_a_step_is_captured_once_for_each_size_of_a_batch_and_serves_all_runs(
     assert len(captured.made) == 4  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_a_captured_run_is_resumed_in_place_and_ends_with_the_same_bits(
     trained: Callable[..., Run], data: DeviceData, tmp_path: Path, captured: Engine
 ) -> None:
@@ -294,6 +297,7 @@ def test_what_a_device_does_not_have_cannot_be_forced(monkeypatch: pytest.Monkey
         choose_mode(EngineOptions(compile="always"), find_device("cpu"))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_cpp_compiler(), reason="torch compiles for a CPU with g++ or clang++, and there is none")
 def test_a_compiled_network_trains_to_nearly_the_same(trained: Callable[..., Run]) -> None:
     chosen = recipe(model=NARROW | {"width": 4}, epochs=1)
@@ -306,6 +310,7 @@ def test_a_compiled_network_trains_to_nearly_the_same(trained: Callable[..., Run
 # Several in turn
 
 
+@pytest.mark.slow
 def test_trainings_that_take_turns_give_the_bits_of_trainings_alone(
     trained: Callable[..., Run], data: DeviceData, tmp_path: Path
 ) -> None:

@@ -16,9 +16,14 @@ from cifar_ablate.spec.overlay import load_overlay
 from tests.conftest import Workshop
 
 EXPERIMENTS = sorted((Path(__file__).parent.parent / "experiments").glob("*.yaml"))
+SHORT = ("onecycle", "readme-augmentation")
+"""Of these each `make test` trains; the others are among the slow tests."""
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, id=path.stem, marks=() if path.stem in SHORT else pytest.mark.slow) for path in EXPERIMENTS],
+)
 def test_a_shipped_study_runs_in_the_smoke_profile(workshop: Workshop, path: Path) -> None:
     answer = workshop("run", str(path), "--profile", "smoke", "--seed", "0")
     assert answer.code == 0, answer.err
@@ -101,6 +106,7 @@ def test_the_predictions_of_a_committed_record_give_its_accuracies(record: Path)
         assert 100 * (predicted == predictions.labels).mean() == pytest.approx(accuracies[fingerprint], abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_real_cifar10_goes_the_whole_way(workshop: Workshop, cifar_root: Path) -> None:
     """``data: cifar10`` from the archives, 500 training images, all 10,000 test images, to a table and a record."""
@@ -116,6 +122,7 @@ def test_real_cifar10_goes_the_whole_way(workshop: Workshop, cifar_root: Path) -
     assert workshop("report", "--record", "record").out == workshop("report").out
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_same_images_in_a_folder_give_the_same_fingerprints(
     workshop: Workshop, real_archives: list[Path], cifar_root: Path

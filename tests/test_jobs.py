@@ -60,6 +60,7 @@ def test_where_nothing_is_left_nothing_is_measured() -> None:
     assert choose_places([], {}, cpu, None, None) == ([Place(cpu, 1)], "")
 
 
+@pytest.mark.slow
 def test_a_short_study_starts_no_workers_and_says_so(workshop: Workshop) -> None:
     workshop.write("tiny.yaml", STUDY)
     answer = workshop("run", "tiny.yaml", "--jobs", "auto")
@@ -69,6 +70,7 @@ def test_a_short_study_starts_no_workers_and_says_so(workshop: Workshop) -> None
     assert "--jobs auto" not in workshop("run", "tiny.yaml", "--jobs", "auto").out  # all is done: nothing is measured
 
 
+@pytest.mark.slow
 def test_a_longer_one_is_measured_and_the_figures_are_told(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "SHORT_SECONDS", 0.0)
     monkeypatch.setattr(jobs, "SECONDS", 0.1)
@@ -96,6 +98,7 @@ def run_in_turn(study: Path, side_by_side: int) -> dict[str, float]:
     return {name: result.metrics["test_nll"] for name, result in results.items() if result is not None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["{name: resnet18-compact, width: 4}", "{name: resnet18, width: 2, dropout: 0.1}"])
 def test_runs_that_take_turns_in_one_process_end_as_those_alone(model: str, workshop: Workshop) -> None:
     study = workshop.write("tiny.yaml", STUDY.replace("{name: resnet18-compact, width: 4}", model))
@@ -139,6 +142,7 @@ def test_what_cannot_be_tried_has_no_estimate_and_what_finds_no_room_is_tried_wi
     assert "6 to do, about ?" in answer.out
 
 
+@pytest.mark.slow
 def test_a_run_without_room_beside_the_others_is_trained_alone_in_the_end(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

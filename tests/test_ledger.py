@@ -82,6 +82,7 @@ def opened(workshop: Workshop) -> Workshop:
     return workshop
 
 
+@pytest.mark.slow
 def test_run_notes_the_margin_before_results_and_each_look_as_it_is_taken(workshop: Workshop) -> None:
     workshop.write("tiny.yaml", STUDY)
     assert workshop("run", "tiny.yaml").code == 0
@@ -96,6 +97,7 @@ def test_run_notes_the_margin_before_results_and_each_look_as_it_is_taken(worksh
     assert tags().items() >= before.items()
 
 
+@pytest.mark.slow
 def test_plan_and_export_are_noted_and_an_exported_record_keeps_the_ledger(workshop: Workshop) -> None:
     workshop.write("tiny.yaml", STUDY.replace("{looks: [3, 4]}", "2"))
     assert workshop("plan", "tiny.yaml").code == 0
@@ -112,6 +114,7 @@ def test_plan_and_export_are_noted_and_an_exported_record_keeps_the_ledger(works
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", one.when) for one in kept)
 
 
+@pytest.mark.slow
 def test_offline_commands_leave_no_entry(workshop: Workshop) -> None:
     workshop.write("tiny.yaml", STUDY)
     assert workshop("run", "tiny.yaml", "--offline").code == 0
@@ -180,6 +183,7 @@ def test_a_damaged_entry_is_named_with_its_cure(opened: Workshop) -> None:
         Tracking().load("tiny")
 
 
+@pytest.mark.slow
 def test_plan_and_export_work_where_the_store_refuses_to_be_written(workshop: Workshop) -> None:
     workshop.write("tiny.yaml", STUDY.replace("{looks: [3, 4]}", "2"))
     assert workshop("run", "tiny.yaml").code == 0

@@ -47,6 +47,7 @@ def continued(workshop: Workshop, undisturbed: tuple[Path, str], *, until: int, 
             shutil.rmtree(folder_of(workshop.folder, arm, seed))
 
 
+@pytest.mark.slow
 def test_a_decided_arm_gets_no_more_seeds_and_an_open_one_does(undisturbed_looks: tuple[Path, str]) -> None:
     folder, said = undisturbed_looks
     assert trained(folder) == ALL
@@ -81,6 +82,7 @@ def test_the_same_command_again_says_the_same_and_trains_nothing(
     assert trained(workshop.folder) == ALL
 
 
+@pytest.mark.slow
 def test_results_in_folders_are_recorded_and_decide(workshop: Workshop, undisturbed_looks: tuple[Path, str]) -> None:
     continued(workshop, undisturbed_looks, until=3)
     answer = workshop(*RUN)
@@ -89,6 +91,7 @@ def test_results_in_folders_are_recorded_and_decide(workshop: Workshop, undistur
     assert recorded() == trained(workshop.folder) == ALL
 
 
+@pytest.mark.slow
 def test_the_record_decides_where_the_folders_are_gone(workshop: Workshop, undisturbed_looks: tuple[Path, str]) -> None:
     continued(workshop, undisturbed_looks, until=3)
     assert workshop(*RUN, "--seed", "0", "--seed", "1", "--seed", "2").code == 0
@@ -100,6 +103,7 @@ def test_the_record_decides_where_the_folders_are_gone(workshop: Workshop, undis
     assert recorded() == ALL
 
 
+@pytest.mark.slow
 def test_a_command_killed_between_two_looks_is_continued_to_the_same_bits(
     workshop: Workshop, undisturbed_looks: tuple[Path, str]
 ) -> None:
@@ -118,6 +122,7 @@ def test_a_command_killed_between_two_looks_is_continued_to_the_same_bits(
     assert bits(workshop.folder) == bits(undisturbed_looks[0])
 
 
+@pytest.mark.slow
 def test_a_command_that_is_interrupted_says_which_look_waits(
     workshop: Workshop, undisturbed_looks: tuple[Path, str]
 ) -> None:
@@ -133,6 +138,7 @@ def test_a_command_that_is_interrupted_says_which_look_waits(
     assert "look at 3 seeds: smooth" not in command.said
 
 
+@pytest.mark.slow
 def test_two_commands_divide_a_study_with_looks(workshop: Workshop, undisturbed_looks: tuple[Path, str]) -> None:
     continued(workshop, undisturbed_looks, until=3, without="smooth")
     commands = [Command(workshop.folder, *RUN) for _ in range(2)]
@@ -146,6 +152,7 @@ def test_two_commands_divide_a_study_with_looks(workshop: Workshop, undisturbed_
     assert bits(workshop.folder) == bits(undisturbed_looks[0])
 
 
+@pytest.mark.slow
 def test_a_failed_run_holds_the_look_until_it_is_tried_again(
     workshop: Workshop, undisturbed_looks: tuple[Path, str]
 ) -> None:
@@ -193,6 +200,7 @@ def test_a_run_that_no_look_has_asked_for_cannot_be_chosen(
     assert trained(workshop.folder) == {key for key in ALL if key[1] < until}
 
 
+@pytest.mark.slow
 def test_a_diverged_arm_is_decided(workshop: Workshop, undisturbed_looks: tuple[Path, str]) -> None:
     continued(workshop, undisturbed_looks, until=3, without="smooth")
     workshop.write("looking.yaml", STUDY.replace("{label_smoothing: 0.05}}", "{}, optimizer: {lr: 1.0e30}}"))
@@ -222,6 +230,7 @@ def test_a_study_with_one_arm_has_nothing_to_decide(workshop: Workshop) -> None:
     assert trained(workshop.folder) == {("baseline", seed) for seed in range(3)}
 
 
+@pytest.mark.slow
 def test_looks_can_be_set_and_leave_fingerprints_as_they_are(
     workshop: Workshop, undisturbed_looks: tuple[Path, str]
 ) -> None:

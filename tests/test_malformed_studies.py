@@ -945,6 +945,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_command_tells_every_problem_on_a_line_and_touches_nothing(tmp_path: Path) -> None:
     files = {
         "a.yaml": "",
@@ -969,6 +970,7 @@ def test_the_command_tells_every_problem_on_a_line_and_touches_nothing(tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [("--set", "lr=0.1"), ("--profile", "pilit")])
 def test_the_command_refuses_options_in_one_line(arguments: tuple[str, ...], tmp_path: Path) -> None:
     done = run(tmp_path, str(write(tmp_path, SOUND)), *arguments)

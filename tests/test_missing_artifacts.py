@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from cifar_ablate.folder import RunFolder
 from tests.comparing import runs_of
 from tests.conftest import Workshop
@@ -15,6 +17,7 @@ def folders(root: Path) -> list[RunFolder]:
     return [RunFolder(path) for path in (root / "mlruns" / "runs").iterdir() if path.is_dir()]
 
 
+@pytest.mark.slow
 def test_sync_brings_the_artifacts_that_a_killed_command_had_not_drawn_yet(workshop: Workshop) -> None:
     workshop.write("tiny.yaml", SHORT)
     assert workshop("run", "tiny.yaml", *ONE, "--offline").code == 0
@@ -26,6 +29,7 @@ def test_sync_brings_the_artifacts_that_a_killed_command_had_not_drawn_yet(works
     assert artifacts(run) >= {"history.csv", "confusion_matrix.png", "weights.safetensors"}
 
 
+@pytest.mark.slow
 def test_a_tuning_brings_the_artifacts_that_a_killed_command_had_not_written_yet(workshop: Workshop) -> None:
     write(workshop, ("trials: 4", "trials: 1"), ("seeds: 2", "seeds: 1"))
     tune = ("tune", "small.yaml", "--arm", "baseline")

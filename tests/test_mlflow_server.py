@@ -18,6 +18,8 @@ import pytest
 
 from tests.conftest import Workshop
 
+pytestmark = pytest.mark.slow
+
 STUDY = """
     study: served
     question: Does a server change anything?

@@ -146,6 +146,7 @@ def call(site: Path, *command: str) -> Answer:
     return Answer(done.returncode, done.stdout, done.stderr)
 
 
+@pytest.mark.slow
 def test_a_study_uses_all_five(site: Path) -> None:
     ran = call(site, "cifar_ablate.cli", "run", "study.yaml", "--executor", "backwards")
     assert ran.code == 0, ran.err
@@ -164,6 +165,7 @@ def test_the_schema_the_help_and_the_list_of_models_know_them(site: Path) -> Non
     assert "Two linear layers on the pixels." in call(site, "cifar_ablate.cli", "models").out
 
 
+@pytest.mark.slow
 def test_their_options_are_checked_like_any_other(site: Path) -> None:
     bad = STUDY.replace("p: 0.25", "p: 2").replace("hidden: 8", "hiden: 8")
     (site / "bad.yaml").write_text(textwrap.dedent(bad), encoding="utf-8")
@@ -173,6 +175,7 @@ def test_their_options_are_checked_like_any_other(site: Path) -> None:
     assert "unknown key 'hiden'; did you mean 'hidden'?" in answer.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("contracts", "name"), [("test_augment.py", "invert"), ("test_models.py", "pixels")])
 def test_the_contract_tests_know_them(site: Path, contracts: str, name: str) -> None:
     here = Path(__file__).parent

@@ -44,6 +44,7 @@ def promoted(alias: str = "champion") -> Path:
 # Promoted
 
 
+@pytest.mark.slow
 def test_without_an_arm_the_best_by_the_verdicts_is_promoted_the_cheaper_of_two_that_they_do_not_tell_apart(
     trained: Workshop,
 ) -> None:
@@ -98,6 +99,7 @@ def test_each_version_keeps_what_was_said_of_it_when_it_was_promoted(trained: Wo
     assert version().version != version(alias="named").version
 
 
+@pytest.mark.slow
 def test_what_is_said_of_a_network_is_of_its_own_recipe_after_the_study_was_edited(workshop: Workshop) -> None:
     workshop.write("one.yaml", ONE.replace("seeds: 2", "seeds: 3"))
     assert workshop("run", "one.yaml").code == 0
@@ -210,6 +212,7 @@ def test_a_wrong_name_is_one_sentence_with_what_there_is(
     assert "Traceback" not in answer.err
 
 
+@pytest.mark.slow
 def test_where_nothing_is_promoted_or_too_much_the_way_on_is_said(workshop: Workshop) -> None:
     answer = workshop("predict", "x.png")
     assert (answer.code, answer.err.count("\n")) == (2, 1)
@@ -245,6 +248,7 @@ def test_predictions_are_those_that_the_run_recorded(trained: Workshop, arm: str
     assert 100 * (logits.argmax(1) == digits().test_labels).mean() == pytest.approx(predictor.card.accuracy.percent)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_on_real_images_too_in_the_precision_that_the_device_chose(
     workshop: Workshop, cifar_root: Path, monkeypatch: pytest.MonkeyPatch

@@ -25,6 +25,8 @@ from tests.conftest import Workshop
 from tests.predicting import LABEL, altered, artifact, content, digits, picture, run_of
 from tests.serving import served
 
+pytestmark = pytest.mark.slow
+
 NEEDED = ("numpy", "pillow", "onnxruntime", "gradio")
 CHECK = """
 import importlib.util, sys

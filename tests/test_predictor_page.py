@@ -23,6 +23,8 @@ from tests.conftest import Workshop
 from tests.predicting import LABEL, artifact, content, digits, picture, run_of
 from tests.serving import serve_command, served
 
+pytestmark = pytest.mark.slow
+
 OTHER = "larger and longer (seed 0)"
 
 

@@ -265,6 +265,7 @@ DRAWN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.real
 def test_the_documented_pictures_are_of_today_s_draws(cifar_root: Path) -> None:
     """A page that shows what the program does no longer do is worse than none; fonts and compression may differ."""

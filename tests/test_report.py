@@ -23,6 +23,7 @@ def report_of(workshop: Workshop, record: Path = PILOT, *options: str) -> str:
     return answer.out
 
 
+@pytest.mark.slow
 def test_verdicts_come_first_and_reproduction_last(workshop: Workshop) -> None:
     headings = [line for line in report_of(workshop).splitlines() if line.startswith("### ")]
     assert headings == [
@@ -267,6 +268,7 @@ def test_a_look_that_waits_gives_no_verdict_and_says_so(workshop: Workshop) -> N
     )
 
 
+@pytest.mark.slow
 def test_figures_lie_beside_the_report(workshop: Workshop) -> None:
     printed = report_of(workshop)
     assert report_of(workshop, PILOT, "--output", "there/summary.md") == ""
@@ -279,6 +281,7 @@ def test_figures_lie_beside_the_report(workshop: Workshop) -> None:
             assert svg.tag.endswith("svg")
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_the_same_twice(workshop: Workshop) -> None:
     report_of(workshop)
     first = {path.name: path.read_bytes() for path in Path("reports/figures").iterdir()}
@@ -295,6 +298,7 @@ def test_an_arm_has_one_colour_in_all_figures_and_is_told_apart_without_colour()
     assert len({pen.marker for pen in few.values()}) == len(ARMS)
 
 
+@pytest.mark.slow
 def test_check_is_content_with_a_report_that_the_record_still_gives(workshop: Workshop) -> None:
     report_of(workshop, PILOT, "--output", "reports/summary.md")
     answer = workshop("report", "--record", str(PILOT), "--check")
@@ -306,6 +310,7 @@ def edit_number(text: str) -> str:
     return text.replace("50.80", "50.90", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("runs", "change", "said"),
     [
@@ -330,6 +335,7 @@ def test_check_names_what_no_longer_matches(
     assert said in answer.err
 
 
+@pytest.mark.slow
 def test_check_sees_a_number_that_changed_in_any_format(workshop: Workshop) -> None:
     for format in FORMATS.names():
         path = Path(f"reports/summary.{format}")

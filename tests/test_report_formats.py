@@ -289,6 +289,7 @@ def test_no_cell_of_text_is_a_formula(name: str, text: Text) -> None:
 # --- LaTeX ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*RECORDS, "all", "none"])
 def test_latex_compiles_with_pdflatex(name: str, text: Text, tmp_path: Path) -> None:
     pdflatex = shutil.which("pdflatex")

@@ -60,6 +60,7 @@ def test_outlying_runs_are_named_whether_or_not_a_verdict_rests_on_them(workshop
     assert "**Outliers**: aggressive seed 1 (45.88%), label-smoothing seed 3 (56.12%)" in report_of(workshop)
 
 
+@pytest.mark.slow
 def test_a_family_says_which_of_its_comparisons_have_no_part_in_it(workshop: Workshop) -> None:
     def lone(table: pd.DataFrame) -> pd.DataFrame:
         return table[(table["arm"] != "aggressive") | (table["seed"] == 0)]

@@ -189,6 +189,7 @@ def test_runs_that_both_studies_share_count_once_and_move_nothing() -> None:
     assert both.ci95 == pytest.approx(alone.ci95)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [0.3, 0.6])
 def test_where_tuning_changes_nothing_a_move_is_shown_in_about_one_study_of_twenty(spread: float) -> None:
     """200 studies of three arms and a baseline, whose spread may be twice the others'; 10 expected, sd 3."""
@@ -283,6 +284,7 @@ def folders(workshop: Workshop, **parts: Any) -> Path:
     return workshop.folder / "records"
 
 
+@pytest.mark.slow
 def test_a_label_brings_its_shared_recipe_along_from_the_folder_without_listing_it(workshop: Workshop) -> None:
     answer = workshop("report", "readme-augmentation-tuned@pilot", "--record", str(folders(workshop)))
     assert answer.code == 0, answer.err
@@ -296,6 +298,7 @@ def test_a_label_brings_its_shared_recipe_along_from_the_folder_without_listing_
     assert shared.out == workshop("report", "--record", str(PILOT)).out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a.md", "a.html", "a.tex", "a.csv", "a.json"])
 def test_a_written_report_is_checked_against_both_records(workshop: Workshop, name: str) -> None:
     command = ("report", "readme-augmentation-tuned@pilot", "--record", str(folders(workshop)), "--output", name)
@@ -347,6 +350,7 @@ TUNED = """
 """
 
 
+@pytest.mark.slow
 def test_a_study_with_tuned_values_is_run_and_reported_beside_the_one_it_came_from(workshop: Workshop) -> None:
     shared = STUDY.replace("NAME", "tiny").replace("BASELINE", "").replace("SMOOTH", "")
     tuned = STUDY.replace("NAME", "tiny-tuned").replace("BASELINE", "{optimizer: {lr: 0.2}}")
@@ -369,6 +373,7 @@ def test_a_study_with_tuned_values_is_run_and_reported_beside_the_one_it_came_fr
 # --- like with like ---
 
 
+@pytest.mark.slow
 def test_records_that_differ_in_more_than_tuned_values_are_not_like_with_like() -> None:
     def edit(study: dict[str, Any]) -> None:
         study["seeds"], study["margin"] = [0, 1, 2, 3], 1.0
@@ -390,6 +395,7 @@ def test_records_that_differ_in_more_than_tuned_values_are_not_like_with_like() 
     assert tuning_of().unlike == ()
 
 
+@pytest.mark.slow
 def test_a_shared_record_with_missing_runs_or_other_arms_is_said_to_have_them() -> None:
     shared = shared_record(lambda study: study["arms"].pop())
     shared = replace(shared, runs=[run for run in shared.runs if (run.arm, run.seed) != ("baseline", 3)])
@@ -403,6 +409,7 @@ def test_a_shared_record_with_missing_runs_or_other_arms_is_said_to_have_them() 
     assert lone.text.endswith("the shared recipe has no such comparison.")
 
 
+@pytest.mark.slow
 def test_an_arm_that_was_not_tuned_must_be_as_it_was() -> None:
     def edit(study: dict[str, Any]) -> None:
         study["arms"][4]["recipe"]["optimizer"]["lr"] = 0.5
@@ -416,6 +423,7 @@ def test_an_arm_that_was_not_tuned_must_be_as_it_was() -> None:
 # --- budgets ---
 
 
+@pytest.mark.slow
 def test_equal_budgets_are_not_mentioned_and_unequal_ones_say_who_had_how_many() -> None:
     def fewer(study: dict[str, Any]) -> None:
         study["tuned"]["arms"]["+cutmix"].update(trials=12, epochs=70)
@@ -432,12 +440,14 @@ def test_equal_budgets_are_not_mentioned_and_unequal_ones_say_who_had_how_many()
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("epochs", "is_said"), [(132, False), (133, True)])
 def test_epochs_are_unequal_beyond_a_tenth(epochs: int, is_said: bool) -> None:
     tuning = tuning_of(edit=lambda study: study["tuned"]["arms"]["+cutmix"].update(epochs=epochs))
     assert bool(tuning.budgets) == is_said
 
 
+@pytest.mark.slow
 def test_the_report_says_what_was_searched_and_that_only_test_columns_count() -> None:
     said = tuning_of().sentences
     assert (
@@ -502,6 +512,7 @@ def test_what_lies_below_a_searched_field_is_tuned_and_what_lies_beside_it_is_no
     }
 
 
+@pytest.mark.slow
 def test_an_arm_that_was_not_tuned_is_not_said_to_be_at_its_best() -> None:
     study = build_report([tuned_record(only=ARMS[:4])]).studies[0]
     assert text_of(study, "label-smoothing", "+cutmix").endswith(
@@ -512,6 +523,7 @@ def test_an_arm_that_was_not_tuned_is_not_said_to_be_at_its_best() -> None:
     assert "own best" not in text_of(neither, "+cutmix", "mixup+affine")
 
 
+@pytest.mark.slow
 def test_tuned_values_are_no_factors_of_interactions() -> None:
     def factorial(study: dict[str, Any]) -> None:
         recipes = {arm["name"]: arm["recipe"] for arm in study["arms"]}
@@ -585,6 +597,7 @@ def test_csv_has_the_shared_recipe_and_the_cost_in_columns_of_their_own(report: 
     assert (baseline["is_tuned"], baseline["tuned_trials"], baseline["tuned_val_accuracy"]) == ("True", "20", "53.25")
 
 
+@pytest.mark.slow
 def test_the_page_has_a_section_that_its_contents_name_with_a_figure_of_both(report: Report) -> None:
     page = render(report, "html").text
     assert '<a href="#study-1-own-best">' in page
@@ -643,6 +656,7 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
+@pytest.mark.slow
 def test_hostile_names_stay_names_in_the_page(hostile: Report) -> None:
     page = Page(render(hostile, "html").text)
     assert page.tags.count("script") == 1
@@ -687,6 +701,7 @@ def test_hostile_names_run_nothing_in_latex_and_csv(hostile: Report, tmp_path: P
 # --- studies without a search ---
 
 
+@pytest.mark.slow
 def test_the_report_of_a_study_without_a_search_has_nothing_of_it() -> None:
     report = build_report([pilot_record()])
     study = report.studies[0]

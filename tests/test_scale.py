@@ -14,6 +14,8 @@ from benchmarks.scale_record import Shape, make_folder
 from cifar_ablate.records import RecordedRun
 from tests.conftest import Workshop
 
+pytestmark = pytest.mark.slow
+
 SMALL, LARGE = 40, 160
 SLACK = 1.2
 """Over four times as much work for four times as many runs."""

@@ -92,6 +92,7 @@ def test_a_header_of_a_gigabyte_is_refused_before_it_is_read(
     is_one_sentence(opened(".tar"), "a header of 1,073,741,824 bytes")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", OPENERS)
 def test_an_archive_that_unpacks_to_gigabytes_after_its_end_is_refused(
     suffix: str, workshop: Workshop, opened: Callable[[str], Answer]
@@ -111,6 +112,7 @@ def test_an_archive_of_many_large_files_beside_the_images_is_refused(
     is_one_sentence(opened(".tar.gz"), "it unpacks to over")
 
 
+@pytest.mark.slow
 def test_an_archive_of_a_million_folders_is_refused(workshop: Workshop, opened: Callable[[str], Answer]) -> None:
     folders = b"".join(header(f"train/{number}", tarfile.DIRTYPE, 0) for number in range(1000))
     with gzip.open(workshop.folder / "sent.tar.gz", "wb", 1) as packed:

@@ -121,6 +121,7 @@ def all_went_well(answers: list[Answer]) -> None:
         assert not {"\x1b", "\u202e", "\x9b"} & set(answer.out + answer.err)
 
 
+@pytest.mark.slow
 def test_arms_of_any_name_stay_in_their_folders_and_are_text_everywhere(workshop: Workshop) -> None:
     before = files_around(workshop)
     workshop.write("names.yaml", study(*ARMS))
@@ -135,6 +136,7 @@ def test_arms_of_any_name_stay_in_their_folders_and_are_text_everywhere(workshop
     assert files_around(workshop) == before
 
 
+@pytest.mark.slow
 def test_networks_of_any_name_are_promoted_and_packaged_within_their_folder(workshop: Workshop) -> None:
     before = files_around(workshop)
     workshop.write("names.yaml", study(*ARMS[:3]))
@@ -150,6 +152,7 @@ def test_networks_of_any_name_are_promoted_and_packaged_within_their_folder(work
     assert files_around(workshop) == before
 
 
+@pytest.mark.slow
 def test_tuned_arms_of_any_name_are_written_as_values_and_as_files_in_their_folder(workshop: Workshop) -> None:
     before = files_around(workshop)
     workshop.write("names.yaml", study(*ARMS[:5], tune=TUNE))
@@ -249,6 +252,7 @@ def hostile_runs(names: Callable[[int], str]) -> Callable[[Any], Any]:
     return edit
 
 
+@pytest.mark.slow
 def test_an_exported_record_that_somebody_sent_breaks_no_format_and_no_folder(workshop: Workshop) -> None:
     before = files_around(workshop)
     edit = hostile_runs(lambda index: f"{index}{ARMS[index]}{NEW_LINE}")
@@ -336,6 +340,7 @@ def test_a_record_of_other_kinds_is_a_sentence(workshop: Workshop, edit: Callabl
     assert "export it again" in answer.err
 
 
+@pytest.mark.slow
 def test_tags_that_others_wrote_into_mlflow_break_no_format_and_no_folder(workshop: Workshop) -> None:
     before = files_around(workshop)
     workshop.write("names.yaml", study("one", "two", "three"))
@@ -367,6 +372,7 @@ def test_tags_that_others_wrote_into_mlflow_break_no_format_and_no_folder(worksh
     assert runs_of("names")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tag", "value"),
     [

@@ -94,6 +94,7 @@ def run_folder(workshop: Workshop) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_checkpoint_that_holds_a_pickle_is_passed_over(
     kind: str, workshop: Workshop, run_folder: Path, evil: Evil
@@ -107,6 +108,7 @@ def test_a_checkpoint_that_holds_a_pickle_is_passed_over(
     assert "checkpoint.safetensors" in answer.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["weights.safetensors", "test_logits.npy", "test_labels.npy", "recipe.yaml"])
 def test_an_artifact_in_mlflow_that_holds_a_pickle_is_a_sentence(
@@ -272,6 +274,7 @@ def test_attributes_in_a_tuning_storage_that_hold_a_pickle_stay_text(workshop: W
     assert workshop(*TUNE, "--trials", "3").code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("file", ["weights.safetensors", "predictor.json"])
 def test_a_packaged_network_that_holds_a_pickle_is_a_sentence(

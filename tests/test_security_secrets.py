@@ -117,6 +117,7 @@ def test_a_whole_study_on_servers_with_passwords_leaves_them_nowhere(workshop: W
         has_no_secret(content, database)
 
 
+@pytest.mark.slow
 def test_a_wrong_password_is_one_sentence_without_it(workshop: Workshop, server: Server) -> None:
     write(workshop)
     wrong = server.address("postgres", quote(f"{SECRET}wrong", safe=""))
@@ -175,6 +176,7 @@ for address in addresses:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments", "addresses"),
     [

@@ -21,6 +21,8 @@ from tests.conftest import Workshop
 from tests.predicting import run_of
 from tests.serving import serve_command, served
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("gradio")
 LOOPBACK = {"127.0.0.1", "::1"}
 DOCS = Path(__file__).parent.parent

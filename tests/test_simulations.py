@@ -96,6 +96,7 @@ def test_the_weak_spot_is_told_and_is_one() -> None:
     assert all(row.value < 0.1 for row in weak)
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table_that_the_page_shows() -> None:
     command = [sys.executable, "-m", "benchmarks.simulations", "--studies", "3", "--seed", "2", "--part", "new images"]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -107,6 +108,7 @@ def test_the_command_prints_the_table_that_the_page_shows() -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_studies_in_any_number_of_processes() -> None:
     assert list(measure("margin", 2, 3)) == list(measure("margin", 2, 3, processes=2))
 

@@ -37,6 +37,7 @@ def artifacts(run: Any) -> set[str]:
     return {file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
 
 
+@pytest.mark.slow
 def test_what_an_artifact_store_raises_is_tried_again(workshop: Workshop) -> None:
     workshop.write("tiny.yaml", SHORT)
     assert workshop("run", "tiny.yaml", *ONE, "--offline").code == 0

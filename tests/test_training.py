@@ -178,6 +178,7 @@ def fixed_batch(num: int, seed: int) -> tuple[Tensor, Tensor]:
 # Equal seeds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_equal_seeds_give_equal_bits(precision: str, run: Trainer) -> None:
     chosen = recipe(augment=EVERYTHING, model=NARROW | {"dropout": 0.1}, loss={"label_smoothing": 0.1})

@@ -32,6 +32,7 @@ WITHOUT_WARMUP = ("    schedule.warmup: {low: 0.0, high: 0.5, when: {schedule: c
 COMPLETE, PRUNED, FAIL = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 
 
+@pytest.mark.slow
 def test_the_first_trial_is_the_recipe_as_it_stands_and_the_gain_is_over_it(workshop: Workshop) -> None:
     write(workshop)
     answer = workshop(*TUNE)
@@ -61,6 +62,7 @@ def test_trials_is_the_total_that_is_wanted_and_the_same_command_again_adds_none
     assert len(trials(workshop.folder)) == 3
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_trials_also_where_the_tuning_was_taken_up_again(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +114,7 @@ def test_an_arm_may_be_tuned_alone_and_the_baseline_is_where_none_is_named(works
 # What trials are trained and judged on
 
 
+@pytest.mark.slow
 def test_trials_with_other_test_images_are_the_same_trials(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     data = load_data("digits", {}, train_size=120)
     shuffled = np.random.default_rng(0)
@@ -205,6 +208,7 @@ def test_a_trial_is_the_mean_of_its_seeds(workshop: Workshop) -> None:
 # How trials end
 
 
+@pytest.mark.slow
 def test_a_diverged_trial_is_failed_with_its_reason_and_the_others_go_on(workshop: Workshop) -> None:
     write(workshop, (RATE, "[0.02, 1.0e+30]"), (SAMPLER, "grid"), WITHOUT_WARMUP)
     answer = workshop(*TUNE, "--trials", "20")
@@ -220,6 +224,7 @@ def test_a_diverged_trial_is_failed_with_its_reason_and_the_others_go_on(worksho
     assert best.user_attrs["values"]["optimizer.lr"] == 0.02
 
 
+@pytest.mark.slow
 def test_a_grid_tries_every_combination_once_and_ends(workshop: Workshop) -> None:
     path = write(
         workshop,
@@ -238,6 +243,7 @@ def test_a_grid_tries_every_combination_once_and_ends(workshop: Workshop) -> Non
     assert len(tried) == len(set(tried)) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS.names())
 def test_every_sampler_proposes_values_that_can_be_trained(workshop: Workshop, name: str) -> None:
     options = f"{{name: {name}, startup_trials: 2}}" if name in ("tpe", "gp") else name
@@ -254,6 +260,7 @@ def test_every_sampler_proposes_values_that_can_be_trained(workshop: Workshop, n
         assert ("schedule.warmup" in values) == (values["schedule"] == "cosine")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRUNERS.names())
 def test_every_pruner_ends_bad_trials_early_or_none_at_all(workshop: Workshop, name: str) -> None:
     options = {
@@ -520,6 +527,7 @@ def test_a_study_without_a_space_says_how_to_write_one(workshop: Workshop) -> No
 # Speed
 
 
+@pytest.mark.slow
 def test_one_compiled_network_serves_all_trials_of_a_shape(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[Any] = []
 
@@ -556,6 +564,7 @@ def trials_of_latest(folder: Path) -> list[Any]:
     return list(optuna.load_study(study_name=latest.study_name, storage=url).get_trials())
 
 
+@pytest.mark.slow
 def test_trials_that_take_turns_in_one_place_are_all_trained_and_come_to_the_same(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -580,6 +589,7 @@ def test_trials_that_take_turns_in_one_place_are_all_trained_and_come_to_the_sam
 # What a fresh pair of eyes found
 
 
+@pytest.mark.slow
 def test_trials_of_equal_values_at_once_wait_for_each_other_and_each_has_its_value(
     workshop: Workshop, begin: Begin
 ) -> None:

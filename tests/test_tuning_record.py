@@ -100,6 +100,7 @@ def test_mlflow_has_a_parent_run_with_a_nested_run_for_each_trial(workshop: Work
     assert parent.data.params["val_fraction"] == "0.2"
 
 
+@pytest.mark.slow
 def test_the_parent_run_has_history_and_importance_as_figures_and_every_trial_as_a_table(workshop: Workshop) -> None:
     write(workshop)
     assert workshop(*ONLINE, "--trials", "6").code == 0
@@ -117,6 +118,7 @@ def test_the_parent_run_has_history_and_importance_as_figures_and_every_trial_as
     assert [row["optimizer.lr"] for row in rows] == [str(one.user_attrs["values"]["optimizer.lr"]) for one in ended]
 
 
+@pytest.mark.slow
 def test_tunings_are_no_studies_and_runs_of_the_study_are_not_mixed_with_trials(workshop: Workshop) -> None:
     write(workshop)
     assert workshop(*ONLINE, "--trials", "1").code == 0
@@ -127,6 +129,7 @@ def test_tunings_are_no_studies_and_runs_of_the_study_are_not_mixed_with_trials(
     assert "small/tuning" not in workshop("report").out
 
 
+@pytest.mark.slow
 def test_what_was_tuned_offline_is_delivered_by_the_same_command(workshop: Workshop) -> None:
     write(workshop, *MIXED)
     answer = workshop(*ONLINE, "--offline", "--trials", "9")
@@ -146,6 +149,7 @@ def test_what_was_tuned_offline_is_delivered_by_the_same_command(workshop: Works
     assert len({point.step for point in points}) == len(points)
 
 
+@pytest.mark.slow
 def test_of_a_trial_that_mlflow_has_in_part_the_other_seeds_are_delivered(workshop: Workshop) -> None:
     write(workshop, ("trials: 4", "trials: 1\n      seeds: 2".replace("    ", "", 1)))
     assert workshop(*ONLINE).code == 0
@@ -159,6 +163,7 @@ def test_of_a_trial_that_mlflow_has_in_part_the_other_seeds_are_delivered(worksh
     assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in again)
 
 
+@pytest.mark.slow
 def test_values_that_make_no_recipe_are_a_failed_nested_run_with_the_reason(workshop: Workshop) -> None:
     momentum = "optimizer.momentum: [0.0, 0.9]\n    optimizer.nesterov: [false, true]"
     write(workshop, (f"optimizer.lr: {RATE}", momentum), (SAMPLER, "grid"), WITHOUT_SCHEDULE)
@@ -178,6 +183,7 @@ def test_values_that_make_no_recipe_are_a_failed_nested_run_with_the_reason(work
         assert workshop(*ONLINE, "--trials", "20").code == 0
 
 
+@pytest.mark.slow
 def test_a_second_tuning_of_an_arm_has_nested_runs_of_its_own_though_it_trains_nothing_anew(workshop: Workshop) -> None:
     write(workshop)
     assert workshop(*ONLINE, "--trials", "2").code == 0
@@ -194,6 +200,7 @@ def test_a_second_tuning_of_an_arm_has_nested_runs_of_its_own_though_it_trains_n
             assert {run.data.tags["ablate.tuning"] for run in nested} == {parent.data.tags["ablate.tuning"]}
 
 
+@pytest.mark.slow
 def test_one_damaged_folder_keeps_no_other_trial_from_mlflow(workshop: Workshop) -> None:
     write(workshop)
     assert workshop(*ONLINE, "--offline", "--trials", "3").code == 0
@@ -206,6 +213,7 @@ def test_one_damaged_folder_keeps_no_other_trial_from_mlflow(workshop: Workshop)
     assert [run.data.tags["ablate.trial"] for run in parent_and_children()[1]] == ["0", "2", "3"]
 
 
+@pytest.mark.slow
 def test_the_parent_keeps_no_value_of_a_trial_that_was_the_best_before(workshop: Workshop) -> None:
     write(workshop)
     assert workshop(*ONLINE, "--trials", "2").code == 0
@@ -263,6 +271,7 @@ def test_write_makes_a_readable_study_that_says_where_its_values_came_from(works
     assert workshop("run", "small-tuned.yaml", "--offline", "--seed", "0").code == 0
 
 
+@pytest.mark.slow
 def test_write_keeps_arms_apart_that_were_written_on_top_of_each_other(workshop: Workshop) -> None:
     study = """
         study: ladder
@@ -461,6 +470,7 @@ def dashboard(workshop: Workshop) -> Iterator[str]:
         server.wait()
 
 
+@pytest.mark.slow
 def test_optuna_dashboard_shows_the_tunings_of_this_folder(workshop: Workshop, dashboard: str) -> None:
     write(workshop)
     assert workshop(*ONLINE, "--offline", "--all-arms", "--trials", "2").code == 0
@@ -499,6 +509,7 @@ def test_the_storage_is_where_optunas_own_tools_would_look_for_it(
     assert studies("sqlite:///patient.db").keys() == {"baseline"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("url", "says"),
     [

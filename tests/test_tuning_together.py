@@ -101,6 +101,7 @@ def test_an_interrupted_tuning_gives_its_trial_back_and_says_how_to_go_on(
     assert told(workshop.folder) == expected
 
 
+@pytest.mark.slow
 def test_four_processes_share_a_fresh_database_and_ask_for_no_trial_too_many(workshop: Workshop, begin: Begin) -> None:
     write(workshop)
     (workshop.folder / "mlflow.db").unlink()
@@ -120,6 +121,7 @@ def test_four_processes_share_a_fresh_database_and_ask_for_no_trial_too_many(wor
     assert not [command.said for command in commands if "locked" in command.said or "Traceback" in command.said]
 
 
+@pytest.mark.slow
 def test_four_processes_share_a_journal_file(workshop: Workshop, begin: Begin) -> None:
     write(workshop)
     commands = [begin(*TUNE, "--trials", "12", "--storage", "tuning.journal") for _ in range(4)]
@@ -169,6 +171,7 @@ def test_a_trial_of_another_machine_is_taken_for_dead_when_its_heartbeat_stops()
     assert not is_alive(trial(None, silent=0))
 
 
+@pytest.mark.slow
 def test_of_processes_in_different_folders_none_asks_for_a_trial_too_many(workshop: Workshop, begin: Begin) -> None:
     """They share no lock, only the storage."""
     path = write(workshop)
@@ -214,6 +217,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         shutil.rmtree(place, ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_four_processes_share_a_fresh_postgresql_server(workshop: Workshop, begin: Begin, postgres: str) -> None:
     write(workshop)
     commands = [begin(*TUNE, "--trials", "12", "--storage", postgres) for _ in range(4)]

@@ -98,6 +98,7 @@ def test_the_same_command_again_trains_nothing(trained: Workshop) -> None:
     assert snapshot("tiny") == before
 
 
+@pytest.mark.slow
 def test_delivering_a_run_twice_changes_nothing(trained: Workshop) -> None:
     before = snapshot("tiny")
     for database in ("finished", "half delivered"):
@@ -109,6 +110,7 @@ def test_delivering_a_run_twice_changes_nothing(trained: Workshop) -> None:
     assert snapshot("tiny") == before
 
 
+@pytest.mark.slow
 def test_a_lost_database_is_filled_again_without_training(trained: Workshop, empty_database: Path) -> None:
     first = trained("report").out
     (trained.folder / "other.db").write_bytes(empty_database.read_bytes())
@@ -164,12 +166,14 @@ def test_an_edit_that_changes_only_what_is_written_down_retrains_nothing(trained
     assert "0 to train, 6 done before" in trained("run", "tiny.yaml").out
 
 
+@pytest.mark.slow
 def test_more_seeds_train_only_the_new_ones(trained: Workshop) -> None:
     trained.write("tiny.yaml", STUDY.replace("seeds: 2", "seeds: [0, 1, 7]"))
     assert "3 to train, 6 done before" in trained("run", "tiny.yaml").out
     assert "| 3/3 |" in trained("report").out
 
 
+@pytest.mark.slow
 def test_seeds_added_after_the_report_was_read_are_marked_in_it(trained: Workshop) -> None:
     assert "Seeds added by hand" not in trained("report").out
     trained.write("tiny.yaml", STUDY.replace("seeds: 2", "seeds: 3"))
@@ -177,6 +181,7 @@ def test_seeds_added_after_the_report_was_read_are_marked_in_it(trained: Worksho
     assert "**Seeds added by hand**: 1 per arm, after verdicts had been read at 2 seeds" in trained("report").out
 
 
+@pytest.mark.slow
 def test_another_study_with_the_same_training_shares_it(trained: Workshop) -> None:
     other = STUDY.replace("study: tiny", "study: other").replace("flip + smoothing:", "both:")
     trained.write("other.yaml", other)
@@ -186,6 +191,7 @@ def test_another_study_with_the_same_training_shares_it(trained: Workshop) -> No
     assert "epoch 1/2" not in answer.out
 
 
+@pytest.mark.slow
 def test_a_variant_has_a_record_of_its_own(trained: Workshop) -> None:
     assert trained("run", "tiny.yaml", "--set", "epochs=1", "--seed", "0").code == 0
     report = trained("report").out
@@ -196,6 +202,7 @@ def test_a_variant_has_a_record_of_its_own(trained: Workshop) -> None:
     assert "| 1/2 |" in trained("report", "tiny@epochs=1").out
 
 
+@pytest.mark.slow
 def test_plan_lists_every_run_and_trains_nothing(workshop: Workshop) -> None:
     workshop.write("tiny.yaml", STUDY)
     assert workshop("run", "tiny.yaml", "--arm", "flip").code == 0
@@ -260,6 +267,7 @@ def test_a_failing_run_is_recorded_and_does_not_stop_the_rest(workshop: Workshop
     assert {run.info.status for run in runs_of("tiny")} == {"FINISHED"}
 
 
+@pytest.mark.slow
 def test_a_failed_run_that_was_trained_again_while_mlflow_was_away_is_not_taken_for_failed(workshop: Workshop) -> None:
     from cifar_ablate.runner import trainer
 
@@ -326,6 +334,7 @@ def test_bad_input_is_one_sentence_with_the_cure(
     assert len(answer.err.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_tracking_server_that_does_not_answer_is_one_sentence(workshop: Workshop) -> None:
     workshop.write("tiny.yaml", STUDY)
     answer = workshop.process(
@@ -362,6 +371,7 @@ def test_commands_that_read_make_no_database(workshop: Workshop, command: list[s
     assert not (workshop.folder / "mlflow.db").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [0.2, 0.5])
 def test_a_kill_while_the_database_is_made_leaves_a_folder_that_works(workshop: Workshop, moment: float) -> None:
     (workshop.folder / "mlflow.db").unlink()
@@ -386,6 +396,7 @@ def test_a_database_that_is_none_is_one_sentence(workshop: Workshop) -> None:
     assert len(answer.err.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -423,6 +434,7 @@ def test_a_damaged_folder_is_told_with_its_cure_and_the_other_runs_go_on(
     assert trained("run", "tiny.yaml").code == 0
 
 
+@pytest.mark.slow
 def test_arms_called_none_and_na_survive_an_export(workshop: Workshop) -> None:
     arms = (
         STUDY.replace("baseline:\n", "None:\n")
@@ -435,6 +447,7 @@ def test_arms_called_none_and_na_survive_an_export(workshop: Workshop) -> None:
     assert workshop("report", "--record", "record").out == workshop("report").out
 
 
+@pytest.mark.slow
 def test_a_terminal_that_knows_only_ascii_gets_the_report_all_the_same(trained: Workshop) -> None:
     trained.write("tiny.yaml", STUDY.replace("tiny network", "tiny réseau"))
     assert trained("run", "tiny.yaml").code == 0
@@ -444,6 +457,7 @@ def test_a_terminal_that_knows_only_ascii_gets_the_report_all_the_same(trained: 
     assert "tiny r\\xe9seau" in answer.out
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_the_report_is_one_sentence(trained: Workshop) -> None:
     trained.monkeypatch.delenv("MLFLOW_TRACKING_URI")
     command = f"{sys.executable} -m cifar_ablate.cli report > /dev/full"

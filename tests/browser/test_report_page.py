@@ -17,6 +17,8 @@ from cifar_ablate.report.build import build_report
 from cifar_ablate.report.deliver import render
 from tests.reporting import NAMES, hostile_record, pilot_record
 
+pytestmark = pytest.mark.slow
+
 Open = Callable[..., Any]
 
 

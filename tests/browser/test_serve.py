@@ -17,6 +17,8 @@ from tests.conftest import Workshop
 from tests.predicting import content, digits, picture, run_of
 from tests.serving import serve_command, served
 
+pytestmark = pytest.mark.slow
+
 DROP = """([name, data]) => {
     const bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0));
     const transfer = new DataTransfer();
