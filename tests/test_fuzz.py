@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,24 +23,11 @@ from cifar_ablate.data import DataSet
 from cifar_ablate.device import find_device
 from cifar_ablate.errors import AblateError, Problem, StudyError
 from cifar_ablate.plan import data_key, fingerprint, load_all_data, make_plan
-from cifar_ablate.spec.load import load_study
-from cifar_ablate.spec.overlay import load_overlay
 from cifar_ablate.spec.schema import Recipe, Study
 from tests.fuzzing import Case, import_everything
 from tests.fuzzing_wild import cases
+from tests.timing import assert_read_quickly
 
-MAX_SECONDS = 1.0
-"""Of processor time, for reading one study; the imports are done before. Over it, the machine may be to blame, and the
-study is timed against ``REFERENCE``."""
-REFERENCE = """\
-study: reference
-question: How long does a large plain study take here and now?
-recipe: {data: digits, model: resnet18-compact, optimizer: {name: sgd, lr: 0.1}}
-arms:
-  baseline:
-""" + "".join(f"  arm {i}: {{epochs: {i + 2}, optimizer: {{lr: 0.{i + 2}}}}}\n" for i in range(300))
-MAX_TIMES_REFERENCE = 10.0
-"""A quiet core reads the reference in about 0.1 s."""
 MAX_MEGABYTES = 300
 """By which the process may grow over all cases."""
 MAX_PLANNED = 40
@@ -111,36 +98,16 @@ def assert_located(problem: Problem, sources: dict[str, bytes | None]) -> None:
         assert problem.origin.column <= len(lines[problem.origin.line - 1]) + 1, problem
 
 
-def timed(path: Path, profile: Path | None, options: Sequence[str]) -> tuple[Study | AblateError, float]:
-    """What reading a study comes to, and the processor time it takes."""
-    begun = time.process_time()
-    answer: Study | AblateError
-    try:
-        answer = load_study(path, load_overlay(None if profile is None else str(profile), options))
-    except AblateError as error:
-        answer = error
-    return answer, time.process_time() - begun
-
-
-def times_the_reference(path: Path, profile: Path | None, options: Sequence[str]) -> float:
-    """How much longer reading a study takes than reading the reference at the same moment: the least of three."""
-    reference = path.with_name("reference.yaml")
-    reference.write_text(REFERENCE, encoding="utf-8")
-    return min(timed(path, profile, options)[1] / timed(reference, None, [])[1] for _ in range(3))
-
-
 def read(case: Case, folder: Path, tally: Tally) -> Study | AblateError:
     """The study of a case, or why it is none; anything else that is raised fails the test."""
     path, other = folder / "study.yaml", folder / "profile.yaml"
     path.write_bytes(case.study)
     other.write_bytes(case.profile or b"")
     profile = other if case.profile is not None else None
-    answer, seconds = timed(path, profile, case.settings)
+    answer, seconds = assert_read_quickly(path, profile, tuple(case.settings))
+    assert isinstance(answer, Study | AblateError)
     tally.outcomes[f"{case.kind}: {'a study' if isinstance(answer, Study) else 'refused'}"] += 1
     tally.slowest = sorted([*tally.slowest, (seconds, repr(case.study[:40]))], reverse=True)[:5]
-    if seconds >= MAX_SECONDS:
-        times = times_the_reference(path, profile, case.settings)
-        assert times < MAX_TIMES_REFERENCE, f"{times:.0f} times the reference ({seconds:.2f} s): {case.study[:3000]!r}"
     if isinstance(answer, AblateError):
         assert answer.exit_code in (1, 2)
         assert len(str(answer)) > 10

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,9 @@ import pytest
 from cifar_ablate.errors import AblateError, StudyError, UsageError
 from cifar_ablate.spec.load import load_study
 from cifar_ablate.spec.overlay import load_overlay
+from cifar_ablate.spec.schema import Study
 from tests.fuzzing import import_everything
+from tests.timing import assert_read_quickly
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,14 +35,12 @@ def longer(number: int) -> str:
 
 
 def told(folder: Path, text: str, settings: tuple[str, ...] = ()) -> list[str]:
-    """The lines of the refusal, which is made within a second of processor time."""
+    """The lines of the refusal, which is made quickly."""
     path = folder / "study.yaml"
     path.write_text(text, encoding="utf-8")
-    begun = time.process_time()
-    with pytest.raises(StudyError) as caught:
-        load_study(path, load_overlay(None, settings))
-    assert time.process_time() - begun < 1
-    lines = str(caught.value).removesuffix("\n").split("\n")
+    refusal, _ = assert_read_quickly(path, settings=settings)
+    assert isinstance(refusal, StudyError)
+    lines = str(refusal).removesuffix("\n").split("\n")
     assert all(line.isprintable() and len(line) < 600 for line in lines)
     return [line.removeprefix(f"{path}") for line in lines]
 
@@ -52,9 +51,8 @@ def test_nine_hundred_arms_may_each_build_on_the_next(tmp_path: Path) -> None:
     path.write_text(
         HEAD + RECIPE + arms(900, lambda i: f"{{epochs: {i + 5}, from: a{i + 1}}}" if i < 899 else last), "utf-8"
     )
-    begun = time.process_time()
-    study = load_study(path)
-    assert time.process_time() - begun < 1.5
+    study, _ = assert_read_quickly(path)
+    assert isinstance(study, Study)
     assert study.arm("a0").recipe.epochs == 5
     assert study.arm("a0").recipe.batch_size == 64
 
@@ -97,7 +95,7 @@ def test_arms_that_inherit_more_and_more_are_refused_where_they_become_too_many(
     assert "is where the arms together come to over 150,000 values; divide the study" in line
 
 
-def test_a_misspelt_timm_model_of_each_of_fifty_arms_is_told_within_a_second(tmp_path: Path) -> None:
+def test_a_misspelt_timm_model_of_each_of_fifty_arms_is_told_quickly(tmp_path: Path) -> None:
     lines = told(tmp_path, HEAD + RECIPE + arms(50, lambda i: f"{{model: resnt50_{i}}}"))
     assert len(lines) == 50
     assert "did you mean" in lines[0]
@@ -199,7 +197,7 @@ def flat_aliases(num_arms: int) -> str:
 
 
 @pytest.mark.parametrize("text", [many_aliases(9), flat_aliases(8)], ids=["nested", "flat"])
-def test_arms_that_state_a_thousand_values_by_aliases_are_told_within_a_second(text: str, tmp_path: Path) -> None:
+def test_arms_that_state_a_thousand_values_by_aliases_are_told_quickly(text: str, tmp_path: Path) -> None:
     assert len(told(tmp_path, text)) == 51
 
 

@@ -63,6 +63,7 @@ def test_a_decided_arm_gets_no_more_seeds_and_an_open_one_does(undisturbed_looks
     assert last.endswith(" Not decided at the last look.")
 
 
+@pytest.mark.slow
 def test_the_closing_lines_count_every_run_once(undisturbed_looks: tuple[Path, str]) -> None:
     lines = undisturbed_looks[1].splitlines()
     assert "Runs: 9 to train, 0 done before" in lines
@@ -71,6 +72,7 @@ def test_the_closing_lines_count_every_run_once(undisturbed_looks: tuple[Path, s
     assert any(line.startswith("[13/13] ") for line in lines)
 
 
+@pytest.mark.slow
 def test_the_same_command_again_says_the_same_and_trains_nothing(
     workshop: Workshop, undisturbed_looks: tuple[Path, str]
 ) -> None:

@@ -19,7 +19,7 @@ import pytest
 from tests.conftest import Answer, Workshop
 from tests.test_data import small_tree, write_folder, write_tar
 
-SECONDS, MEGABYTES = 30.0, 600
+SECONDS, MEGABYTES = 120.0, 600
 """At most, of the processor and of memory beside what was there: on a bomb that unpacks to gigabytes."""
 STUDY = """
     study: sent
