@@ -1,0 +1,65 @@
+"""How long commands take that have nothing to train: on a recorded study of 25 runs, each a process of its own.
+
+    python -m benchmarks.startup
+
+Wall seconds, seconds of processor time and peak memory, the least of three; then which of the slow libraries
+(``HEAVY``) each command imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.scale import best
+from benchmarks.scale_record import Shape, make_folder
+
+HEAVY = ("torch", "torchvision", "timm", "mlflow", "mlflow.server", "optuna", "statsmodels", "matplotlib", "pandas")
+COMMANDS = {
+    "--help": ["--help"],
+    "plan": ["plan", "FILES"],
+    "run, nothing to do": ["run", "FILES"],
+    "report": ["report", "--output", "summary.md"],
+    "report, JSON": ["report", "--format", "json", "--output", "report.json"],
+}
+
+
+def imported(arguments: list[str], folder: Path) -> list[str]:
+    """Which of the heavy libraries a command imports."""
+    code = f"""
+import sys
+from cifar_ablate.cli import main
+sys.argv[1:] = {arguments!r}
+try:
+    main()
+finally:
+    print("imported:", *(name for name in {HEAVY!r} if name in sys.modules), file=sys.stderr, flush=True)
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    return next((line.split()[1:] for line in done.stderr.splitlines() if line.startswith("imported:")), ["?"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    repeats = parser.parse_args().repeats
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "recorded"
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / 'mlflow.db'}"
+        files = make_folder(folder, Shape(25, 5, 5))
+        print("| command | wall s | processor s | peak MB | imports |\n|---|---:|---:|---:|---|")
+        for name, words in COMMANDS.items():
+            arguments = [each for word in words for each in (files if word == "FILES" else [word])]
+            taken = best(arguments, folder, repeats)
+            libraries = " ".join(imported(arguments, folder))
+            print(
+                f"| {name} | {taken.wall_seconds:.2f} | {taken.cpu_seconds:.2f} | {taken.peak_mb:.0f} | {libraries} |"
+            )
+
+
+if __name__ == "__main__":
+    main()
