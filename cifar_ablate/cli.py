@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from cifar_ablate import __version__
 from cifar_ablate.cli_options import (
     Address,
     Checkpoints,
@@ -38,13 +39,28 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Does this change to the training help, by how much, and how sure are we?",
     epilog="Start with: cifar-ablate run experiments/*.yaml --profile smoke && cifar-ablate report",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"cifar-ablate {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Does this change to the training help, by how much, and how sure are we?"""
 
 
 @app.command()

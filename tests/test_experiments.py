@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,28 @@ finally:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Usage" in done.stdout
     assert done.stdout.splitlines()[-1] == "imported:"
+
+
+@pytest.mark.parametrize("command", [["-m", "cifar_ablate"], ["-m", "cifar_ablate.cli"]], ids=" ".join)
+def test_the_version_is_that_of_the_package(command: list[str]) -> None:
+    done = subprocess.run([sys.executable, *command, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"cifar-ablate {version('cifar-ablate')}\n"
+
+
+@pytest.mark.parametrize("command", [[], ["plan"], ["tune"], ["predict"]], ids=" ".join)
+def test_a_short_option_prints_the_help_of_every_command(workshop: Workshop, command: list[str]) -> None:
+    short, long = workshop(*command, "-h"), workshop(*command, "--help")
+    assert short.code == 0
+    assert "Usage" in short.out
+    assert short.out == long.out
+
+
+def test_a_shell_is_given_its_completion(workshop: Workshop) -> None:
+    assert "--install-completion" in workshop("--help").out
+    asked = {"_CIFAR_ABLATE_COMPLETE": "complete_bash", "COMP_WORDS": "cifar-ablate pre", "COMP_CWORD": "1"}
+    program = Path(sys.executable).with_name("cifar-ablate")
+    done = subprocess.run([program], env=os.environ | asked, capture_output=True, text=True, check=True)
+    assert sorted(done.stdout.split()) == ["predict", "preview"]
 
 
 def test_the_readmes_study_is_one_and_its_error_is_what_the_program_says(

@@ -18,7 +18,7 @@ FLOORS = (
     ("training", "tracking", "export"),
     ("report", "runner", "tuning", "terminal"),
     ("predictor",),
-    ("cli", "cli_options", "cli_predictor", "cli_tune", "shell"),
+    ("cli", "cli_options", "cli_predictor", "cli_tune", "shell", "__main__"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(PACKAGE.rglob("*.py"))
