@@ -6,7 +6,7 @@ PYTEST := $(BIN)/python -m pytest
 PARALLEL := -n 2 --dist worksteal
 FAULTS := faults
 SERIAL := cluster or faults or fuzz or simulations
-PART := 1/5
+PART := 1/6
 
 .PHONY: demo test test-slow test-cluster test-faults test-part fuzz simulations audit check format clean
 
@@ -26,7 +26,7 @@ test-cluster: $(READY)  ## What it does on several machines, played on this one:
 test-faults: $(READY)  ## What it survives: processes killed, MLflow away, disks full; prints how often each was tried.
 	$(PYTEST) -m "$(FAULTS)" --durations=15
 
-test-part: $(READY)  ## One part of all tests that `make test` leaves out, such as PART=2/5; all parts together are all of them.
+test-part: $(READY)  ## One part of all tests that `make test` leaves out, such as PART=2/6; all parts together are all of them.
 	$(PYTEST) $(PARALLEL) -m "slow and not (gpu or $(SERIAL))" --part $(PART)
 	$(PYTEST) -m "not gpu and ($(SERIAL))" --part $(PART)
 

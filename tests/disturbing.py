@@ -61,6 +61,10 @@ forked.set_forkserver_preload(
 )
 
 
+HANGS_SECONDS = 300.0
+"""What takes longer is taken to hang; on a busy machine a command has taken over a minute to start."""
+
+
 class Command:
     """A ``cifar-ablate`` command beside the test, in a session and process group of its own."""
 
@@ -101,12 +105,12 @@ class Command:
     def said(self) -> str:
         return self.log.read_text(encoding="utf-8") if self.log.exists() else ""
 
-    def wait_for(self, pattern: str, *, seconds: float = 60) -> None:
+    def wait_for(self, pattern: str, *, seconds: float = HANGS_SECONDS) -> None:
         """Wait until a regular expression is found in what it said."""
         wait_until(lambda: bool(re.search(pattern, self.said)) or self.code is not None, seconds=seconds)
         assert re.search(pattern, self.said), f"{self.code}: {self.said}"
 
-    def end(self, *, seconds: float = 120) -> int:
+    def end(self, *, seconds: float = HANGS_SECONDS) -> int:
         """Wait for its end; gives its exit code."""
         wait_until(lambda: self.code is not None, seconds=seconds)
         return int(self.code or 0)
@@ -182,7 +186,7 @@ def _die_at(fate: str) -> None:
     setattr(MlflowClient, name, last_call)
 
 
-def wait_until(condition: Callable[[], bool], *, seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], *, seconds: float = HANGS_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s"

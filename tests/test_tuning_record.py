@@ -484,13 +484,13 @@ def test_optuna_dashboard_shows_the_tunings_of_this_folder(workshop: Workshop, d
 
 
 def get(address: str) -> Any:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while True:
         try:
             with urllib.request.urlopen(address, timeout=10) as answer:
                 return json.load(answer)
         except (urllib.error.URLError, ConnectionError):
-            assert time.monotonic() < deadline, "no dashboard within 60 s"
+            assert time.monotonic() < deadline, "no dashboard within 180 s"
             time.sleep(0.2)
 
 
