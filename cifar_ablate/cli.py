@@ -43,7 +43,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Does this change to the training help, by how much, and how sure are we?",
     epilog="Start with: cifar-ablate run experiments/*.yaml --profile smoke && cifar-ablate report",
 )
 
