@@ -290,7 +290,7 @@ def test_figures_are_drawn_the_same_twice(workshop: Workshop) -> None:
 
 
 def test_an_arm_has_one_colour_in_all_figures_and_is_told_apart_without_colour() -> None:
-    from cifar_ablate.report.canvas import pens
+    from cifar_ablate.report.figures import pens
 
     many = pens(["base", *(f"arm {index}" for index in range(31))], "base")
     assert len({(pen.marker, pen.dashes, pen.color) for pen in many.values()}) == 32

@@ -26,9 +26,9 @@ import scipy.stats
 
 from cifar_ablate.registry import FORMATS
 from cifar_ablate.report.build import build_report
-from cifar_ablate.report.deliver import render
 from cifar_ablate.report.formats.markdown import escape, keep_code
 from cifar_ablate.report.types import Comparison, Report
+from cifar_ablate.report.write import render
 from tests.reporting import LABEL, NAMES, QUESTION, empty_record, hostile_record, lonely_record, pilot_record
 from tests.timing import times_as_long
 

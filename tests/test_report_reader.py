@@ -17,7 +17,7 @@ import pytest
 
 from cifar_ablate.analysis import compare
 from cifar_ablate.analysis.noise import noise_floor
-from cifar_ablate.report.steps import noise_text
+from cifar_ablate.report.recommendations import noise_text
 from tests.accuracies import runs
 from tests.conftest import Workshop
 from tests.recording import PILOT, diverged, edited_record, keep_arms, with_seeds

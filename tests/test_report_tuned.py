@@ -24,12 +24,10 @@ from cifar_ablate.analysis.moves import moves
 from cifar_ablate.analysis.types import Verdict
 from cifar_ablate.compact import load_record
 from cifar_ablate.records import StudyRecord
-from cifar_ablate.report.accuracy import Study
 from cifar_ablate.report.build import build_report
-from cifar_ablate.report.deliver import render
 from cifar_ablate.report.tuned import change_of, shared_label, shared_labels, tuning_report
-from cifar_ablate.report.tuning_types import Change, TunedComparison, TuningReport
-from cifar_ablate.report.types import Report, StudyReport
+from cifar_ablate.report.types import Change, Report, StudyReport, TunedComparison, TuningReport
+from cifar_ablate.report.write import render
 from tests.accuracies import runs
 from tests.conftest import Workshop
 from tests.recording import ARMS, PILOT, edited_record
@@ -43,7 +41,7 @@ POINTS = {"baseline": 5.0, "mixup+affine": 1.0, "aggressive": 4.5, "label-smooth
 @pytest.fixture(scope="module")
 def report() -> Report:
     """A tuned study with its shared recipe beside it, unlisted."""
-    return build_report([tuned_record(POINTS)], beside=[shared_record()])
+    return build_report([tuned_record(POINTS)], shared_recipes=[shared_record()])
 
 
 def tuning_of(
@@ -54,7 +52,7 @@ def tuning_of(
     only: tuple[str, ...] = ARMS,
 ) -> TuningReport:
     tuned, shared = tuned_record(points, edit, only=only), beside or shared_record()
-    tuning = tuning_report(Study(tuned, tuned.current()), Study(shared, shared.current()))
+    tuning = tuning_report(RecordedStudy(tuned, tuned.current()), RecordedStudy(shared, shared.current()))
     assert tuning is not None
     return tuning
 
@@ -219,7 +217,7 @@ def test_too_few_seeds_move_nothing_and_flip_nothing() -> None:
     def two(record: StudyRecord) -> StudyRecord:
         return replace(record, runs=[run for run in record.runs if run.seed < 2])
 
-    found = build_report([two(tuned_record(POINTS))], beside=[two(shared_record())]).studies[0].tuning
+    found = build_report([two(tuned_record(POINTS))], shared_recipes=[two(shared_record())]).studies[0].tuning
     assert found is not None
     assert all(one.move is None and one.change is Change.UNKNOWN for one in found.comparisons)
     assert "whether the verdict stands cannot be said without both" in found.comparisons[0].text

@@ -10,7 +10,7 @@ from cifar_ablate.analysis.all_pairs import Pair, all_pairs, mirrored
 from cifar_ablate.analysis.types import Interval, Verdict
 from cifar_ablate.errors import RecordError
 from cifar_ablate.records import StudyRecord
-from cifar_ablate.report.accuracy import Study
+from cifar_ablate.report.recorded_study import RecordedStudy
 
 NEAR = 1.02
 """Costs that differ by less count as equal."""
@@ -32,7 +32,7 @@ def best_arm(record: StudyRecord, cost: Callable[[str], float]) -> Choice:
     arms were compared with each other, where that of all pairs puts the highest mean above it. The rest is a tie.
     Raises RecordError where there are no verdicts.
     """
-    study = Study(record, record.current())
+    study = RecordedStudy(record, record.current())
     verdicts = [one for family in study.compared.families.values() for one in family]
     arms, margin = _judged(record, verdicts), float(record.document["margin"])
     pairs = all_pairs(study.frame, arms)

@@ -124,12 +124,12 @@ def arm_named(record: StudyRecord, arm: str) -> str:
 
 def verdicts_on(record: StudyRecord, run: RecordedRun) -> list[str]:
     """The sentences of the report that are about a run's arm; none where the study has another recipe by now."""
-    from cifar_ablate.report.accuracy import Study
+    from cifar_ablate.report.recorded_study import RecordedStudy
 
     current = record.current()
     if run.run_id not in (one.run_id for one in current):
         return []
-    found = [one for family in Study(record, current).compared.families.values() for one in family]
+    found = [one for family in RecordedStudy(record, current).compared.families.values() for one in family]
     return [one.sentence for one in found if run.arm in (one.arm, one.reference)]
 
 

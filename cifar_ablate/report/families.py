@@ -15,8 +15,8 @@ from cifar_ablate.analysis.looks import LooksTaken
 from cifar_ablate.analysis.noise import level_of_one, points_detected
 from cifar_ablate.analysis.sentences import interval
 from cifar_ablate.records import LedgerEntry
-from cifar_ablate.report.accuracy import Study
-from cifar_ablate.report.tuned_fields import Between, between, own_best_sentence
+from cifar_ablate.report.recorded_study import RecordedStudy
+from cifar_ablate.report.tuned import RecipeDifferences, between, own_best_sentence
 from cifar_ablate.report.types import Comparison, Family
 
 ADDED = " Seeds were added after verdicts had been read: take the interval for too narrow."
@@ -43,7 +43,7 @@ class Families:
         return (one for family in self.families for one in family.comparisons)
 
 
-def all_families(study: Study) -> Families:
+def all_families(study: RecordedStudy) -> Families:
     """Every contrast of the study's families, as of its last look."""
     return Families(
         tuple(
@@ -54,14 +54,14 @@ def all_families(study: Study) -> Families:
     )
 
 
-def seeds_added(study: Study) -> LedgerEntry | None:
+def seeds_added(study: RecordedStudy) -> LedgerEntry | None:
     """When verdicts were last read with fewer seeds planned than now, and no looks declared; None for never."""
     read = [one for one in study.record.ledger if one.kind == "verdicts" and one.num_runs and one.detail.isdigit()]
     fewer = [one for one in read if int(one.detail) < len(study.document["seeds"])]
     return max(fewer, key=lambda one: int(one.detail)) if fewer and not study.looks else None
 
 
-def _comparison(study: Study, contrast: Contrast) -> Comparison:
+def _comparison(study: RecordedStudy, contrast: Contrast) -> Comparison:
     found = between(study, contrast.reference, contrast.arm)
     new_images, p = _new_images(study, contrast), _mcnemar_p(study, contrast)
     return Comparison(
@@ -78,7 +78,7 @@ def _comparison(study: Study, contrast: Contrast) -> Comparison:
     )
 
 
-def _new_images(study: Study, contrast: Contrast) -> NewImageInterval | None:
+def _new_images(study: RecordedStudy, contrast: Contrast) -> NewImageInterval | None:
     level = level_of_one(contrast)
     mine, other = study.correct.get(contrast.arm, {}), study.correct.get(contrast.reference, {})
     seeds = sorted(mine.keys() & other.keys() & used_seeds(study, contrast))
@@ -89,7 +89,7 @@ def _new_images(study: Study, contrast: Contrast) -> NewImageInterval | None:
     )
 
 
-def used_seeds(study: Study, contrast: Contrast) -> set[int]:
+def used_seeds(study: RecordedStudy, contrast: Contrast) -> set[int]:
     """The seeds that a contrast may look at: those of its look, or all."""
     seeds = study.document["seeds"]
     return set(seeds[: contrast.look] if contrast.look else seeds)
@@ -109,7 +109,7 @@ def _text(contrast: Contrast, new_images: NewImageInterval | None, mcnemar_p: fl
     return said
 
 
-def _due_to(study: Study, contrast: Contrast, found: Between) -> str:
+def _due_to(study: RecordedStudy, contrast: Contrast, found: RecipeDifferences) -> str:
     """What the difference can be put down to, after a space; empty where there is nothing to say."""
     if contrast.estimate is None:
         return ""
@@ -134,7 +134,7 @@ def _on_new_images(contrast: Contrast, new_images: NewImageInterval | None) -> s
     return f"shown for this test set only (on new images {interval(new_images.ci)}{seeds})"
 
 
-def _mcnemar_p(study: Study, contrast: Contrast) -> float | None:
+def _mcnemar_p(study: RecordedStudy, contrast: Contrast) -> float | None:
     """McNemar's exact test, where both have one run: it ranks two networks, and no recipes."""
     mine, other = study.correct.get(contrast.arm, {}), study.correct.get(contrast.reference, {})
     if contrast.verdict is not Verdict.SINGLE_RUN or len(mine) != 1 or len(other) != 1:
@@ -142,7 +142,7 @@ def _mcnemar_p(study: Study, contrast: Contrast) -> float | None:
     return mcnemar(next(iter(other.values())), next(iter(mine.values())))
 
 
-def interactions_of(study: Study) -> tuple[tuple[Effect, ...], str]:
+def interactions_of(study: RecordedStudy) -> tuple[tuple[Effect, ...], str]:
     """Effects that the design can tell, and a note where it is a ladder."""
     factors = _factors(study)
     if is_ladder(factors):
@@ -152,7 +152,7 @@ def interactions_of(study: Study) -> tuple[tuple[Effect, ...], str]:
     return interactions(study.frame, factors), ""
 
 
-def _factors(study: Study) -> dict[str, frozenset[str]]:
+def _factors(study: RecordedStudy) -> dict[str, frozenset[str]]:
     """What each arm changes; tuned values are no factors, and of arms that differ in nothing else the first counts."""
     baseline = study.document["baseline"]
     changes = {name: between(study, baseline, name).changes for name in [baseline, *study.arms]}

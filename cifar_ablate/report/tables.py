@@ -1,16 +1,27 @@
-"""The tables of a report as text, for every format that people read: rounded and in words, nothing computed.
+"""The tables of a report as text: rounded and in words, nothing computed.
 
 A cell that has nothing to show is empty; it never says None or nan.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from cifar_ablate.analysis import Interval, Verdict, label
+from cifar_ablate.analysis import Contrast, Interval, Verdict, label
+from cifar_ablate.analysis.moves import Move
 from cifar_ablate.analysis.sentences import in_points, interval, level_name, points
-from cifar_ablate.report import words
-from cifar_ablate.report.types import ArmRow, ClassEffect, Comparison, Family, RunRow, Spread, StudyReport
+from cifar_ablate.report import formatting
+from cifar_ablate.report.document import Cell, Column, Table
+from cifar_ablate.report.tuned import CHANGES_IN_WORDS, setting
+from cifar_ablate.report.types import (
+    ArmRow,
+    ClassEffect,
+    Comparison,
+    Family,
+    MeanSd,
+    RunRow,
+    StudyReport,
+    TunedArmRow,
+    TuningReport,
+)
 
 MAX_CLASS_COLUMNS = 20
 """With more classes than that they are rows, and the arms are columns."""
@@ -27,37 +38,6 @@ SYMBOLS = {
     Verdict.DIVERGED: "\N{MULTIPLICATION SIGN}",
 }
 """A sign for each verdict, so that none is told by colour alone."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What is written in a cell, and what it is sorted by."""
-
-    text: str = ""
-    value: float | None = None
-    """Of a number; texts are sorted as they stand."""
-    verdict: Verdict | None = None
-    is_shown: bool = False
-    """An effect of a class that was kept by Benjamini and Hochberg."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column's title, and what it holds: ``name``, ``text``, ``prose`` (long) or ``number``."""
-
-    title: str
-    kind: str = "number"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of cells, one cell for each column; the first one names the row."""
-
-    name: str
-    """Of letters and dashes; unique within a study."""
-    caption: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Cell, ...], ...]
 
 
 def number(value: float | None, decimals: int = 2) -> Cell:
@@ -87,17 +67,17 @@ def percents(found: Interval | None) -> Cell:
 
 def p_value(p: float | None) -> Cell:
     """A p value; none is given as a false 0."""
-    return Cell(words.p_value(p), p)
+    return Cell(formatting.p_value(p), p)
 
 
 def seconds(value: float | None) -> Cell:
     """A time in words, sorted by its seconds."""
-    return Cell(words.duration(value), value)
+    return Cell(formatting.duration(value), value)
 
 
-def mean_and_sd(spread: Spread | None, decimals: int = 2, marks: str = "") -> Cell:
+def mean_and_sd(spread: MeanSd | None, decimals: int = 2, marks: str = "") -> Cell:
     """A mean with its standard deviation over seeds in brackets; ``marks`` stand behind it."""
-    return Cell(words.with_sd(spread, decimals) + marks, None if spread is None else spread.mean)
+    return Cell(formatting.with_sd(spread, decimals) + marks, None if spread is None else spread.mean)
 
 
 def verdict_table(study: StudyReport, family: Family) -> Table:
@@ -122,8 +102,8 @@ def verdict_table(study: StudyReport, family: Family) -> Table:
         Column("Own-pair p (Holm)"),
     )
     caption = (
-        f"Comparisons {family.name}, {words.size(family)}. Differences in points of test accuracy, last epoch; errors: "
-        "relative change of the mean test error."
+        f"Comparisons {family.name}, {formatting.size(family)}. Differences in points of test accuracy, last epoch; "
+        "errors: relative change of the mean test error."
     )
     if any(one.contrast.num_seeds != rows[one.contrast.arm].num_finished for one in family.comparisons):
         caption += " Each difference is that of its look; means are over all finished runs."
@@ -133,8 +113,8 @@ def verdict_table(study: StudyReport, family: Family) -> Table:
 def _who(row: ArmRow) -> tuple[Cell, ...]:
     accuracy = row.test_accuracy
     mean, sd = (None, None) if accuracy is None else (accuracy.mean, accuracy.sd)
-    started = Cell(words.ok_of_started(row), row.num_finished)
-    return Cell(row.name), started, Cell(words.mean(row), mean), Cell(words.sd_with_floor(row), sd)
+    started = Cell(formatting.ok_of_started(row), row.num_finished)
+    return Cell(row.name), started, Cell(formatting.mean(row), mean), Cell(formatting.sd_with_floor(row), sd)
 
 
 def _what(one: Comparison) -> tuple[Cell, ...]:
@@ -172,9 +152,9 @@ def arms_table(study: StudyReport) -> Table:
     columns += [Column("Published, %")] if has_published else []
     lines = []
     for row in study.rows:
-        marks = words.averaged(row)
-        cells = [Cell(row.name), Cell(words.differs(row, study.baseline)), number(row.epochs, 0)]
-        cells += [Cell(words.ok_of_planned(row), row.num_finished), _test(row, marks)]
+        marks = formatting.averaged(row)
+        cells = [Cell(row.name), Cell(formatting.differs(row, study.baseline)), number(row.epochs, 0)]
+        cells += [Cell(formatting.ok_of_planned(row), row.num_finished), _test(row, marks)]
         cells += [mean_and_sd(row.train_accuracy, marks=marks), seconds(row.train_seconds)]
         if has_published:
             figure = published.get(row.name)
@@ -185,7 +165,7 @@ def arms_table(study: StudyReport) -> Table:
 
 
 def _test(row: ArmRow, marks: str) -> Cell:
-    return Cell(words.nothing(row)) if row.test_accuracy is None else mean_and_sd(row.test_accuracy, marks=marks)
+    return Cell(formatting.nothing(row)) if row.test_accuracy is None else mean_and_sd(row.test_accuracy, marks=marks)
 
 
 def classes_table(study: StudyReport) -> Table | None:
@@ -261,21 +241,11 @@ def published_table(study: StudyReport) -> Table | None:
     return Table("published", caption, (Column("Arm", "name"), *map(Column, titles)), rows)
 
 
-def run_ids_table(study: StudyReport) -> Table:
-    """Every run's result and MLflow id: ``runs_table`` for narrow pages."""
-    columns = (Column("Arm", "name"), Column("Seed"), Column("Outcome", "text"), Column("Test, %"), Column("Run id"))
-    rows = tuple(
-        (Cell(run.arm), Cell(str(run.seed), run.seed), Cell(run.outcome), number(run.test_accuracy), Cell(run.run_id))
-        for run in study.runs
-    )
-    return Table("run-ids", "Every run, with its id in MLflow.", columns, rows)
-
-
 def runs_table(study: StudyReport) -> Table:
     """Every run, with the ids under which MLflow knows it."""
     columns = [Column("Arm", "name"), Column("Seed"), Column("Outcome", "text")]
-    columns += map(Column, ("Test, %", "Train, %", "NLL", "ECE", "Time"))
-    columns += [Column("Run id", "text"), Column("Fingerprint", "text")]
+    columns += [Column("Test, %"), *(Column(title, is_wide_only=True) for title in ("Train, %", "NLL", "ECE", "Time"))]
+    columns += [Column("Run id", "text"), Column("Fingerprint", "text", is_wide_only=True)]
     return Table("runs", "Every run of the study.", tuple(columns), tuple(map(_run, study.runs)))
 
 
@@ -293,4 +263,87 @@ def facts(study: StudyReport) -> str:
     return (
         f"Data: {'; '.join(study.data)}. Baseline: {study.baseline}. Seeds: {seeds}{looks}. "
         f"Precision: {', '.join(study.precision)}. Margin: {in_points(study.margin)}."
+    )
+
+
+def own_best_table(tuning: TuningReport) -> Table | None:
+    """Every comparison with the shared recipe and with own best ones; None where the shared one is not at hand."""
+    if not tuning.is_at_hand or not tuning.comparisons:
+        return None
+    columns = (
+        Column("Arm", "name"),
+        Column("Against", "name"),
+        Column("Shared recipe (95% CI)"),
+        Column("Verdict, shared", "text"),
+        Column("Own best (95% CI)"),
+        Column("Verdict, own best", "text"),
+        Column("Moved by (95% CI)"),
+        Column("After tuning", "text"),
+    )
+    rows = tuple(
+        (
+            Cell(one.arm),
+            Cell(one.reference),
+            *_side(one.shared),
+            *_side(one.own_best),
+            _move(one.move),
+            Cell(CHANGES_IN_WORDS[one.change], is_shown=one.change.is_flip),
+        )
+        for one in tuning.comparisons
+    )
+    caption = (
+        f"With each arm's own best recipe: the comparisons of {tuning.shared}, whose arms share one recipe, beside "
+        "these. Points of test accuracy, each with the simultaneous interval of its family."
+    )
+    return Table("own-best", caption, columns, rows)
+
+
+def _side(one: Contrast | None) -> tuple[Cell, Cell]:
+    if one is None:
+        return Cell(), Cell("not compared")
+    said = Cell(label(one.verdict), verdict=one.verdict)
+    if one.estimate is None:
+        return Cell(), said
+    level = "" if one.alpha == 0.05 else f"{level_name(one.alpha)}: "
+    bounds = f" ({level}{interval(one.ci95)})" if one.ci95 else ""
+    return Cell(points(one.estimate, like=one.ci95) + bounds, one.estimate), said
+
+
+def _move(move: Move | None) -> Cell:
+    if move is None:
+        return Cell()
+    if move.ci95 is None:
+        return Cell() if move.estimate else Cell("same runs", 0.0)
+    return Cell(f"{points(move.estimate, like=move.ci95)} ({interval(move.ci95)})", move.estimate)
+
+
+def tuning_table(tuning: TuningReport) -> Table:
+    """What the search cost and found, by arm."""
+    titles = ("Best trial", "Val. as it stood, %", "Val. of the best, %", "Trials", "Pruned", "Failed", "Epochs")
+    columns = [Column("Arm", "name"), *map(Column, titles), Column("Set to", "prose")]
+    columns += [Column("Test, shared, % (sd)")] if tuning.is_at_hand else []
+    columns += [Column("Test, own best, % (sd)")]
+    rows = tuple(_tuned_arm(row, is_at_hand=tuning.is_at_hand) for row in tuning.arms)
+    caption = (
+        "What the search cost and found. Validation accuracy is of the chosen trial, on images held out of the "
+        "training set; test accuracy is of these studies' runs, mean over seeds."
+    )
+    return Table("tuning", caption, tuple(columns), rows)
+
+
+def _tuned_arm(row: TunedArmRow, *, is_at_hand: bool) -> tuple[Cell, ...]:
+    tests = (*([mean_and_sd(row.shared_test)] if is_at_hand else []), mean_and_sd(row.own_best_test))
+    found = row.tuned
+    if found is None:
+        return (Cell(row.name), Cell("not tuned"), *(Cell() for _ in range(7)), *tests)
+    present = found.present_val_accuracy
+    counts = (found.trials, found.pruned, found.failed, found.epochs)
+    return (
+        Cell(row.name),
+        Cell(f"{found.trial}{' (as it stood)' if found.is_present else ''}", found.trial),
+        Cell("not finite") if present is None else number(present),
+        number(found.val_accuracy),
+        *(number(one, 0) for one in counts),
+        Cell("; ".join(setting(name, value) for name, value in found.values.items())),
+        *tests,
     )

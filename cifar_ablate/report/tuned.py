@@ -1,25 +1,27 @@
-"""The tuning contract: what a shared recipe says of the arms, beside what each arm's own best recipe says."""
+"""Studies whose arms were tuned: each comparison with the shared recipe beside the same with each arm's own best.
+
+A field that was searched may differ between arms and confounds nothing: each arm is at its own best value.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 import pandas as pd
 
-from cifar_ablate.analysis import Contrast, Verdict
+from cifar_ablate.analysis import Contrast, Verdict, label
 from cifar_ablate.analysis.moves import Move, moves
-from cifar_ablate.analysis.sentences import in_points
+from cifar_ablate.analysis.sentences import count, in_points, interval, level_name, points
 from cifar_ablate.analysis.verdicts import RULED
 from cifar_ablate.records import StudyRecord
-from cifar_ablate.report.accuracy import Study, spread
-from cifar_ablate.report.reproduce import run_command
-from cifar_ablate.report.tuned_fields import is_of_space
-from cifar_ablate.report.tuned_words import budgets, comparison_text, only_test, searched, verdicts_text
-from cifar_ablate.report.tuning_types import Change, TunedArmRow, TunedComparison, TuningReport
-from cifar_ablate.spec.delta import differences_of
-from cifar_ablate.spec.tune import Tuned
+from cifar_ablate.report.formatting import run_command
+from cifar_ablate.report.recorded_study import RecordedStudy, mean_sd
+from cifar_ablate.report.types import Change, TunedArmRow, TunedComparison, TuningReport
+from cifar_ablate.spec.delta import Difference, differences_of
+from cifar_ablate.spec.tune import Tuned, label_of
 
 _KINDS = {
     Verdict.BETTER: "shown",
@@ -42,6 +44,81 @@ _CHANGES = {
 }
 """Of different verdicts, by their kinds."""
 MAX_SEEDS_NAMED = 12
+
+
+MAX_FIELDS_NAMED = 4
+
+
+@dataclass(frozen=True)
+class RecipeDifferences:
+    """What differs between the recipes of two arms."""
+
+    changes: tuple[Difference, ...]
+    """That the arms make; with more than one, an effect is confounded."""
+    tuned: tuple[Difference, ...]
+    """In fields that were searched for at least one of the two."""
+
+    @property
+    def in_words(self) -> tuple[str, ...]:
+        """Everything, and what of it was found by the search."""
+        return (*map(str, self.changes), *(f"{one} (tuned)" for one in self.tuned))
+
+
+def between(study: RecordedStudy, before: str, after: str) -> RecipeDifferences:
+    """What differs between two arms; without a search all of it are changes."""
+    found = differences_of(study.arms[before]["recipe"], study.arms[after]["recipe"])
+    tuned = study.tuned
+    if tuned is None or not {before, after} & tuned.arms.keys():
+        return RecipeDifferences(tuple(found), ())
+    return RecipeDifferences(
+        tuple(one for one in found if not is_of_space(one, tuned.space)),
+        tuple(one for one in found if is_of_space(one, tuned.space)),
+    )
+
+
+def is_of_space(one: Difference, space: Iterable[str]) -> bool:
+    """Lies a difference in the fields of a space, at or below them, with all that it brings?"""
+    fields = tuple(space)
+    if _is_within(one.path, fields):
+        return True
+    if one.before is not None and one.after is not None:
+        return False
+    brought = list(_leaves(one.path, one.before if one.after is None else one.after))
+    return all(_is_within(path, fields) for path in brought)  # as of `ema`, where `ema.decay` was searched
+
+
+def _is_within(path: str, fields: Iterable[str]) -> bool:
+    return any(path == field or path.startswith(f"{field}.") for field in fields)
+
+
+def _leaves(path: str, value: Any) -> Iterator[str]:
+    if not isinstance(value, Mapping):
+        yield path
+        return
+    for name, inner in value.items():
+        yield from _leaves(f"{path}.{name}", inner)
+
+
+def fields_in_words(space: Iterable[str]) -> str:
+    """``optimizer.lr and schedule``."""
+    names = [name.removeprefix("augment.") for name in space]
+    if len(names) > MAX_FIELDS_NAMED:
+        return f"{', '.join(names[: MAX_FIELDS_NAMED - 1])} and {len(names) - MAX_FIELDS_NAMED + 1} more fields"
+    return " and ".join([*([", ".join(names[:-1])] if len(names) > 1 else []), *names[-1:]])
+
+
+def own_best_sentence(study: RecordedStudy, arm: str, reference: str, found: RecipeDifferences) -> str:
+    """At which of the searched values two arms are compared; empty where neither was tuned."""
+    tuned = study.tuned
+    if tuned is None or not {arm, reference} & tuned.arms.keys():
+        return ""
+    fields = fields_in_words(tuned.space)
+    if {arm, reference} <= tuned.arms.keys():
+        said = f"They are compared each at its own best {fields}"
+        return f"{said}, and differ in nothing else." if found.tuned and not found.changes else f"{said}."
+    best, other = (arm, reference) if arm in tuned.arms else (reference, arm)
+    said = f"{best} is at its own best {fields}, {other} was not tuned"
+    return f"{said}: part of the difference may come from the search." if found.tuned else f"{said}."
 
 
 def shared_label(document: Mapping[str, Any]) -> str | None:
@@ -68,7 +145,7 @@ def change_of(shared: Contrast | None, own: Contrast) -> Change:
     return Change.STANDS if shared.verdict is own.verdict else _CHANGES[before, after]
 
 
-def tuning_report(study: Study, shared: Study | None) -> TuningReport | None:
+def tuning_report(study: RecordedStudy, shared: RecordedStudy | None) -> TuningReport | None:
     """The shared recipe beside each arm's own best; None of a study whose arms were not tuned."""
     tuned, label = study.tuned, shared_label(study.document)
     if tuned is None:
@@ -99,12 +176,12 @@ def tuning_report(study: Study, shared: Study | None) -> TuningReport | None:
     )
 
 
-def _row(study: Study, shared: Study | None, tuned: Tuned, name: str) -> TunedArmRow:
+def _row(study: RecordedStudy, shared: RecordedStudy | None, tuned: Tuned, name: str) -> TunedArmRow:
     return TunedArmRow(
         name=name,
         tuned=tuned.arms.get(name),
-        shared_test=spread(shared.by_seed(name, "test_accuracy").values()) if shared is not None else None,
-        own_best_test=spread(study.by_seed(name, "test_accuracy").values()),
+        shared_test=mean_sd(shared.by_seed(name, "test_accuracy").values()) if shared is not None else None,
+        own_best_test=mean_sd(study.by_seed(name, "test_accuracy").values()),
     )
 
 
@@ -120,7 +197,7 @@ def _missing(document: Mapping[str, Any], tuned: Tuned, label: str | None) -> st
     )
 
 
-def _comparisons(study: Study, shared: Study | None) -> Iterator[TunedComparison]:
+def _comparisons(study: RecordedStudy, shared: RecordedStudy | None) -> Iterator[TunedComparison]:
     before = {} if shared is None else shared.compared.families
     for family, of_family in study.compared.families.items():
         theirs = {(one.arm, one.reference): one for one in before.get(family, ())}
@@ -140,7 +217,7 @@ def _comparisons(study: Study, shared: Study | None) -> Iterator[TunedComparison
             )
 
 
-def _moves(study: Study, shared: Study | None, contrasts: Sequence[Contrast]) -> list[Move | None]:
+def _moves(study: RecordedStudy, shared: RecordedStudy | None, contrasts: Sequence[Contrast]) -> list[Move | None]:
     """How far differences moved; not with looks, whose seeds and levels were chosen by the differences."""
     none: list[Move | None] = [None] * len(contrasts)
     if shared is None or study.looks or shared.looks:
@@ -156,12 +233,12 @@ def _moves(study: Study, shared: Study | None, contrasts: Sequence[Contrast]) ->
     return [found.get((one.arm, one.reference)) for one in contrasts]
 
 
-def _key(study: Study, arm: str) -> str:
+def _key(study: RecordedStudy, arm: str) -> str:
     """What equal trainings share."""
     return str(study.arms[arm]["recipe_id"])
 
 
-def unlike(study: Study, shared: Study) -> Iterator[str]:
+def unlike(study: RecordedStudy, shared: RecordedStudy) -> Iterator[str]:
     """In what two records differ beside the values that were searched, each in a sentence."""
     tuned, here, there = study.tuned, study.document, shared.document
     if tuned is None:
@@ -180,7 +257,7 @@ def unlike(study: Study, shared: Study) -> Iterator[str]:
     yield from _unlike_arms(study, shared, tuned)
 
 
-def _unlike_arms(study: Study, shared: Study, tuned: Tuned) -> Iterator[str]:
+def _unlike_arms(study: RecordedStudy, shared: RecordedStudy, tuned: Tuned) -> Iterator[str]:
     if others := sorted(study.arms.keys() ^ shared.arms.keys()):
         yield f"only one of the two has {', '.join(others)}, so the families have other sizes."
     both = [name for name in study.arms if name in shared.arms]
@@ -201,3 +278,157 @@ def _unlike_arms(study: Study, shared: Study, tuned: Tuned) -> Iterator[str]:
 def _seeds(document: Mapping[str, Any]) -> str:
     seeds = [str(seed) for seed in document["seeds"]]
     return ", ".join(seeds[:MAX_SEEDS_NAMED]) + (", ..." if len(seeds) > MAX_SEEDS_NAMED else "")
+
+
+CHANGES_IN_WORDS = {
+    Change.STANDS: "stands",
+    Change.REVERSED: "reversed",
+    Change.LOST: "does not survive tuning",
+    Change.FOUND: "appears only after tuning",
+    Change.SETTLED: "within the margin only after tuning",
+    Change.OPENED: "open again after tuning",
+    Change.TRAINS: "diverged only before tuning",
+    Change.DIVERGES: "diverges only after tuning",
+    Change.OPEN: "open in both",
+    Change.UNKNOWN: "",
+}
+"""Of a verdict on the shared recipe, for tables."""
+_BECOMES = {
+    Change.STANDS: "stands",
+    Change.REVERSED: "is reversed by tuning",
+    Change.LOST: "does not survive tuning",
+    Change.FOUND: "appears only after tuning",
+    Change.SETTLED: "is settled only after tuning",
+    Change.OPENED: "is open again after tuning",
+    Change.TRAINS: "diverged only with the shared recipe",
+    Change.DIVERGES: "diverges only at the arms' own best",
+    Change.OPEN: "stays open",
+}
+ONLY_TEST = (
+    "The best of {trials} on validation images looks better than it is: part of its lead is luck, which was selected. "
+    "Validation accuracies say what the search chose by, and only the columns of test accuracy say what it is worth. "
+    "Intervals are for the values as found: another search may find others, and no interval here counts that."
+)
+MAX_NAMED = 6
+
+
+def comparison_text(
+    shared: Contrast | None, own: Contrast, change: Change, move: Move | None, *, is_at_hand: bool
+) -> str:
+    """A comparison with the shared recipe and with own best ones, in a sentence or two."""
+    who = f"{own.arm} against {own.reference}"
+    if shared is None:
+        why = "the shared recipe has no such comparison" if is_at_hand else "the shared recipe is not at hand"
+        return f"{who}: {_said(own)} with each arm's own best recipe; {why}."
+    if change is Change.UNKNOWN:
+        return (
+            f"{who}: {_said(shared)} with the shared recipe, {_said(own)} with each arm's own best; whether the "
+            "verdict stands cannot be said without both."
+        )
+    said = f"{who} {_BECOMES[change]}: {_said(shared)} with the shared recipe, "
+    return f"{said}{_said(own)} with each arm's own best.{_moved(move, change)}"
+
+
+def _said(one: Contrast) -> str:
+    if one.estimate is None:
+        return f"{label(one.verdict)}" if one.verdict is Verdict.DIVERGED else "no finished run"
+    basis = f", {level_name(one.alpha)} CI {interval(one.ci95)}" if one.ci95 else ""
+    return f"{label(one.verdict)} ({points(one.estimate, like=one.ci95)}{basis})"
+
+
+def _moved(move: Move | None, change: Change) -> str:
+    if move is None or (move.ci95 is None and move.estimate):
+        return ""
+    if move.ci95 is None:
+        return " Both are of the same recipes: the search changed neither arm."
+    moved = f" The difference moved by {points(move.estimate, like=move.ci95)} points (95% CI {interval(move.ci95)})"
+    if change.is_flip and not move.is_shown:
+        return f"{moved}: the verdict changed, but that the difference did is not shown."
+    return f"{moved}."
+
+
+def searched(tuned: Tuned) -> str:
+    """What was searched, how, and on what."""
+    listed = "; ".join(f"{name} ({words})" for name, words in tuned.space.items())
+    under = f" under {tuned.variant}" if tuned.variant else ""
+    return (
+        f"Searched for each arm of {tuned.study}{under}: {listed}. Sampler {tuned.sampler}, pruner {tuned.pruner}, "
+        f"{count(tuned.seeds, 'seed')} per trial, chosen by accuracy on {100 * tuned.val_fraction:g}% of the training "
+        f"images, which trials were not trained on and runs are; {tuned.data}; last trial {tuned.date}."
+    )
+
+
+def verdicts_text(comparisons: Sequence[TunedComparison]) -> str:
+    """How many verdicts flip and which, in a sentence; empty where none can be compared."""
+    known = [one for one in comparisons if one.change is not Change.UNKNOWN]
+    if not known:
+        return ""
+    flips = [one for one in known if one.change.is_flip]
+    if not flips:
+        said = f"{'The one verdict does not flip' if len(known) == 1 else f'None of {len(known)} verdicts flips'}"
+        said += " with each arm's own best recipe"
+    else:
+        named = [f"{one.arm} against {one.reference} ({CHANGES_IN_WORDS[one.change]})" for one in flips]
+        more = f"; and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
+        verb = "flips" if len(flips) == 1 else "flip"
+        said = f"Of {count(len(known), 'verdict')}, {len(flips)} {verb} with each arm's own best recipe: "
+        said += "; ".join(named[:MAX_NAMED]) + more
+    stand, still = (sum(one.change is change for one in known) for change in (Change.STANDS, Change.OPEN))
+    rest = [f"{stand} {'stands' if stand == 1 else 'stand'}"] if stand and flips else []
+    rest += [f"{still} {'is' if still == 1 else 'are'} open in both, with another verdict"] if still else []
+    unknown = len(comparisons) - len(known)
+    rest += [f"{count(unknown, 'other')} cannot be compared"] if unknown else []
+    return f"{said}{'; ' if rest else ''}{', '.join(rest)}."
+
+
+def budgets(rows: Sequence[TunedArmRow]) -> Iterator[str]:
+    """In what the searches of the arms were unequal."""
+    if left := [row.name for row in rows if row.tuned is None]:
+        yield (
+            f"Not tuned, as written: {_listed(left)}. {'It is' if len(left) == 1 else 'They are'} compared with arms "
+            "that were tuned, which favours those."
+        )
+    trials = {row.name: row.tuned.trials for row in rows if row.tuned}
+    if len(set(trials.values())) > 1:
+        yield f"Unequal budgets: {_by_number(trials, 'had', 'trial')}. More trials find better values."
+    epochs = {row.name: row.tuned.epochs for row in rows if row.tuned}
+    if epochs and 10 * max(epochs.values()) > 11 * min(epochs.values()):
+        yield (
+            f"Epochs trained in the search differ by more than a tenth: {_by_number(epochs, 'took', 'epoch')}. Arms "
+            "that train longer, and trials that are not ended early, cost more."
+        )
+
+
+def _by_number(numbers: dict[str, int], verb: str, noun: str) -> str:
+    """``base and mixup had 20 trials, cutmix 12``, the most first."""
+    groups: dict[int, list[str]] = {}
+    for name, number in sorted(numbers.items(), key=lambda one: -one[1]):
+        groups.setdefault(number, []).append(name)
+    parts = [
+        f"{_listed(names)} {f'{verb} {count(number, noun)}' if index == 0 else f'{number:,}'}"
+        for index, (number, names) in enumerate(groups.items())
+    ]
+    return _listed(parts, last=", ")
+
+
+def _listed(names: Sequence[str], last: str = " and ") -> str:
+    if len(names) > MAX_NAMED:
+        return f"{', '.join(names[:MAX_NAMED])} and {len(names) - MAX_NAMED} more"
+    return last.join([*([", ".join(names[:-1])] if len(names) > 1 else []), *names[-1:]])
+
+
+def only_test(rows: Sequence[TunedArmRow]) -> str:
+    """Why validation accuracies are no result."""
+    most = max((row.tuned.trials for row in rows if row.tuned), default=0)
+    return ONLY_TEST.format(trials=f"{most} trials" if most > 1 else "several trials")
+
+
+def counterpart(tuned_label: str, tuning: TuningReport) -> tuple[str, str]:
+    """What the reader of the shared recipe's report must know: a keyword and its text."""
+    said = verdicts_text(tuning.comparisons) or "No verdict can be compared yet."
+    return "Tuned counterpart", f"{tuned_label} has each arm at its own best {fields_in_words(tuning.fields)}. {said}"
+
+
+def setting(name: str, value: Any) -> str:
+    """A tuned field as it was set: ``optimizer.lr 0.03``."""
+    return f"{name.removeprefix('augment.')} {f'{value:.4g}' if isinstance(value, float) else label_of(value)}"

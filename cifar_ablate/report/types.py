@@ -7,24 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from enum import StrEnum
 
 from cifar_ablate.analysis import Contrast
 from cifar_ablate.analysis.calibration import Bin
 from cifar_ablate.analysis.divergence import Divergence
 from cifar_ablate.analysis.images import NewImageInterval
 from cifar_ablate.analysis.interactions import Effect
+from cifar_ablate.analysis.moves import Move
 from cifar_ablate.analysis.noise import NoiseFloor
 from cifar_ablate.analysis.types import Interval
 from cifar_ablate.records import LedgerEntry
 from cifar_ablate.spec.schema import Published
-
-if TYPE_CHECKING:  # whose types are made of these
-    from cifar_ablate.report.tuning_types import TuningReport
+from cifar_ablate.spec.tune import TunedArm
 
 
 @dataclass(frozen=True)
-class Spread:
+class MeanSd:
     """Mean and standard deviation (ddof 1; None for one value) over seeds."""
 
     mean: float
@@ -65,8 +64,8 @@ class ArmRow:
     num_planned: int
     outcomes: Mapping[str, int]
     """Runs by outcome."""
-    test_accuracy: Spread | None
-    train_accuracy: Spread | None
+    test_accuracy: MeanSd | None
+    train_accuracy: MeanSd | None
     outlying_seeds: tuple[int, ...]
     """Of runs over 5 scaled MAD from the arm's median."""
     sd_floor: float | None
@@ -134,7 +133,7 @@ class PublishedRow:
 
     arm: str
     published: Published
-    measured: Spread | None
+    measured: MeanSd | None
     mean_interval: Interval | None
     """95% interval of the mean over seeds (t)."""
     run_interval: Interval | None
@@ -163,8 +162,8 @@ class Calibration:
     """How far confidences can be taken at their word, over the arm's finished runs."""
 
     arm: str
-    nll: Spread | None
-    ece: Spread | None
+    nll: MeanSd | None
+    ece: MeanSd | None
     bins: tuple[Bin, ...]
     """Reliability of all runs together; empty where confidences were not recorded."""
 
@@ -180,6 +179,101 @@ class WidthCurve:
     """Half the width of an interval for new images that is left with any number of seeds; None if not known."""
     now: int
     """Seeds per arm at present."""
+
+
+class Change(StrEnum):
+    """What becomes of a verdict on a shared recipe once each arm has its own best one."""
+
+    STANDS = "stands"
+    """The same verdict."""
+    REVERSED = "reversed"
+    """Better becomes worse, or worse better."""
+    LOST = "lost"
+    """A difference that is no longer shown."""
+    FOUND = "found"
+    """A difference that was not shown before."""
+    SETTLED = "settled"
+    """It was open, and the arms are within the margin of each other."""
+    OPENED = "opened"
+    """They were within the margin of each other, and it is open."""
+    TRAINS = "trains"
+    """Runs diverged with the shared recipe only."""
+    DIVERGES = "diverges"
+    """Runs diverge with the own best recipe only."""
+    OPEN = "open"
+    """Another verdict, and open in both: no difference was shown, nor that there is none that matters."""
+    UNKNOWN = "unknown"
+    """One of the two has no verdict, or is not at hand."""
+
+    @property
+    def is_flip(self) -> bool:
+        """Would one do something else now?"""
+        return self not in (Change.STANDS, Change.OPEN, Change.UNKNOWN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedComparison:
+    """A comparison with the shared recipe, and the same with each arm's own best."""
+
+    family: str
+    arm: str
+    reference: str
+    shared: Contrast | None
+    """None where its record is not at hand, or does not have this comparison."""
+    own_best: Contrast
+    change: Change
+    move: Move | None
+    """How far the difference itself moved; None where that cannot be said."""
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedArmRow:
+    """What tuning cost and found for an arm. Validation accuracies are in percent."""
+
+    name: str
+    tuned: TunedArm | None
+    """If None, the arm stands as it was written."""
+    shared_test: MeanSd | None
+    """Test accuracy over seeds with the shared recipe."""
+    own_best_test: MeanSd | None
+    """The same with the arm's own best one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningReport:
+    """The shared recipe beside each arm's own best one."""
+
+    study: str
+    """Whose arms were tuned."""
+    shared: str
+    """Label of its record."""
+    is_at_hand: bool
+    """If not, only the own best recipes are shown."""
+    fields: Mapping[str, str]
+    """What was searched, in words, by field."""
+    sampler: str
+    pruner: str
+    seeds: int
+    """For each trial."""
+    val_fraction: float
+    data: str
+    date: str
+    arms: tuple[TunedArmRow, ...]
+    comparisons: tuple[TunedComparison, ...]
+    unlike: tuple[str, ...]
+    """In what the two records differ beside the values that were searched."""
+    budgets: tuple[str, ...]
+    """In what the searches of the arms were unequal."""
+    missing: str
+    """How the shared recipe's record is made, where it is not at hand; else empty. `Code` stands in backquotes."""
+    sentences: tuple[str, ...]
+    """What was searched, which verdicts flip, unequal budgets, unlike records, and what only the test columns say."""
+
+    @property
+    def flips(self) -> tuple[TunedComparison, ...]:
+        """Comparisons on which one would do something else now."""
+        return tuple(one for one in self.comparisons if one.change.is_flip)
 
 
 MAX_ARMS = 40
@@ -247,24 +341,3 @@ class Report:
     """Everything a format needs."""
 
     studies: tuple[StudyReport, ...]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A drawn figure."""
-
-    name: str
-    """Of its file, without the ending; of letters, digits and dashes."""
-    title: str
-    caption: str
-    """What is seen, for those who cannot see it, too."""
-    svg: str
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A report in one format, with the files that belong beside it."""
-
-    text: str
-    files: Mapping[str, str]
-    """Content by path, relative to the folder of the report."""

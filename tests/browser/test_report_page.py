@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cifar_ablate.report.build import build_report
-from cifar_ablate.report.deliver import render
+from cifar_ablate.report.write import render
 from tests.reporting import NAMES, hostile_record, pilot_record
 
 pytestmark = pytest.mark.slow

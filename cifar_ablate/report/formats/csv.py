@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cifar_ablate.registry import FORMATS
 
 if TYPE_CHECKING:
-    from cifar_ablate.report.tuning_types import TunedComparison
-    from cifar_ablate.report.types import ArmRow, Comparison, Report, StudyReport
+    from cifar_ablate.report.types import ArmRow, Comparison, Report, StudyReport, TunedComparison
 
 COLUMNS = (
     "study",

@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from cifar_ablate.analysis.outliers import OUTLIER_MADS
 from cifar_ablate.analysis.sentences import count, in_points, level_name
 from cifar_ablate.records import LedgerEntry
-from cifar_ablate.report.accuracy import Study
 from cifar_ablate.report.families import Families, seeds_added
-from cifar_ablate.report.steps import missing_runs
+from cifar_ablate.report.formatting import size
+from cifar_ablate.report.recommendations import missing_runs
+from cifar_ablate.report.recorded_study import RecordedStudy
 from cifar_ablate.report.types import MAX_ARMS
-from cifar_ablate.report.words import size
 
 ADDED = "Seeds added by hand"
 TEST_SET_READ = re.compile(r'[\d,]+ runs? read it [^\n]*?, this one included\.|"ledger": \[[^]\n]*\]')
@@ -24,7 +24,7 @@ CORRECTION = (
 )
 
 
-def must_know(study: Study, families: Families, num_superseded: int) -> Iterator[tuple[str, str]]:
+def caveats(study: RecordedStudy, families: Families, num_superseded: int) -> Iterator[tuple[str, str]]:
     """Keyword and text, in the order of reading."""
     document = study.document
     yield "Accuracy", "of the last epoch, never of the best one; the test curve is drawn, and nothing is chosen by it."
@@ -53,7 +53,7 @@ def must_know(study: Study, families: Families, num_superseded: int) -> Iterator
     yield "Data and precision", f"{'; '.join(dict.fromkeys(arm['data'] for arm in document['arms']))}; {precision}."
 
 
-def _seeds(study: Study, families: Families) -> str:
+def _seeds(study: RecordedStudy, families: Families) -> str:
     wanted = missing_runs(study, families)
     num_started = len(study.runs)
     num_finished = len(study.finished)
@@ -69,7 +69,7 @@ def _seeds(study: Study, families: Families) -> str:
     return f"{said}. Equal seeds give all arms the same initial weights and the same order of the data."
 
 
-def _not_finished(study: Study) -> Iterator[tuple[str, str]]:
+def _not_finished(study: RecordedStudy) -> Iterator[tuple[str, str]]:
     for run in study.runs:
         if run.outcome == "diverged":
             yield (
@@ -82,7 +82,7 @@ def _not_finished(study: Study) -> Iterator[tuple[str, str]]:
             yield "Not finished", f"{run.arm} seed {run.seed}: {run.outcome}{f', {run.reason}' if run.reason else ''}."
 
 
-def _outliers(study: Study) -> Iterator[tuple[str, str]]:
+def _outliers(study: RecordedStudy) -> Iterator[tuple[str, str]]:
     far = [
         f"{arm} seed {seed} ({study.accuracies(arm)[seed]:.2f}%)"
         for arm, seeds in study.outlying.items()
@@ -119,7 +119,7 @@ def _df(families: Families) -> str:
     return f"Residual degrees of freedom: {', '.join(f'{df:g}' for df in dfs)}; arms are {how}."
 
 
-def _margin(study: Study) -> str:
+def _margin(study: RecordedStudy) -> str:
     margin = study.document["margin"]
     said = f"{in_points(margin)}, the smallest difference that matters here, as the study states"
     entries = [entry for entry in study.record.ledger if entry.kind == "margin"]
@@ -134,7 +134,7 @@ def _margin(study: Study) -> str:
     return f"{said}; recorded {first.when[:10]}, {before}{changed if len(entries) > len(current) else ''}."
 
 
-def _looks(study: Study, families: Families) -> Iterator[tuple[str, str]]:
+def _looks(study: RecordedStudy, families: Families) -> Iterator[tuple[str, str]]:
     earlier = [entry for entry in study.record.ledger if entry.kind == "verdicts" and entry.num_runs]
     taken = families.looks
     if taken is None:
@@ -160,7 +160,7 @@ def _looks(study: Study, families: Families) -> Iterator[tuple[str, str]]:
         yield ADDED, f"outside the looks: {named}. No verdict uses them."
 
 
-def _added_by_hand(study: Study, earlier: Sequence[LedgerEntry]) -> Iterator[tuple[str, str]]:
+def _added_by_hand(study: RecordedStudy, earlier: Sequence[LedgerEntry]) -> Iterator[tuple[str, str]]:
     """Marks on a study without looks whose verdicts were read before all its runs were there."""
     planned = len(study.document["seeds"])
     entry = seeds_added(study)
@@ -182,7 +182,7 @@ def _added_by_hand(study: Study, earlier: Sequence[LedgerEntry]) -> Iterator[tup
         )
 
 
-def _test_set(study: Study) -> str:
+def _test_set(study: RecordedStudy) -> str:
     said = (
         f"{count(len(study.ended), 'run')} read it {_num_evaluations(study):,} times for their curves and last epochs "
         "(run); nothing was chosen by that"
@@ -202,14 +202,14 @@ def _test_set(study: Study) -> str:
     return f"{said}; verdicts were read at {states} of the record (report), this one included."
 
 
-def _num_states_read(study: Study) -> int:
+def _num_states_read(study: RecordedStudy) -> int:
     """At how many states of the record verdicts were read; the present one counts whether it was entered or not."""
     read = [entry for entry in study.record.ledger if entry.kind == "verdicts"]
     is_entered = any(entry.num_runs == len(study.finished) for entry in read)
     return len(read) + (not is_entered)
 
 
-def _num_evaluations(study: Study) -> int:
+def _num_evaluations(study: RecordedStudy) -> int:
     """As recorded; as planned where curves cannot be read."""
     if study.curves is not None:
         return int(study.curves["test_accuracy"].notna().sum())
@@ -217,7 +217,7 @@ def _num_evaluations(study: Study) -> int:
     return sum(((one["epochs"] - 1) // one["eval_every"] if one.get("eval_every") else 0) + 1 for one in recipes)
 
 
-def _averaging(study: Study) -> Iterator[tuple[str, str]]:
+def _averaging(study: RecordedStudy) -> Iterator[tuple[str, str]]:
     arms = study.arms
     if averaged := [name for name, arm in arms.items() if arm["recipe"].get("flip_averaging")]:
         yield (
@@ -229,7 +229,7 @@ def _averaging(study: Study) -> Iterator[tuple[str, str]]:
         yield "Averaged weights", f"{', '.join(averaged)}: evaluated with an exponential moving average of the weights."
 
 
-def _determinism(study: Study) -> str:
+def _determinism(study: RecordedStudy) -> str:
     kinds = Counter(environment.get("device_kind", "unknown") for environment in study.environments.values())
     if not kinds:
         return f"not known: {study.why_no_environments or 'no run has ended'}."

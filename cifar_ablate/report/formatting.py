@@ -1,8 +1,14 @@
-"""Figures in words, the same in every format."""
+"""Numbers and commands as text, the same in every format."""
 
 from __future__ import annotations
 
-from cifar_ablate.report.types import ArmRow, Family, Spread
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from cifar_ablate.harmless import on_one_line
+from cifar_ablate.report.types import ArmRow, Family, MeanSd
 
 
 def ok_of_started(row: ArmRow) -> str:
@@ -34,7 +40,7 @@ def sd_with_floor(row: ArmRow) -> str:
     return f"{row.test_accuracy.sd:.2f}{floor}" + (", luckily small" if row.is_sd_lucky else "")
 
 
-def with_sd(spread: Spread | None, decimals: int = 2) -> str:
+def with_sd(spread: MeanSd | None, decimals: int = 2) -> str:
     """Mean, and standard deviation in brackets."""
     if spread is None:
         return ""
@@ -80,3 +86,22 @@ def duration(seconds: float | None) -> str:
     if seconds < 100:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.{1 if seconds < 360_000 else 0}f} h"
+
+
+def quoted(word: str) -> str:
+    """A word of a command, for a shell and on one line: one that begins a line would end a block of code."""
+    return on_one_line(shlex.quote(word))
+
+
+def overlay_options(variant: str) -> str:
+    """The options that make a variant: ``pilot,epochs=1`` is ``--profile pilot --set epochs=1``."""
+    parts = re.split(r",(?=[\w.?]+=)", variant) if variant else []
+    return "".join(f" {'--set' if '=' in part else '--profile'} {quoted(part)}" for part in parts)
+
+
+def run_command(document: Mapping[str, Any]) -> str:
+    """What trains the study. Older records do not know its file, and one with line breaks would end a code block."""
+    file = document.get("file", "")
+    if not file or not file.isprintable():
+        file = f"{document['study']}.yaml"
+    return f"cifar-ablate run {quoted(file)}{overlay_options(document['variant'])}"

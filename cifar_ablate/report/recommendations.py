@@ -10,12 +10,11 @@ from cifar_ablate.analysis.interactions import Effect
 from cifar_ablate.analysis.noise import NoiseFloor, points_detected
 from cifar_ablate.analysis.sentences import count, in_points, points
 from cifar_ablate.analysis.verdicts import RULED
-from cifar_ablate.report.accuracy import Study
 from cifar_ablate.report.families import Families
-from cifar_ablate.report.reproduce import run_command
-from cifar_ablate.report.tuned_fields import between
+from cifar_ablate.report.formatting import duration, run_command
+from cifar_ablate.report.recorded_study import RecordedStudy
+from cifar_ablate.report.tuned import between
 from cifar_ablate.report.types import ArmRow, Comparison
-from cifar_ablate.report.words import duration
 
 
 def noise_text(floors: Mapping[str, NoiseFloor | None]) -> str:
@@ -53,7 +52,9 @@ def _seeds(floor: NoiseFloor) -> str:
     return count(most, "seed") if fewest == most else f"{fewest} to {most} seeds (the median of the comparisons)"
 
 
-def next_steps(study: Study, families: Families, rows: Sequence[ArmRow], effects: Sequence[Effect]) -> Iterator[str]:
+def next_steps(
+    study: RecordedStudy, families: Families, rows: Sequence[ArmRow], effects: Sequence[Effect]
+) -> Iterator[str]:
     """What to do now, the most urgent first."""
     yield from _missing(study, families, rows)
     yield from _no_verdict(families)
@@ -66,7 +67,7 @@ def next_steps(study: Study, families: Families, rows: Sequence[ArmRow], effects
         )
 
 
-def _confounded(study: Study, families: Families, effects: Sequence[Effect]) -> Iterator[str]:
+def _confounded(study: RecordedStudy, families: Families, effects: Sequence[Effect]) -> Iterator[str]:
     """Arms that differ in several things from all that they are compared with, and whose design tells no effects."""
     told = {one.contrast.arm for one in families.comparisons if not one.is_confounded}
     told |= {arm for effect in effects for arm in effect.weights}
@@ -114,7 +115,7 @@ def _is_too_short(one: Contrast) -> bool:
 CLEAR = (Verdict.BETTER, Verdict.WORSE, Verdict.EQUIVALENT)
 
 
-def _missing(study: Study, families: Families, rows: Sequence[ArmRow]) -> Iterator[str]:
+def _missing(study: RecordedStudy, families: Families, rows: Sequence[ArmRow]) -> Iterator[str]:
     waiting = missing_runs(study, families)
     if not rows or not waiting:
         return
@@ -128,7 +129,7 @@ def _missing(study: Study, families: Families, rows: Sequence[ArmRow]) -> Iterat
     )
 
 
-def missing_runs(study: Study, families: Families) -> list[tuple[str, int]]:
+def missing_runs(study: RecordedStudy, families: Families) -> list[tuple[str, int]]:
     """Runs (arm, seed) that the study wants at present and that have no result."""
     there = {(run.arm, run.seed) for run in study.ended}
     numbers = {name: len(arm["seeds"]) for name, arm in study.arms.items()}
@@ -138,7 +139,7 @@ def missing_runs(study: Study, families: Families) -> list[tuple[str, int]]:
     return [run for run in wanted if run not in there]
 
 
-def _open(study: Study, families: Families, rows: Sequence[ArmRow]) -> Iterator[str]:
+def _open(study: RecordedStudy, families: Families, rows: Sequence[ArmRow]) -> Iterator[str]:
     if families.looks is not None and families.looks.pending is not None:
         yield (
             f"The look at {families.looks.pending.num_seeds} seeds is next: `{run_command(study.document)}` buys its "

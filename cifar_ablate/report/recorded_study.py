@@ -18,12 +18,12 @@ from cifar_ablate.analysis.looks import LooksTaken, take_looks
 from cifar_ablate.analysis.outliers import outliers
 from cifar_ablate.errors import RecordError
 from cifar_ablate.records import Predictions, RecordedRun, StudyRecord, families_of, frame_of
-from cifar_ablate.report.types import RunRow, Spread
+from cifar_ablate.report.types import MeanSd, RunRow
 from cifar_ablate.spec.tune import Tuned
 
 
 @dataclass(frozen=True)
-class Compared:
+class StudyContrasts:
     """The contrasts of a study's families, as of its last look."""
 
     families: Mapping[str, tuple[Contrast, ...]]
@@ -33,7 +33,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Study:
+class RecordedStudy:
     """A record with what several parts of its report read from it, each computed once."""
 
     record: StudyRecord
@@ -67,7 +67,7 @@ class Study:
             ) from None
 
     @cached_property
-    def compared(self) -> Compared:
+    def compared(self) -> StudyContrasts:
         """Every contrast of the study's families."""
         declared, margin = families_of(self.document), self.document["margin"]
         if self.looks:
@@ -78,13 +78,13 @@ class Study:
                 families=list(declared.values()),
                 margin=margin,
             )
-            return Compared(dict(zip(declared, taken.families, strict=True)), taken)
+            return StudyContrasts(dict(zip(declared, taken.families, strict=True)), taken)
         baseline = self.document["baseline"]
         found = {
             name: compare(self.frame, baseline=baseline, references=pairs, margin=margin)
             for name, pairs in declared.items()
         }
-        return Compared(found, None)
+        return StudyContrasts(found, None)
 
     @cached_property
     def finished(self) -> list[RecordedRun]:
@@ -227,9 +227,9 @@ def run_row(run: RecordedRun) -> RunRow:
     )
 
 
-def spread(values: Iterable[float]) -> Spread | None:
+def mean_sd(values: Iterable[float]) -> MeanSd | None:
     """Mean and standard deviation of some values; None of none."""
     numbers = list(values)
     if not numbers:
         return None
-    return Spread(fmean(numbers), stdev(numbers) if len(numbers) > 1 else None, len(numbers))
+    return MeanSd(fmean(numbers), stdev(numbers) if len(numbers) > 1 else None, len(numbers))
