@@ -28,11 +28,13 @@ def test_verdicts_come_first_and_reproduction_last(workshop: Workshop) -> None:
     headings = [line for line in report_of(workshop).splitlines() if line.startswith("### ")]
     assert headings == [
         "### Verdicts",
-        "### Table",
+        "### Comparisons",
+        "### Arms",
         "### Figures",
         "### Classes",
+        "### Interactions",
         "### Calibration",
-        "### Published against measured",
+        "### Published and measured",
         "### What you must know",
         "### How to reproduce",
     ]
@@ -314,10 +316,10 @@ def edit_number(text: str) -> str:
 @pytest.mark.parametrize(
     ("runs", "change", "said"),
     [
-        (lambda table: table, edit_number, "2 lines would be another today"),
+        (lambda table: table, edit_number, "2 lines differ"),
         (lambda table: table[:-1], str, "1 planned run without a result: label-smoothing seed 4"),
         (lambda table: table[:-1], str, "unequal numbers of seeds with a result"),
-        (lambda table: table.assign(seed=table["seed"]), lambda text: "", "lines would be another today"),
+        (lambda table: table.assign(seed=table["seed"]), lambda text: "", "lines differ"),
     ],
 )
 def test_check_names_what_no_longer_matches(

@@ -27,7 +27,7 @@ from tests.timing import times_as_long
 
 def steps_of(report: str) -> str:
     """What to do next."""
-    return report.split("**What to do next**\n\n")[1].split("\n\n###", maxsplit=1)[0]
+    return report.split("#### What to do next\n\n")[1].split("\n\n###", maxsplit=1)[0]
 
 
 def with_margin(margin: float) -> Callable[[dict[str, Any]], None]:

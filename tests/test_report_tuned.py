@@ -25,6 +25,7 @@ from cifar_ablate.analysis.types import Verdict
 from cifar_ablate.compact import load_record
 from cifar_ablate.records import StudyRecord
 from cifar_ablate.report.build import build_report
+from cifar_ablate.report.recorded_study import RecordedStudy
 from cifar_ablate.report.tuned import change_of, shared_label, shared_labels, tuning_report
 from cifar_ablate.report.types import Change, Report, StudyReport, TunedComparison, TuningReport
 from cifar_ablate.report.write import render
@@ -666,7 +667,7 @@ def test_hostile_names_stay_names_in_the_page(hostile: Report) -> None:
 
 def test_hostile_names_stay_in_their_cells_of_markdown(hostile: Report) -> None:
     text = render(hostile, "markdown").text
-    section = text.split("### With each arm's own best recipe")[1].split("### Table")[0]
+    section = text.split("### With each arm's own best recipe")[1].split("### Comparisons")[0]
     tables = [block for block in section.split("\n\n") if block.startswith("| Arm")]
     assert len(tables) == 2
     for block in tables:
