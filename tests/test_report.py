@@ -233,7 +233,7 @@ def test_who_read_the_test_set_is_counted(workshop: Workshop) -> None:
         "decided by it which arms get more seeds (run); 1 time its seed spread was taken (plan); verdicts were "
         "read at 2 states of the record (report), this one included."
     ) in report
-    assert "**Read early**: verdicts were read 1 time before all planned runs were there (first with 20 runs" in report
+    assert "**Read early**: verdicts were read 1 time before all planned runs had ended (first with 20 runs" in report
 
 
 def decided_early(table: pd.DataFrame) -> pd.DataFrame:

@@ -157,7 +157,7 @@ def test_a_flip_whose_difference_may_not_have_moved_says_so() -> None:
     assert one.move is not None
     assert one.move.estimate == pytest.approx(-2.5)
     assert not one.move.is_shown
-    assert one.text.endswith("the verdict changed, but that the difference did is not shown.")
+    assert one.text.endswith("the verdict changed, but the data do not show that the difference did.")
 
 
 def test_the_move_of_a_difference_is_that_of_its_four_arms(report: Report) -> None:
@@ -232,7 +232,7 @@ def test_a_shared_record_that_is_not_at_hand_is_named_with_the_command_that_make
     study = build_report([tuned_record(POINTS)]).studies[0]
     assert study.tuning is not None
     assert not study.tuning.is_at_hand
-    assert f"readme-augmentation@pilot, is not at hand, so nothing stands beside these verdicts: `{COMMAND}`" in (
+    assert f"readme-augmentation@pilot, is missing, so these verdicts are compared with nothing: `{COMMAND}`" in (
         study.tuning.missing
     )
     assert all(one.shared is None and one.change is Change.UNKNOWN for one in study.tuning.comparisons)
@@ -356,7 +356,7 @@ def test_a_study_with_tuned_values_is_run_and_reported_beside_the_one_it_came_fr
     workshop.write("tiny.yaml", shared)
     workshop.write("tiny-tuned.yaml", tuned.replace("SMOOTH", ", optimizer: {lr: 0.3}") + TUNED)
     assert workshop("run", "tiny-tuned.yaml", "--set", "epochs=1").code == 0
-    command = re.search(r"nothing stands beside these verdicts: `cifar-ablate ([^`]*)`", workshop("report").out)
+    command = re.search(r"these verdicts are compared with nothing: `cifar-ablate ([^`]*)`", workshop("report").out)
     assert command is not None
     assert command[1] == "run tiny.yaml --set epochs=1"
     assert workshop(*command[1].split()).code == 0

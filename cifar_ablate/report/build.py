@@ -25,7 +25,7 @@ from cifar_ablate.report.evidence import (
 )
 from cifar_ablate.report.families import all_families, interactions_of
 from cifar_ablate.report.recommendations import missing_runs, next_steps, noise_text
-from cifar_ablate.report.recorded_study import RecordedStudy, mean_sd, run_row
+from cifar_ablate.report.recorded_study import RecordedStudy, run_row
 from cifar_ablate.report.tuned import between, counterpart, shared_label, tuning_report
 from cifar_ablate.report.types import ArmRow, Report, StudyReport, TuningReport
 
@@ -101,7 +101,7 @@ def _differs(study: RecordedStudy, arm: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _row(study: RecordedStudy, arm: Mapping[str, Any], num_planned: int) -> ArmRow:
     name = arm["name"]
-    accuracy = mean_sd(study.by_seed(name, "test_accuracy").values())
+    accuracy = study.mean_sd(name, "test_accuracy")
     seconds = study.by_seed(name, "train_seconds").values()
     correct = study.correct.get(name, {})
     row = ArmRow(
@@ -112,7 +112,7 @@ def _row(study: RecordedStudy, arm: Mapping[str, Any], num_planned: int) -> ArmR
         num_planned=num_planned,
         outcomes=Counter(run.outcome for run in study.runs_of.get(name, ())),
         test_accuracy=accuracy,
-        train_accuracy=mean_sd(study.by_seed(name, "train_accuracy").values()),
+        train_accuracy=study.mean_sd(name, "train_accuracy"),
         outlying_seeds=tuple(study.outlying[name]),
         sd_floor=flip_floor(np.stack(list(correct.values()))) if len(correct) > 1 else None,
         is_sd_lucky=False,

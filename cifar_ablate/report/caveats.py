@@ -1,4 +1,4 @@
-"""What the reader must know."""
+"""What a reader must know to judge the verdicts: the section "What you must know"."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from cifar_ablate.report.types import MAX_ARMS
 
 ADDED = "Seeds added by hand"
 TEST_SET_READ = re.compile(r'[\d,]+ runs? read it [^\n]*?, this one included\.|"ledger": \[[^]\n]*\]')
-"""What reading a report changes in it: one sentence, and in JSON the ledger."""
+"""The parts of a report that change with each reading: one sentence, and in JSON the ledger."""
 CORRECTION = (
     "simultaneous intervals from one linear model of all arms (multivariate t), with the larger one of the pooled and "
-    "the contrast's own standard error; the t test of the two arms alone (Holm) stands beside as a check"
+    "the contrast's own standard error; the t test of the two arms alone (Holm) is given as a check"
 )
 
 
 def caveats(study: RecordedStudy, families: Families, num_superseded: int) -> Iterator[tuple[str, str]]:
     """Keyword and text, in the order of reading."""
     document = study.document
-    yield "Accuracy", "of the last epoch, never of the best one; the test curve is drawn, and nothing is chosen by it."
+    yield "Accuracy", "of the last epoch, never of the best one; the test curve is shown and nothing is selected by it."
     yield "Seeds", _seeds(study, families)
     yield from _not_finished(study)
     yield from _outliers(study)
@@ -40,7 +40,7 @@ def caveats(study: RecordedStudy, families: Families, num_superseded: int) -> It
     yield from _looks(study, families)
     yield "Test set", _test_set(study)
     if study.predictions is not None and study.predictions.confidence is None:
-        yield "Reliability", "not drawn: this record was made before confidences were kept."
+        yield "Reliability", "not drawn: this record has no confidences."
     if study.why_no_predictions:
         yield "Predictions", f"not used: {study.why_no_predictions}."
     if study.why_no_curves:
@@ -91,8 +91,8 @@ def _outliers(study: RecordedStudy) -> Iterator[tuple[str, str]]:
     if far:
         yield (
             "Outliers",
-            f"{', '.join(far)}: over {OUTLIER_MADS} scaled MAD from the median of the arm's runs. They are kept in "
-            "every number; a verdict that rests on one says so.",
+            f"{', '.join(far)}: over {OUTLIER_MADS} scaled MAD from the median of the arm's runs. Every number "
+            "includes them; a verdict that depends on one says so.",
         )
 
 
@@ -104,7 +104,7 @@ def _comparisons(families: Families) -> str:
     if not parts:
         return "none: a single arm has nothing to be compared with."
     return (
-        f"{'; '.join(parts)}. All of them were declared by the study. Each family has its own 5%, and so have "
+        f"{'; '.join(parts)}. The study declared all of them. Each family has an error rate of 5%; so have "
         "interactions and differences by class, where they are listed."
     )
 
@@ -121,11 +121,11 @@ def _df(families: Families) -> str:
 
 def _margin(study: RecordedStudy) -> str:
     margin = study.document["margin"]
-    said = f"{in_points(margin)}, the smallest difference that matters here, as the study states"
+    said = f"{in_points(margin)}, the smallest difference that matters, as the study states"
     entries = [entry for entry in study.record.ledger if entry.kind == "margin"]
     current = [entry for entry in entries if entry.detail == f"{margin:g}"]
     if not current:
-        return f"{said}; when it was stated was not recorded."
+        return f"{said}; the date was not recorded."
     first = min(current, key=lambda entry: entry.when)
     before = (
         "before any run had finished" if not first.num_runs else f"after {count(first.num_runs, 'run')} had finished"
@@ -145,12 +145,16 @@ def _looks(study: RecordedStudy, families: Families) -> Iterator[tuple[str, str]
     if before:
         yield (
             "Looks declared late",
-            f"verdicts had been read before ({before[0].when[:10]}, planned: {before[0].detail}); these looks were not "
-            "declared before the results were known, and their levels do not hold.",
+            f"verdicts had been read before ({before[0].when[:10]}, planned: {before[0].detail}); these looks were "
+            "declared after results were known, and their levels do not hold.",
         )
     levels = ", ".join(f"{look.num_seeds} seeds at {level_name(look.alpha)}" for look in taken.taken) or "none yet"
     said = f"declared at {', '.join(map(str, study.looks))} seeds; taken: {levels}"
-    said += f"; next at {taken.pending.num_seeds}" if taken.pending else "; all is decided, or the last look was taken"
+    said += (
+        f"; next at {taken.pending.num_seeds}"
+        if taken.pending
+        else "; all comparisons are decided, or the last look was taken"
+    )
     yield "Looks", f"{said}. Each interval has the level of its look (O'Brien and Fleming's spending of 5%)."
     beyond = [run for run in study.ended if run.seed in study.document["seeds"]]
     asked = {arm: set(study.document["seeds"][:num]) for arm, num in taken.wanted.items()}
@@ -161,7 +165,7 @@ def _looks(study: RecordedStudy, families: Families) -> Iterator[tuple[str, str]
 
 
 def _added_by_hand(study: RecordedStudy, earlier: Sequence[LedgerEntry]) -> Iterator[tuple[str, str]]:
-    """Marks on a study without looks whose verdicts were read before all its runs were there."""
+    """Caveats of a study without looks whose verdicts were read before all its runs had ended."""
     planned = len(study.document["seeds"])
     entry = seeds_added(study)
     if entry is not None:
@@ -169,16 +173,16 @@ def _added_by_hand(study: RecordedStudy, earlier: Sequence[LedgerEntry]) -> Iter
             ADDED,
             f"{planned - int(entry.detail)} per arm, after verdicts had been read at {entry.detail} seeds "
             f"({entry.when[:10]}), outside any pre-declared look. Adding seeds until something shows finds a "
-            "difference between equal arms in up to 15% of studies instead of 5%; take these intervals for too narrow.",
+            "difference between equal arms in up to 15% of studies instead of 5%; these intervals are too narrow.",
         )
     same = [one for one in earlier if not (one.detail.isdigit() and int(one.detail) < planned)]
     early = [one for one in same if one.num_runs < len(study.finished)]
     if early:
         yield (
             "Read early",
-            f"verdicts were read {count(len(early), 'time')} before all planned runs were there (first with "
-            f"{count(early[0].num_runs, 'run')}, {early[0].when[:10]}). That is harmless as long as nothing was "
-            "changed or stopped for what they said.",
+            f"verdicts were read {count(len(early), 'time')} before all planned runs had ended (first with "
+            f"{count(early[0].num_runs, 'run')}, {early[0].when[:10]}). That is harmless if nothing was changed or "
+            "stopped because of them.",
         )
 
 
@@ -203,14 +207,14 @@ def _test_set(study: RecordedStudy) -> str:
 
 
 def _num_states_read(study: RecordedStudy) -> int:
-    """At how many states of the record verdicts were read; the present one counts whether it was entered or not."""
+    """Number of states of the record at which verdicts were read, including the present one."""
     read = [entry for entry in study.record.ledger if entry.kind == "verdicts"]
     is_entered = any(entry.num_runs == len(study.finished) for entry in read)
     return len(read) + (not is_entered)
 
 
 def _num_evaluations(study: RecordedStudy) -> int:
-    """As recorded; as planned where curves cannot be read."""
+    """Number of evaluations on the test set; the planned number where curves cannot be read."""
     if study.curves is not None:
         return int(study.curves["test_accuracy"].notna().sum())
     recipes = [study.arms[run.arm]["recipe"] for run in study.ended]
@@ -223,7 +227,7 @@ def _averaging(study: RecordedStudy) -> Iterator[tuple[str, str]]:
         yield (
             "Flip-averaged",
             f"{', '.join(averaged)}: test-time augmentation; a prediction is the mean over an image and its mirror "
-            "image. Compare only with figures that were made so, too.",
+            "image. Compare only with results of the same kind.",
         )
     if averaged := [name for name, arm in arms.items() if arm["recipe"].get("ema")]:
         yield "Averaged weights", f"{', '.join(averaged)}: evaluated with an exponential moving average of the weights."

@@ -1,7 +1,7 @@
 """A report as blocks: what it says, in which order. Each format that people read renders these blocks, and no more.
 
-A block is prose, a list, commands, a table, a figure, details that may be folded, or a section of other blocks.
-`build_document` makes them from the numbers of a `Report`; a format walks them and decides only how they look.
+`build_document` makes the blocks from the numbers of a `Report`; a format walks them and decides only how they look:
+prose, lists, commands, tables, figures, details that may be folded, and sections of other blocks.
 Nothing heavy is imported before a document is built, so that a format can import its blocks at the top of its file.
 """
 
@@ -139,6 +139,17 @@ class Rendered:
     text: str
     files: dict[str, str] = field(default_factory=dict)
     """Content by path, relative to the folder of the report."""
+
+
+def walk(blocks: Iterable[Block], level: int = 1) -> Iterator[tuple[int, Block]]:
+    """Every block in reading order, with the level of its heading or of the section around it.
+
+    Sections are entered, details are not: a format may fold them.
+    """
+    for block in blocks:
+        yield level, block
+        if isinstance(block, Section):
+            yield from walk((*block.blocks, *block.aside), level + 1)
 
 
 def build_document(report: Report, *, ink: str | None = None) -> Document:

@@ -16,7 +16,7 @@ from cifar_ablate.analysis.sentences import count, points
 from cifar_ablate.analysis.types import Interval
 from cifar_ablate.report.families import Families, used_seeds
 from cifar_ablate.report.formatting import quoted, run_command
-from cifar_ablate.report.recorded_study import RecordedStudy, mean_sd
+from cifar_ablate.report.recorded_study import RecordedStudy
 from cifar_ablate.report.types import Calibration, ClassEffect, Curve, MeanSd, PublishedRow, Reproduce, WidthCurve
 from cifar_ablate.spec.schema import Published
 
@@ -27,14 +27,14 @@ VERSIONED = ("cifar_ablate", "python", "torch", "torchvision", "timm", "numpy", 
 
 
 def class_effects(study: RecordedStudy, families: Families) -> tuple[ClassEffect, ...]:
-    """Every arm against the baseline, class by class; none without predictions."""
+    """Differences of every arm from the baseline by class; empty without predictions."""
     baseline = study.document["baseline"]
     if study.predictions is None or len(study.class_names) > MAX_CLASSES:
         return ()
     contrasts = [one.contrast for family in families.families[:1] for one in family.comparisons]
     references = {one.arm: baseline for one in contrasts if one.estimate is not None}
     correct = dict(study.correct)
-    for one in contrasts:  # with looks: only seeds that the arm's look has asked for
+    for one in contrasts:  # with looks: only the seeds of the arm's look
         used = used_seeds(study, one)
         correct[one.arm] = {seed: right for seed, right in study.correct.get(one.arm, {}).items() if seed in used}
     found = class_effects_of(correct, study.predictions.labels, references)
@@ -52,10 +52,10 @@ def class_effects(study: RecordedStudy, families: Families) -> tuple[ClassEffect
 
 
 def calibrations(study: RecordedStudy) -> tuple[Calibration, ...]:
-    """Of every arm that has finished runs."""
+    """Calibration of every arm that has finished runs."""
     found = []
     for arm in study.arms:
-        nll, ece = (mean_sd(study.by_seed(arm, metric).values()) for metric in ("test_nll", "test_ece"))
+        nll, ece = study.mean_sd(arm, "test_nll"), study.mean_sd(arm, "test_ece")
         if nll is not None or ece is not None:
             found.append(Calibration(arm, nll, ece, _bins(study, arm)))
     return tuple(found)
@@ -65,13 +65,13 @@ def _bins(study: RecordedStudy, arm: str) -> tuple[Bin, ...]:
     predictions = study.predictions
     if predictions is None or predictions.confidence is None:
         return ()
-    rows = study.rows_of.get(arm, [])
+    rows = [index for index, run in enumerate(study.finished) if run.arm == arm]
     right = predictions.predicted[rows] == predictions.labels
     return reliability(predictions.confidence[rows].astype(np.float64).ravel(), right.ravel())
 
 
 def published_rows(study: RecordedStudy, spreads: Mapping[str, MeanSd | None]) -> tuple[PublishedRow, ...]:
-    """Published figures beside ours; of a variant they are about other recipes."""
+    """Published figures and ours; those of a variant have other recipes."""
     why = "of a variant" if study.document["variant"] else "tuned" if study.tuned is not None else ""
     rows = []
     for arm, values in study.document["published"].items():
@@ -103,7 +103,7 @@ def _t_intervals(measured: MeanSd | None) -> tuple[Interval | None, Interval | N
 
 
 def _published_text(arm: str, published: Published, measured: MeanSd | None, run: Interval | None, why: str) -> str:
-    """``why``: what makes these other recipes than the published ones; empty where nothing does."""
+    """``why``: the reason that recipes differ from the published ones; empty where they do not."""
     note = f" ({published.note})" if published.note else ""
     said = f"{arm}: {published.accuracy:g}% published{note}"
     if measured is None:
@@ -136,7 +136,7 @@ def curves(study: RecordedStudy) -> dict[str, dict[int, Curve]]:
 
 
 def width_curve(families: Families) -> WidthCurve | None:
-    """How intervals against the baseline would shrink with seeds; None without an interval."""
+    """Expected width of intervals against the baseline by number of seeds; None without an interval."""
     if not families.families:
         return None
     of_family = families.families[0].comparisons
@@ -156,13 +156,13 @@ def _has_interval(contrast: Contrast) -> bool:
 
 
 def _grid(now: int) -> Sequence[int]:
-    """2 seeds to 4 times as many as there are, at least 20, in steps that grow."""
+    """From 2 seeds to 4 times the present number, at least 20, in growing steps."""
     last = max(20, 4 * now)
     return sorted({*range(2, 21), *(round(float(num)) for num in np.geomspace(20, last, 8)), now} - {0, 1})
 
 
 def classes_text(effects: Sequence[ClassEffect]) -> str:
-    """What the per-class differences show, in a sentence."""
+    """Which per-class differences stand out, in a sentence."""
     if not effects:
         return "No per-class differences: they need per-image predictions and at least two shared seeds."
     shown = sorted((one for one in effects if one.is_shown), key=lambda one: -abs(one.estimate))
@@ -175,7 +175,7 @@ def classes_text(effects: Sequence[ClassEffect]) -> str:
 
 
 def reproduce(study: RecordedStudy, shared: RecordedStudy | None) -> Reproduce:
-    """Commands, commits, versions and data; ``shared``: the study that a tuned one is compared with."""
+    """Commands, commits, versions and data; ``shared`` is the study that a tuned one is compared with."""
     document, environments = study.document, list(study.environments.values())
     commits = dict.fromkeys(
         f"{one['git_commit'][:12]}{' with changes' if one.get('git_dirty') else ''}"

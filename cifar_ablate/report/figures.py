@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 MINUS = "\N{MINUS SIGN}"
 INK = "#010203"
-"""Stands for the colour of text and axes while drawing; the page decides which one that is."""
+"""Placeholder for the colour of text and axes, which the page decides."""
 GROUND = "#fdfcfb"
-"""Stands for what the figure is drawn on."""
+"""Placeholder for the background."""
 GREY = "#8a8a8a"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#a05a00")
-"""Okabe and Ito's colours for all kinds of sight, the yellow left out, two darker ones added."""
+"""Okabe and Ito's colours, safe for colour-blind readers, with two darker ones instead of the yellow."""
 MARKERS = "osD^vPXh"
 DASHES = ("-", "--", "-.", ":")
 _STYLE: Any = {
@@ -64,7 +64,7 @@ PITCH = 2.6
 
 @dataclass(frozen=True)
 class Pen:
-    """How an arm looks in every figure of its study; marker and dashes tell it apart without colour."""
+    """How an arm is drawn in every figure of its study; marker and dashes distinguish it without colour."""
 
     color: str
     marker: str
@@ -87,7 +87,7 @@ def pens(arms: Sequence[str], baseline: str) -> dict[str, Pen]:
 
 @contextmanager
 def drawing(name: str) -> Iterator[None]:
-    """In the block figures have our style, and ids that depend on ``name`` alone."""
+    """Draws figures in our style, with ids that depend on ``name`` alone."""
     from matplotlib import rc_context
 
     with rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
@@ -302,7 +302,7 @@ def _classes(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | N
     kept = sum(one.is_shown for one in effects)
     caption = (
         f"Difference against {study.baseline} on each class, points. Bold cells on colour ({kept} of {len(effects)}) "
-        "are kept by Benjamini and Hochberg at 5%; the plain ones are not to be read as effects."
+        "are significant by Benjamini and Hochberg at 5%; do not read the plain ones as effects."
     )
     return canvas, caption
 
@@ -342,10 +342,10 @@ def _reliability(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str]
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
     canvas.supxlabel("confidence", fontsize=10)
-    canvas.supylabel("share that is right", fontsize=10)
+    canvas.supylabel("accuracy", fontsize=10)
     return canvas, (
-        "Reliability over 15 bins, all runs of an arm together: on the line, confidences mean what they say; below it, "
-        "the network is too sure. Larger marks hold more predictions."
+        "Reliability over 15 bins, all runs of an arm together: on the line, confidence equals accuracy; below it, "
+        "the network is overconfident. Larger marks hold more predictions."
     )
 
 
@@ -382,8 +382,8 @@ def _width(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | Non
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="seeds per arm", ylabel="half the 95% interval, points")
     return canvas, (
-        "How far a simultaneous 95% interval on this test set would reach with more seeds and the spread seen here. "
-        "Intervals for new images end at the dotted floor, however many seeds: to get below takes a larger test set."
+        "Expected half-width of a simultaneous 95% interval on this test set with more seeds, at the observed spread. "
+        "Intervals for new images cannot get below the dotted floor with more seeds, only with a larger test set."
     )
 
 
@@ -410,7 +410,7 @@ def _own_best(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | 
     return canvas, (
         "Each difference with the shared recipe (dashed) and with each arm's own best (solid), with simultaneous 95% "
         f"intervals; the band is your margin of {in_points(study.margin)}. A filled mark is a difference that was "
-        "shown; a verdict in bold is one on which one would do something else now."
+        "shown; a verdict in bold changes the decision."
     )
 
 

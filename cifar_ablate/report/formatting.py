@@ -4,51 +4,27 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cifar_ablate.harmless import on_one_line
-from cifar_ablate.report.types import ArmRow, Family, MeanSd
+from cifar_ablate.report.types import Family
 
 
-def ok_of_started(row: ArmRow) -> str:
-    """Finished of started runs."""
-    return f"{row.num_finished}/{row.num_started}"
+def listed(names: Sequence[str], mark: str = ", ", *, last: str = "", most: int = 6) -> str:
+    """``a, b, c``, or the first ``most`` names and how many more there are; ``last`` joins the last one (" and ")."""
+    if len(names) > most:
+        return f"{mark.join(names[:most])}{mark}and {len(names) - most} more"
+    return (last or mark).join([*([mark.join(names[:-1])] if len(names) > 1 else []), *names[-1:]])
 
 
-def ok_of_planned(row: ArmRow) -> str:
-    """Finished of planned runs, and what became of the others."""
-    others = [f"{count} {outcome}" for outcome, count in sorted(row.outcomes.items()) if outcome != "finished"]
-    return f"{row.num_finished}/{row.num_planned}" + (f" ({', '.join(others)})" if others else "")
-
-
-def mean(row: ArmRow) -> str:
-    """Mean test accuracy in percent."""
-    return nothing(row) if row.test_accuracy is None else f"{row.test_accuracy.mean:.2f}" + averaged(row)
-
-
-def nothing(row: ArmRow) -> str:
-    """Why an arm has no accuracy."""
-    return "none finished" if row.num_started else "not run"
-
-
-def sd_with_floor(row: ArmRow) -> str:
-    """Seed spread, with what flips of single images alone would give."""
-    if row.test_accuracy is None or row.test_accuracy.sd is None:
-        return ""
-    floor = "" if row.sd_floor is None else f" ({row.sd_floor:.2f})"
-    return f"{row.test_accuracy.sd:.2f}{floor}" + (", luckily small" if row.is_sd_lucky else "")
-
-
-def with_sd(spread: MeanSd | None, decimals: int = 2) -> str:
-    """Mean, and standard deviation in brackets."""
-    if spread is None:
-        return ""
-    return f"{spread.mean:.{decimals}f}" + ("" if spread.sd is None else f" ({spread.sd:.{decimals}f})")
+def first_few(numbers: Sequence[int], most: int = 12) -> str:
+    """``0, 1, 2, ...``"""
+    return ", ".join(map(str, numbers[:most])) + (", ..." if len(numbers) > most else "")
 
 
 def size(family: Family) -> str:
-    """How many comparisons share the level, and what became of the others."""
+    """How many comparisons share a level, and why others do not."""
     contrasts = [one.contrast for one in family.comparisons]
     num = max((one.num_comparisons for one in contrasts if not one.is_diverged), default=0)
     alone = sum(one.is_diverged for one in contrasts)
@@ -59,37 +35,15 @@ def size(family: Family) -> str:
     return "; ".join(parts)
 
 
-def averaged(row: ArmRow) -> str:
-    """Says where accuracies are of mirror images, too."""
-    return ", flip-averaged" if row.is_flip_averaged and row.test_accuracy is not None else ""
-
-
-def differs(row: ArmRow, baseline: str) -> str:
-    """What the arm has changed, and from which arm."""
-    if row.parent is None:
-        return "baseline"
-    said = "; ".join(row.differs)
-    return said if row.parent == baseline else f"from {row.parent}: {said}"
-
-
-def p_value(p: float | None) -> str:
-    """Three decimals where it matters, and no false zero."""
-    if p is None:
-        return ""
-    return "<0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
-
-
-def duration(seconds: float | None) -> str:
+def duration(seconds: float) -> str:
     """Seconds, minutes or hours."""
-    if seconds is None:
-        return ""
     if seconds < 100:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.{1 if seconds < 360_000 else 0}f} h"
 
 
 def quoted(word: str) -> str:
-    """A word of a command, for a shell and on one line: one that begins a line would end a block of code."""
+    """A word of a command, quoted for a shell and on one line: a line break would end a block of code."""
     return on_one_line(shlex.quote(word))
 
 
@@ -100,7 +54,7 @@ def overlay_options(variant: str) -> str:
 
 
 def run_command(document: Mapping[str, Any]) -> str:
-    """What trains the study. Older records do not know its file, and one with line breaks would end a code block."""
+    """The command that trains the study; its name stands for a file that is not recorded or not printable."""
     file = document.get("file", "")
     if not file or not file.isprintable():
         file = f"{document['study']}.yaml"

@@ -8,8 +8,8 @@ from __future__ import annotations
 from cifar_ablate.analysis import Contrast, Interval, Verdict, label
 from cifar_ablate.analysis.moves import Move
 from cifar_ablate.analysis.sentences import in_points, interval, level_name, points
-from cifar_ablate.report import formatting
 from cifar_ablate.report.document import Cell, Column, Table
+from cifar_ablate.report.formatting import duration, size
 from cifar_ablate.report.tuned import CHANGES_IN_WORDS, setting
 from cifar_ablate.report.types import (
     ArmRow,
@@ -24,7 +24,7 @@ from cifar_ablate.report.types import (
 )
 
 MAX_CLASS_COLUMNS = 20
-"""With more classes than that they are rows, and the arms are columns."""
+"""With more classes, classes are rows and arms are columns."""
 
 SYMBOLS = {
     Verdict.BETTER: "\N{BLACK UP-POINTING TRIANGLE}",
@@ -37,11 +37,11 @@ SYMBOLS = {
     Verdict.SINGLE_RUN: "1",
     Verdict.DIVERGED: "\N{MULTIPLICATION SIGN}",
 }
-"""A sign for each verdict, so that none is told by colour alone."""
+"""A sign for each verdict: colour alone does not distinguish them."""
 
 
 def number(value: float | None, decimals: int = 2) -> Cell:
-    """A number without a sign of its own, rounded."""
+    """A rounded number; only negative ones have a sign."""
     return Cell() if value is None else Cell(f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}"), value)
 
 
@@ -66,18 +66,16 @@ def percents(found: Interval | None) -> Cell:
 
 
 def p_value(p: float | None) -> Cell:
-    """A p value; none is given as a false 0."""
-    return Cell(formatting.p_value(p), p)
+    """A p value with two or three decimals; never 0."""
+    return Cell() if p is None else Cell("<0.001" if p < 0.001 else f"{p:.{3 if p < 0.1 else 2}f}", p)
 
 
-def seconds(value: float | None) -> Cell:
-    """A time in words, sorted by its seconds."""
-    return Cell(formatting.duration(value), value)
-
-
-def mean_and_sd(spread: MeanSd | None, decimals: int = 2, marks: str = "") -> Cell:
-    """A mean with its standard deviation over seeds in brackets; ``marks`` stand behind it."""
-    return Cell(formatting.with_sd(spread, decimals) + marks, None if spread is None else spread.mean)
+def mean_and_sd(found: MeanSd | None, decimals: int = 2, marks: str = "") -> Cell:
+    """A mean with its standard deviation over seeds in brackets, and ``marks`` after it."""
+    if found is None:
+        return Cell()
+    sd = "" if found.sd is None else f" ({found.sd:.{decimals}f})"
+    return Cell(f"{found.mean:.{decimals}f}{sd}{marks}", found.mean)
 
 
 def verdict_table(study: StudyReport, family: Family) -> Table:
@@ -102,7 +100,7 @@ def verdict_table(study: StudyReport, family: Family) -> Table:
         Column("Own-pair p (Holm)"),
     )
     caption = (
-        f"Comparisons {family.name}, {formatting.size(family)}. Differences in points of test accuracy, last epoch; "
+        f"Comparisons {family.name}, {size(family)}. Differences in points of test accuracy, last epoch; "
         "errors: relative change of the mean test error."
     )
     if any(one.contrast.num_seeds != rows[one.contrast.arm].num_finished for one in family.comparisons):
@@ -111,10 +109,24 @@ def verdict_table(study: StudyReport, family: Family) -> Table:
 
 
 def _who(row: ArmRow) -> tuple[Cell, ...]:
-    accuracy = row.test_accuracy
-    mean, sd = (None, None) if accuracy is None else (accuracy.mean, accuracy.sd)
-    started = Cell(formatting.ok_of_started(row), row.num_finished)
-    return Cell(row.name), started, Cell(formatting.mean(row), mean), Cell(formatting.sd_with_floor(row), sd)
+    """An arm's name, runs, mean and spread."""
+    started, found = Cell(f"{row.num_finished}/{row.num_started}", row.num_finished), row.test_accuracy
+    if found is None:
+        return Cell(row.name), started, Cell(_why_no_accuracy(row)), Cell()
+    sd = Cell()
+    if found.sd is not None:
+        floor = "" if row.sd_floor is None else f" ({row.sd_floor:.2f})"
+        sd = Cell(f"{found.sd:.2f}{floor}{', luckily small' if row.is_sd_lucky else ''}", found.sd)
+    return Cell(row.name), started, Cell(f"{found.mean:.2f}{_marks(row)}", found.mean), sd
+
+
+def _why_no_accuracy(row: ArmRow) -> str:
+    return "none finished" if row.num_started else "not run"
+
+
+def _marks(row: ArmRow) -> str:
+    """What distinguishes accuracies that were measured in another way."""
+    return ", flip-averaged" if row.is_flip_averaged else ""
 
 
 def _what(one: Comparison) -> tuple[Cell, ...]:
@@ -144,7 +156,7 @@ def _new_images(one: Comparison) -> Cell:
 
 
 def arms_table(study: StudyReport) -> Table:
-    """What the arms are, and what each cost."""
+    """The arms: changes, runs, accuracies and training time."""
     published = {row.arm: row.published for row in study.published}
     has_published = any(row.name in published for row in study.rows)
     columns = [Column("Arm", "name"), Column("Differs by", "prose"), Column("Epochs"), Column("n ok/planned")]
@@ -152,20 +164,35 @@ def arms_table(study: StudyReport) -> Table:
     columns += [Column("Published, %")] if has_published else []
     lines = []
     for row in study.rows:
-        marks = formatting.averaged(row)
-        cells = [Cell(row.name), Cell(formatting.differs(row, study.baseline)), number(row.epochs, 0)]
-        cells += [Cell(formatting.ok_of_planned(row), row.num_finished), _test(row, marks)]
+        accuracy, marks = row.test_accuracy, _marks(row)
+        cells = [Cell(row.name), Cell(_differs(row, study.baseline)), number(row.epochs, 0), _runs_of(row)]
+        cells += [mean_and_sd(accuracy, marks=marks) if accuracy is not None else Cell(_why_no_accuracy(row))]
         cells += [mean_and_sd(row.train_accuracy, marks=marks), seconds(row.train_seconds)]
         if has_published:
             figure = published.get(row.name)
             cells.append(Cell() if figure is None else Cell(f"{figure.accuracy:g}", figure.accuracy))
         lines.append(tuple(cells))
-    caption = "Accuracy of the last epoch, mean over seeds; time is that of one run, mean over the finished ones."
+    caption = "Accuracy of the last epoch, mean over seeds; training time of one run, mean over the finished ones."
     return Table("arms", caption, tuple(columns), tuple(lines))
 
 
-def _test(row: ArmRow, marks: str) -> Cell:
-    return Cell(formatting.nothing(row)) if row.test_accuracy is None else mean_and_sd(row.test_accuracy, marks=marks)
+def _differs(row: ArmRow, baseline: str) -> str:
+    if row.parent is None:
+        return "baseline"
+    said = "; ".join(row.differs)
+    return said if row.parent == baseline else f"from {row.parent}: {said}"
+
+
+def _runs_of(row: ArmRow) -> Cell:
+    """Finished of planned runs, and the outcomes of the others."""
+    others = [f"{count} {outcome}" for outcome, count in sorted(row.outcomes.items()) if outcome != "finished"]
+    said = f"{row.num_finished}/{row.num_planned}"
+    return Cell(f"{said} ({', '.join(others)})" if others else said, row.num_finished)
+
+
+def seconds(value: float | None) -> Cell:
+    """A duration, sorted by its seconds."""
+    return Cell() if value is None else Cell(duration(value), value)
 
 
 def classes_table(study: StudyReport) -> Table | None:
@@ -192,7 +219,7 @@ def _class(effect: ClassEffect | None) -> Cell:
 
 
 def interactions_table(study: StudyReport) -> Table | None:
-    """Main effects and interactions; None where the design tells none."""
+    """Main effects and interactions; None where the design estimates none."""
     if not study.interactions:
         return None
     titles = ("Points", "95% simultaneous CI", "p adj.", "Added alone", "On top of all")
@@ -209,20 +236,20 @@ def interactions_table(study: StudyReport) -> Table | None:
         )
         for one in study.interactions
     )
-    return Table("interactions", "Effects that the design can tell, one family.", columns, rows)
+    return Table("interactions", "Effects that the design can estimate, one family.", columns, rows)
 
 
 def calibration_table(study: StudyReport) -> Table | None:
-    """How far confidences can be taken at their word; None where neither measure was recorded."""
+    """NLL and ECE on the test images; None where neither was recorded."""
     if not study.calibration:
         return None
     rows = tuple((Cell(one.arm), mean_and_sd(one.nll, 3), mean_and_sd(one.ece, 3)) for one in study.calibration)
     columns = (Column("Arm", "name"), Column("NLL, nats (sd)"), Column("ECE (sd)"))
-    return Table("calibration", "On the test images, mean over finished runs; less is better in both.", columns, rows)
+    return Table("calibration", "On the test images, mean over finished runs; lower is better in both.", columns, rows)
 
 
 def published_table(study: StudyReport) -> Table | None:
-    """Published figures beside ours; None where none was given."""
+    """Published figures and ours; None where none was given."""
     if not study.published:
         return None
     titles = ("Published, %", "Measured, % (sd)", "Difference", "95% CI of the mean", "95% range of one more run")
@@ -242,7 +269,7 @@ def published_table(study: StudyReport) -> Table | None:
 
 
 def runs_table(study: StudyReport) -> Table:
-    """Every run, with the ids under which MLflow knows it."""
+    """Every run, with its id in MLflow."""
     columns = [Column("Arm", "name"), Column("Seed"), Column("Outcome", "text")]
     columns += [Column("Test, %"), *(Column(title, is_wide_only=True) for title in ("Train, %", "NLL", "ECE", "Time"))]
     columns += [Column("Run id", "text"), Column("Fingerprint", "text", is_wide_only=True)]
@@ -267,7 +294,7 @@ def facts(study: StudyReport) -> str:
 
 
 def own_best_table(tuning: TuningReport) -> Table | None:
-    """Every comparison with the shared recipe and with own best ones; None where the shared one is not at hand."""
+    """Every comparison with the shared recipe and with own best ones; None without a record of the shared one."""
     if not tuning.is_at_hand or not tuning.comparisons:
         return None
     columns = (
@@ -287,13 +314,13 @@ def own_best_table(tuning: TuningReport) -> Table | None:
             *_side(one.shared),
             *_side(one.own_best),
             _move(one.move),
-            Cell(CHANGES_IN_WORDS[one.change], is_shown=one.change.is_flip),
+            Cell(CHANGES_IN_WORDS[one.change][0], is_shown=one.change.is_flip),
         )
         for one in tuning.comparisons
     )
     caption = (
-        f"With each arm's own best recipe: the comparisons of {tuning.shared}, whose arms share one recipe, beside "
-        "these. Points of test accuracy, each with the simultaneous interval of its family."
+        f"The comparisons of {tuning.shared}, whose arms share one recipe, and the same with each arm's own best "
+        "recipe. Points of test accuracy, each with the simultaneous interval of its family."
     )
     return Table("own-best", caption, columns, rows)
 
@@ -318,14 +345,14 @@ def _move(move: Move | None) -> Cell:
 
 
 def tuning_table(tuning: TuningReport) -> Table:
-    """What the search cost and found, by arm."""
-    titles = ("Best trial", "Val. as it stood, %", "Val. of the best, %", "Trials", "Pruned", "Failed", "Epochs")
+    """Cost and result of the search, by arm."""
+    titles = ("Best trial", "Val. as written, %", "Val. of the best, %", "Trials", "Pruned", "Failed", "Epochs")
     columns = [Column("Arm", "name"), *map(Column, titles), Column("Set to", "prose")]
     columns += [Column("Test, shared, % (sd)")] if tuning.is_at_hand else []
     columns += [Column("Test, own best, % (sd)")]
     rows = tuple(_tuned_arm(row, is_at_hand=tuning.is_at_hand) for row in tuning.arms)
     caption = (
-        "What the search cost and found. Validation accuracy is of the chosen trial, on images held out of the "
+        "Cost and result of the search. Validation accuracy is of the selected trial, on images held out of the "
         "training set; test accuracy is of these studies' runs, mean over seeds."
     )
     return Table("tuning", caption, tuple(columns), rows)
@@ -340,7 +367,7 @@ def _tuned_arm(row: TunedArmRow, *, is_at_hand: bool) -> tuple[Cell, ...]:
     counts = (found.trials, found.pruned, found.failed, found.epochs)
     return (
         Cell(row.name),
-        Cell(f"{found.trial}{' (as it stood)' if found.is_present else ''}", found.trial),
+        Cell(f"{found.trial}{' (as written)' if found.is_present else ''}", found.trial),
         Cell("not finite") if present is None else number(present),
         number(found.val_accuracy),
         *(number(one, 0) for one in counts),

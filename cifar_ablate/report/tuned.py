@@ -1,4 +1,4 @@
-"""Studies whose arms were tuned: each comparison with the shared recipe beside the same with each arm's own best.
+"""Studies whose arms were tuned: each comparison with the shared recipe, and the same with each arm's own best.
 
 A field that was searched may differ between arms and confounds nothing: each arm is at its own best value.
 """
@@ -17,8 +17,8 @@ from cifar_ablate.analysis.moves import Move, moves
 from cifar_ablate.analysis.sentences import count, in_points, interval, level_name, points
 from cifar_ablate.analysis.verdicts import RULED
 from cifar_ablate.records import StudyRecord
-from cifar_ablate.report.formatting import run_command
-from cifar_ablate.report.recorded_study import RecordedStudy, mean_sd
+from cifar_ablate.report.formatting import first_few, listed, run_command
+from cifar_ablate.report.recorded_study import RecordedStudy
 from cifar_ablate.report.types import Change, TunedArmRow, TunedComparison, TuningReport
 from cifar_ablate.spec.delta import Difference, differences_of
 from cifar_ablate.spec.tune import Tuned, label_of
@@ -29,7 +29,7 @@ _KINDS = {
     Verdict.EQUIVALENT: "within",
     Verdict.DIVERGED: "diverged",
 }
-"""Of verdicts; all others are open."""
+"""What a verdict says; all others leave the comparison open."""
 _CHANGES = {
     ("shown", "shown"): Change.REVERSED,
     ("shown", "within"): Change.LOST,
@@ -42,11 +42,7 @@ _CHANGES = {
     **{("diverged", after): Change.TRAINS for after in ("shown", "within", "open")},
     **{(before, "diverged"): Change.DIVERGES for before in ("shown", "within", "open")},
 }
-"""Of different verdicts, by their kinds."""
-MAX_SEEDS_NAMED = 12
-
-
-MAX_FIELDS_NAMED = 4
+"""What a change from one verdict to another one is, by what they say."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +50,18 @@ class RecipeDifferences:
     """What differs between the recipes of two arms."""
 
     changes: tuple[Difference, ...]
-    """That the arms make; with more than one, an effect is confounded."""
+    """Differences that confound an effect where there are several."""
     tuned: tuple[Difference, ...]
-    """In fields that were searched for at least one of the two."""
+    """Differences in fields that were searched for at least one of the two."""
 
     @property
     def in_words(self) -> tuple[str, ...]:
-        """Everything, and what of it was found by the search."""
+        """All differences; those that the search found are marked."""
         return (*map(str, self.changes), *(f"{one} (tuned)" for one in self.tuned))
 
 
 def between(study: RecordedStudy, before: str, after: str) -> RecipeDifferences:
-    """What differs between two arms; without a search all of it are changes."""
+    """What differs between two arms."""
     found = differences_of(study.arms[before]["recipe"], study.arms[after]["recipe"])
     tuned = study.tuned
     if tuned is None or not {before, after} & tuned.arms.keys():
@@ -77,14 +73,14 @@ def between(study: RecordedStudy, before: str, after: str) -> RecipeDifferences:
 
 
 def is_of_space(one: Difference, space: Iterable[str]) -> bool:
-    """Lies a difference in the fields of a space, at or below them, with all that it brings?"""
+    """Is a difference within the fields of a search space, with every value that it adds or removes?"""
     fields = tuple(space)
     if _is_within(one.path, fields):
         return True
     if one.before is not None and one.after is not None:
         return False
-    brought = list(_leaves(one.path, one.before if one.after is None else one.after))
-    return all(_is_within(path, fields) for path in brought)  # as of `ema`, where `ema.decay` was searched
+    leaves = _leaves(one.path, one.before if one.after is None else one.after)
+    return all(_is_within(path, fields) for path in leaves)  # such as `ema`, where `ema.decay` was searched
 
 
 def _is_within(path: str, fields: Iterable[str]) -> bool:
@@ -101,14 +97,11 @@ def _leaves(path: str, value: Any) -> Iterator[str]:
 
 def fields_in_words(space: Iterable[str]) -> str:
     """``optimizer.lr and schedule``."""
-    names = [name.removeprefix("augment.") for name in space]
-    if len(names) > MAX_FIELDS_NAMED:
-        return f"{', '.join(names[: MAX_FIELDS_NAMED - 1])} and {len(names) - MAX_FIELDS_NAMED + 1} more fields"
-    return " and ".join([*([", ".join(names[:-1])] if len(names) > 1 else []), *names[-1:]])
+    return listed([name.removeprefix("augment.") for name in space], last=" and ", most=4)
 
 
 def own_best_sentence(study: RecordedStudy, arm: str, reference: str, found: RecipeDifferences) -> str:
-    """At which of the searched values two arms are compared; empty where neither was tuned."""
+    """At which values of the searched fields two arms are compared; empty where neither was tuned."""
     tuned = study.tuned
     if tuned is None or not {arm, reference} & tuned.arms.keys():
         return ""
@@ -122,7 +115,7 @@ def own_best_sentence(study: RecordedStudy, arm: str, reference: str, found: Rec
 
 
 def shared_label(document: Mapping[str, Any]) -> str | None:
-    """Label of the record with the shared recipe, of a study whose arms were tuned; None of any other."""
+    """Label of the record of the shared recipe; None for a study whose arms were not tuned."""
     tuned = document.get("tuned")
     base = tuned.get("study") if isinstance(tuned, Mapping) else None
     if base is None or base == document["study"]:
@@ -131,13 +124,13 @@ def shared_label(document: Mapping[str, Any]) -> str | None:
 
 
 def shared_labels(records: Iterable[StudyRecord]) -> list[str]:
-    """Labels of records that the comparisons of these ask for, and that are not among them."""
+    """Labels of the shared recipes of these records, without those that are among them."""
     there = {record.label: shared_label(record.document) for record in records}
     return list(dict.fromkeys(label for label in there.values() if label is not None and label not in there))
 
 
 def change_of(shared: Contrast | None, own: Contrast) -> Change:
-    """What becomes of a verdict, by what one would do for it."""
+    """How a verdict changes from the shared recipe to own best ones, by the decision that follows from it."""
     known = RULED | {Verdict.DIVERGED}
     if shared is None or shared.verdict not in known or own.verdict not in known:
         return Change.UNKNOWN
@@ -146,7 +139,7 @@ def change_of(shared: Contrast | None, own: Contrast) -> Change:
 
 
 def tuning_report(study: RecordedStudy, shared: RecordedStudy | None) -> TuningReport | None:
-    """The shared recipe beside each arm's own best; None of a study whose arms were not tuned."""
+    """Comparison of the shared recipe with each arm's own best; None for a study whose arms were not tuned."""
     tuned, label = study.tuned, shared_label(study.document)
     if tuned is None:
         return None
@@ -180,19 +173,19 @@ def _row(study: RecordedStudy, shared: RecordedStudy | None, tuned: Tuned, name:
     return TunedArmRow(
         name=name,
         tuned=tuned.arms.get(name),
-        shared_test=mean_sd(shared.by_seed(name, "test_accuracy").values()) if shared is not None else None,
-        own_best_test=mean_sd(study.by_seed(name, "test_accuracy").values()),
+        shared_test=shared.mean_sd(name, "test_accuracy") if shared is not None else None,
+        own_best_test=study.mean_sd(name, "test_accuracy"),
     )
 
 
 def _missing(document: Mapping[str, Any], tuned: Tuned, label: str | None) -> str:
     if label is None:
-        return f"This study says that it was tuned from itself ({tuned.study}), so there is no shared recipe beside it."
+        return f"This study says that it was tuned from itself ({tuned.study}), so it has no shared recipe."
     own = document.get("file", "")
     file = str(PurePosixPath(own).with_name(f"{tuned.study}.yaml")) if own else ""
     command = run_command({"study": tuned.study, "file": file, "variant": document["variant"]})
     return (
-        f"The record of the shared recipe, {label}, is not at hand, so nothing stands beside these verdicts: "
+        f"The record of the shared recipe, {label}, is missing, so these verdicts are compared with nothing: "
         f"`{command}` makes it."
     )
 
@@ -218,7 +211,7 @@ def _comparisons(study: RecordedStudy, shared: RecordedStudy | None) -> Iterator
 
 
 def _moves(study: RecordedStudy, shared: RecordedStudy | None, contrasts: Sequence[Contrast]) -> list[Move | None]:
-    """How far differences moved; not with looks, whose seeds and levels were chosen by the differences."""
+    """By how much differences moved; unknown with looks, where the differences decided seeds and levels."""
     none: list[Move | None] = [None] * len(contrasts)
     if shared is None or study.looks or shared.looks:
         return none
@@ -234,22 +227,22 @@ def _moves(study: RecordedStudy, shared: RecordedStudy | None, contrasts: Sequen
 
 
 def _key(study: RecordedStudy, arm: str) -> str:
-    """What equal trainings share."""
+    """The same for equal recipes."""
     return str(study.arms[arm]["recipe_id"])
 
 
 def unlike(study: RecordedStudy, shared: RecordedStudy) -> Iterator[str]:
-    """In what two records differ beside the values that were searched, each in a sentence."""
+    """Differences between two records other than the values that were searched, each as a sentence."""
     tuned, here, there = study.tuned, study.document, shared.document
     if tuned is None:
         return
     if tuned.variant != here["variant"]:
         was, now = (f"under {one}" if one else "without an overlay" for one in (tuned.variant, here["variant"]))
-        yield f"values were searched {was}, and these runs are {now}."
+        yield f"the values were searched {was}, these runs are {now}."
     if here["seeds"] != there["seeds"]:
-        yield f"seeds {_seeds(there)} with the shared recipe, {_seeds(here)} here."
+        yield f"seeds {first_few(there['seeds'])} with the shared recipe, {first_few(here['seeds'])} here."
     if list(here.get("looks", ())) != list(there.get("looks", ())):
-        yield "one of the two has other looks, so their intervals have other levels."
+        yield "the two have different looks, so their intervals have different levels."
     if here["margin"] != there["margin"]:
         yield f"the margin is {in_points(there['margin'])} with the shared recipe, {in_points(here['margin'])} here."
     if here["baseline"] != there["baseline"]:
@@ -259,73 +252,56 @@ def unlike(study: RecordedStudy, shared: RecordedStudy) -> Iterator[str]:
 
 def _unlike_arms(study: RecordedStudy, shared: RecordedStudy, tuned: Tuned) -> Iterator[str]:
     if others := sorted(study.arms.keys() ^ shared.arms.keys()):
-        yield f"only one of the two has {', '.join(others)}, so the families have other sizes."
+        yield f"only one of the two has {', '.join(others)}, so the families differ in size."
     both = [name for name in study.arms if name in shared.arms]
     for what, key in (("images (data digest)", "data_digest"), ("precision", "precision")):
         if names := [name for name in both if study.arms[name][key] != shared.arms[name][key]]:
-            yield f"other {what}: {', '.join(names)}."
+            yield f"different {what}: {', '.join(names)}."
     for name in both:
         found = differences_of(shared.arms[name]["recipe"], study.arms[name]["recipe"])
         fields = tuned.space if name in tuned.arms else ()
         if beside := [str(one) for one in found if not is_of_space(one, fields)]:
-            yield f"{name} differs from its shared recipe in what was not searched, too: {'; '.join(beside)}."
+            yield f"{name} differs from its shared recipe also in what was not searched: {'; '.join(beside)}."
     for side, record in (("with the shared recipe", shared), ("here", study)):
         wanted = 0 if record.looks else sum(len(arm["seeds"]) for arm in record.arms.values())
         if left := max(0, wanted - len(record.ended)):
             yield f"{side} {left} of {wanted} planned runs {'has' if left == 1 else 'have'} no result yet."
 
 
-def _seeds(document: Mapping[str, Any]) -> str:
-    seeds = [str(seed) for seed in document["seeds"]]
-    return ", ".join(seeds[:MAX_SEEDS_NAMED]) + (", ..." if len(seeds) > MAX_SEEDS_NAMED else "")
-
-
 CHANGES_IN_WORDS = {
-    Change.STANDS: "stands",
-    Change.REVERSED: "reversed",
-    Change.LOST: "does not survive tuning",
-    Change.FOUND: "appears only after tuning",
-    Change.SETTLED: "within the margin only after tuning",
-    Change.OPENED: "open again after tuning",
-    Change.TRAINS: "diverged only before tuning",
-    Change.DIVERGES: "diverges only after tuning",
-    Change.OPEN: "open in both",
-    Change.UNKNOWN: "",
+    Change.STANDS: ("stands", "stands"),
+    Change.REVERSED: ("reversed", "is reversed by tuning"),
+    Change.LOST: ("does not survive tuning", "does not survive tuning"),
+    Change.FOUND: ("appears only after tuning", "appears only after tuning"),
+    Change.SETTLED: ("within the margin only after tuning", "is settled only after tuning"),
+    Change.OPENED: ("open again after tuning", "is open again after tuning"),
+    Change.TRAINS: ("diverged only before tuning", "diverged only with the shared recipe"),
+    Change.DIVERGES: ("diverges only after tuning", "diverges only at the arms' own best"),
+    Change.OPEN: ("open in both", "stays open"),
+    Change.UNKNOWN: ("", ""),
 }
-"""Of a verdict on the shared recipe, for tables."""
-_BECOMES = {
-    Change.STANDS: "stands",
-    Change.REVERSED: "is reversed by tuning",
-    Change.LOST: "does not survive tuning",
-    Change.FOUND: "appears only after tuning",
-    Change.SETTLED: "is settled only after tuning",
-    Change.OPENED: "is open again after tuning",
-    Change.TRAINS: "diverged only with the shared recipe",
-    Change.DIVERGES: "diverges only at the arms' own best",
-    Change.OPEN: "stays open",
-}
+"""How a verdict changed: in a table, and after "A against B"."""
 ONLY_TEST = (
-    "The best of {trials} on validation images looks better than it is: part of its lead is luck, which was selected. "
-    "Validation accuracies say what the search chose by, and only the columns of test accuracy say what it is worth. "
-    "Intervals are for the values as found: another search may find others, and no interval here counts that."
+    "The best of {trials} on validation images looks better than it is, because the search also selects lucky results. "
+    "Validation accuracies show what the search selected by; only the columns of test accuracy show what it is worth. "
+    "Intervals hold for the values that were found: another search may find others, and no interval covers that."
 )
-MAX_NAMED = 6
 
 
 def comparison_text(
     shared: Contrast | None, own: Contrast, change: Change, move: Move | None, *, is_at_hand: bool
 ) -> str:
-    """A comparison with the shared recipe and with own best ones, in a sentence or two."""
+    """A comparison with the shared recipe and with own best ones, in words."""
     who = f"{own.arm} against {own.reference}"
     if shared is None:
-        why = "the shared recipe has no such comparison" if is_at_hand else "the shared recipe is not at hand"
+        why = "the shared recipe has no such comparison" if is_at_hand else "the record of the shared recipe is missing"
         return f"{who}: {_said(own)} with each arm's own best recipe; {why}."
     if change is Change.UNKNOWN:
         return (
             f"{who}: {_said(shared)} with the shared recipe, {_said(own)} with each arm's own best; whether the "
-            "verdict stands cannot be said without both."
+            "verdict stands is not known without both."
         )
-    said = f"{who} {_BECOMES[change]}: {_said(shared)} with the shared recipe, "
+    said = f"{who} {CHANGES_IN_WORDS[change][1]}: {_said(shared)} with the shared recipe, "
     return f"{said}{_said(own)} with each arm's own best.{_moved(move, change)}"
 
 
@@ -340,26 +316,26 @@ def _moved(move: Move | None, change: Change) -> str:
     if move is None or (move.ci95 is None and move.estimate):
         return ""
     if move.ci95 is None:
-        return " Both are of the same recipes: the search changed neither arm."
+        return " Both have the same recipes: the search changed neither arm."
     moved = f" The difference moved by {points(move.estimate, like=move.ci95)} points (95% CI {interval(move.ci95)})"
     if change.is_flip and not move.is_shown:
-        return f"{moved}: the verdict changed, but that the difference did is not shown."
+        return f"{moved}: the verdict changed, but the data do not show that the difference did."
     return f"{moved}."
 
 
 def searched(tuned: Tuned) -> str:
-    """What was searched, how, and on what."""
-    listed = "; ".join(f"{name} ({words})" for name, words in tuned.space.items())
+    """What was searched, how, and on which data."""
+    space = "; ".join(f"{name} ({words})" for name, words in tuned.space.items())
     under = f" under {tuned.variant}" if tuned.variant else ""
     return (
-        f"Searched for each arm of {tuned.study}{under}: {listed}. Sampler {tuned.sampler}, pruner {tuned.pruner}, "
+        f"Searched for each arm of {tuned.study}{under}: {space}. Sampler {tuned.sampler}, pruner {tuned.pruner}, "
         f"{count(tuned.seeds, 'seed')} per trial, chosen by accuracy on {100 * tuned.val_fraction:g}% of the training "
         f"images, which trials were not trained on and runs are; {tuned.data}; last trial {tuned.date}."
     )
 
 
 def verdicts_text(comparisons: Sequence[TunedComparison]) -> str:
-    """How many verdicts flip and which, in a sentence; empty where none can be compared."""
+    """How many verdicts change and which; empty where none can be compared."""
     known = [one for one in comparisons if one.change is not Change.UNKNOWN]
     if not known:
         return ""
@@ -368,25 +344,24 @@ def verdicts_text(comparisons: Sequence[TunedComparison]) -> str:
         said = f"{'The one verdict does not flip' if len(known) == 1 else f'None of {len(known)} verdicts flips'}"
         said += " with each arm's own best recipe"
     else:
-        named = [f"{one.arm} against {one.reference} ({CHANGES_IN_WORDS[one.change]})" for one in flips]
-        more = f"; and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
+        named = [f"{one.arm} against {one.reference} ({CHANGES_IN_WORDS[one.change][0]})" for one in flips]
         verb = "flips" if len(flips) == 1 else "flip"
         said = f"Of {count(len(known), 'verdict')}, {len(flips)} {verb} with each arm's own best recipe: "
-        said += "; ".join(named[:MAX_NAMED]) + more
+        said += listed(named, "; ")
     stand, still = (sum(one.change is change for one in known) for change in (Change.STANDS, Change.OPEN))
     rest = [f"{stand} {'stands' if stand == 1 else 'stand'}"] if stand and flips else []
-    rest += [f"{still} {'is' if still == 1 else 'are'} open in both, with another verdict"] if still else []
+    rest += [f"{still} {'is' if still == 1 else 'are'} open in both, with a different verdict"] if still else []
     unknown = len(comparisons) - len(known)
     rest += [f"{count(unknown, 'other')} cannot be compared"] if unknown else []
     return f"{said}{'; ' if rest else ''}{', '.join(rest)}."
 
 
 def budgets(rows: Sequence[TunedArmRow]) -> Iterator[str]:
-    """In what the searches of the arms were unequal."""
+    """Ways in which the searches of the arms were unequal."""
     if left := [row.name for row in rows if row.tuned is None]:
         yield (
-            f"Not tuned, as written: {_listed(left)}. {'It is' if len(left) == 1 else 'They are'} compared with arms "
-            "that were tuned, which favours those."
+            f"Not tuned, as written: {listed(left, last=' and ')}. {'It is' if len(left) == 1 else 'They are'} "
+            "compared with arms that were tuned, which favours those."
         )
     trials = {row.name: row.tuned.trials for row in rows if row.tuned}
     if len(set(trials.values())) > 1:
@@ -405,30 +380,24 @@ def _by_number(numbers: dict[str, int], verb: str, noun: str) -> str:
     for name, number in sorted(numbers.items(), key=lambda one: -one[1]):
         groups.setdefault(number, []).append(name)
     parts = [
-        f"{_listed(names)} {f'{verb} {count(number, noun)}' if index == 0 else f'{number:,}'}"
+        f"{listed(names, last=' and ')} {f'{verb} {count(number, noun)}' if index == 0 else f'{number:,}'}"
         for index, (number, names) in enumerate(groups.items())
     ]
-    return _listed(parts, last=", ")
-
-
-def _listed(names: Sequence[str], last: str = " and ") -> str:
-    if len(names) > MAX_NAMED:
-        return f"{', '.join(names[:MAX_NAMED])} and {len(names) - MAX_NAMED} more"
-    return last.join([*([", ".join(names[:-1])] if len(names) > 1 else []), *names[-1:]])
+    return listed(parts)
 
 
 def only_test(rows: Sequence[TunedArmRow]) -> str:
-    """Why validation accuracies are no result."""
+    """Why validation accuracies are not results."""
     most = max((row.tuned.trials for row in rows if row.tuned), default=0)
     return ONLY_TEST.format(trials=f"{most} trials" if most > 1 else "several trials")
 
 
 def counterpart(tuned_label: str, tuning: TuningReport) -> tuple[str, str]:
-    """What the reader of the shared recipe's report must know: a keyword and its text."""
+    """A caveat for the report of the shared recipe: a keyword and its text."""
     said = verdicts_text(tuning.comparisons) or "No verdict can be compared yet."
     return "Tuned counterpart", f"{tuned_label} has each arm at its own best {fields_in_words(tuning.fields)}. {said}"
 
 
 def setting(name: str, value: Any) -> str:
-    """A tuned field as it was set: ``optimizer.lr 0.03``."""
+    """A tuned field and its value: ``optimizer.lr 0.03``."""
     return f"{name.removeprefix('augment.')} {f'{value:.4g}' if isinstance(value, float) else label_of(value)}"

@@ -45,7 +45,7 @@ class RunRow:
     test_accuracy: float | None
     train_accuracy: float | None
     nll: float | None
-    """Of the test images, in nats."""
+    """Negative log-likelihood per test image, in nats."""
     ece: float | None
     """Expected calibration error on the test images, in [0, 1]."""
     train_seconds: float | None
@@ -59,7 +59,7 @@ class ArmRow:
     parent: str | None
     """The arm that it was written against; None for the baseline."""
     differs: tuple[str, ...]
-    """From its parent, in words."""
+    """Differences from its parent, in words."""
     epochs: int
     num_planned: int
     outcomes: Mapping[str, int]
@@ -67,15 +67,15 @@ class ArmRow:
     test_accuracy: MeanSd | None
     train_accuracy: MeanSd | None
     outlying_seeds: tuple[int, ...]
-    """Of runs over 5 scaled MAD from the arm's median."""
+    """Seeds of runs over 5 scaled MAD from the arm's median."""
     sd_floor: float | None
-    """Seed spread in points that independent flips of images alone would give; None without predictions."""
+    """Seed spread in points that independent flips of single images alone would give; None without predictions."""
     is_sd_lucky: bool
-    """The seed spread is so far under its floor that chance is the likelier cause."""
+    """The seed spread is far below its floor, most likely by chance."""
     is_flip_averaged: bool
     """Accuracies are of the mean of an image and its mirror image: test-time augmentation."""
     is_weight_averaged: bool
-    """They are of an exponential moving average of the weights."""
+    """Accuracies are of an exponential moving average of the weights."""
     train_seconds: float | None
     """Mean over the finished runs."""
 
@@ -85,7 +85,7 @@ class ArmRow:
 
     @property
     def num_ended(self) -> int:
-        """With a result: divergence is one."""
+        """Runs with a result: finished or diverged."""
         return self.num_finished + self.outcomes.get("diverged", 0)
 
     @property
@@ -95,19 +95,19 @@ class ArmRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A contrast with what needs more than accuracies: new images, and what differs between the two arms."""
+    """A contrast, with its interval for new images and what differs between the two arms."""
 
     contrast: Contrast
     differs: tuple[str, ...]
-    """Between the arm and its reference, in words; with more than one, the effect is confounded."""
+    """Differences between the arm and its reference, in words; with more than one, the effect is confounded."""
     tuned: tuple[str, ...]
-    """Between the two in fields that were searched for each arm; no confounds."""
+    """Differences in fields that were searched for each arm; they do not confound."""
     new_images: NewImageInterval | None
     """At the level of one comparison of the family; None without predictions or under 3 seeds."""
     detectable: float | None
-    """Points that these seeds show with 80% power, with the contrast's own spread and level."""
+    """Points that these seeds detect with 80% power, at the contrast's own spread and level."""
     mcnemar_p: float | None
-    """McNemar's exact test of two single networks on the same images; None with more runs."""
+    """p of McNemar's exact test of two single networks on the same images; None with more runs."""
     divergence: Divergence | None
     """How often runs diverged; None where none did."""
     text: str
@@ -129,7 +129,7 @@ class Family:
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedRow:
-    """A published figure beside ours."""
+    """A published figure and ours."""
 
     arm: str
     published: Published
@@ -154,60 +154,60 @@ class ClassEffect:
     """Points."""
     p: float | None
     is_shown: bool
-    """Kept by Benjamini and Hochberg over all arms and classes at 5%."""
+    """Significant by Benjamini and Hochberg over all arms and classes at 5%."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How far confidences can be taken at their word, over the arm's finished runs."""
+    """Calibration on the test images, over the arm's finished runs."""
 
     arm: str
     nll: MeanSd | None
     ece: MeanSd | None
     bins: tuple[Bin, ...]
-    """Reliability of all runs together; empty where confidences were not recorded."""
+    """Reliability bins of all runs together; empty where confidences were not recorded."""
 
 
 @dataclass(frozen=True)
 class WidthCurve:
-    """Half the width of a simultaneous 95% interval, by seeds per arm, with the spread seen here."""
+    """Half the width of a simultaneous 95% interval by seeds per arm, at the observed spread."""
 
     num_seeds: tuple[int, ...]
     half_widths: tuple[float, ...]
     """Points."""
     test_set_floor: float | None
-    """Half the width of an interval for new images that is left with any number of seeds; None if not known."""
+    """The same for new images with infinitely many seeds; None if not known."""
     now: int
-    """Seeds per arm at present."""
+    """Present seeds per arm."""
 
 
 class Change(StrEnum):
-    """What becomes of a verdict on a shared recipe once each arm has its own best one."""
+    """How a verdict with the shared recipe compares with the one at each arm's own best."""
 
     STANDS = "stands"
     """The same verdict."""
     REVERSED = "reversed"
     """Better becomes worse, or worse better."""
     LOST = "lost"
-    """A difference that is no longer shown."""
+    """A difference is no longer shown."""
     FOUND = "found"
-    """A difference that was not shown before."""
+    """A difference is shown that was not shown before."""
     SETTLED = "settled"
-    """It was open, and the arms are within the margin of each other."""
+    """It was open; now the arms are within the margin of each other."""
     OPENED = "opened"
-    """They were within the margin of each other, and it is open."""
+    """The arms were within the margin of each other; now it is open."""
     TRAINS = "trains"
     """Runs diverged with the shared recipe only."""
     DIVERGES = "diverges"
     """Runs diverge with the own best recipe only."""
     OPEN = "open"
-    """Another verdict, and open in both: no difference was shown, nor that there is none that matters."""
+    """Two different verdicts, both open: neither a difference nor its absence is shown."""
     UNKNOWN = "unknown"
-    """One of the two has no verdict, or is not at hand."""
+    """One of the two has no verdict or no record."""
 
     @property
     def is_flip(self) -> bool:
-        """Would one do something else now?"""
+        """Is the decision another one than with the shared recipe?"""
         return self not in (Change.STANDS, Change.OPEN, Change.UNKNOWN)
 
 
@@ -219,11 +219,11 @@ class TunedComparison:
     arm: str
     reference: str
     shared: Contrast | None
-    """None where its record is not at hand, or does not have this comparison."""
+    """None where its record is missing or does not have this comparison."""
     own_best: Contrast
     change: Change
     move: Move | None
-    """How far the difference itself moved; None where that cannot be said."""
+    """By how much the difference moved; None where that is not known."""
     text: str
 
 
@@ -233,7 +233,7 @@ class TunedArmRow:
 
     name: str
     tuned: TunedArm | None
-    """If None, the arm stands as it was written."""
+    """None for an arm that was not tuned."""
     shared_test: MeanSd | None
     """Test accuracy over seeds with the shared recipe."""
     own_best_test: MeanSd | None
@@ -242,14 +242,14 @@ class TunedArmRow:
 
 @dataclass(frozen=True, kw_only=True)
 class TuningReport:
-    """The shared recipe beside each arm's own best one."""
+    """Each comparison with the shared recipe and with each arm's own best one."""
 
     study: str
-    """Whose arms were tuned."""
+    """Name of the study whose arms were tuned."""
     shared: str
     """Label of its record."""
     is_at_hand: bool
-    """If not, only the own best recipes are shown."""
+    """Was the record of the shared recipe found? If not, only own best recipes are shown."""
     fields: Mapping[str, str]
     """What was searched, in words, by field."""
     sampler: str
@@ -262,29 +262,29 @@ class TuningReport:
     arms: tuple[TunedArmRow, ...]
     comparisons: tuple[TunedComparison, ...]
     unlike: tuple[str, ...]
-    """In what the two records differ beside the values that were searched."""
+    """Differences between the two records other than the values that were searched."""
     budgets: tuple[str, ...]
-    """In what the searches of the arms were unequal."""
+    """Ways in which the searches of the arms were unequal."""
     missing: str
-    """How the shared recipe's record is made, where it is not at hand; else empty. `Code` stands in backquotes."""
+    """How to make the missing record of the shared recipe; empty where it was found. Holds `code` in backquotes."""
     sentences: tuple[str, ...]
     """What was searched, which verdicts flip, unequal budgets, unlike records, and what only the test columns say."""
 
     @property
     def flips(self) -> tuple[TunedComparison, ...]:
-        """Comparisons on which one would do something else now."""
+        """Comparisons whose decision changes."""
         return tuple(one for one in self.comparisons if one.change.is_flip)
 
 
 MAX_ARMS = 40
-"""More arms than that are no figure."""
+"""With more arms no figure is drawn."""
 Curve = tuple[tuple[int, float], ...]
 """Points (epoch, test accuracy in percent)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduce:
-    """How to get the same numbers again."""
+    """Commands, commits, versions and data that give the same numbers."""
 
     commands: tuple[str, ...]
     commits: tuple[str, ...]
@@ -299,10 +299,10 @@ class StudyReport:
 
     label: str
     is_variant: bool
-    """Recorded under an overlay, so published figures are not about these recipes."""
+    """Recorded under an overlay: published figures are of other recipes."""
     question: str
     data: tuple[str, ...]
-    """What the arms were trained and tested on, each described once."""
+    """Descriptions of the arms' data, without repetition."""
     baseline: str
     seeds: tuple[int, ...]
     looks: tuple[int, ...]
@@ -311,14 +311,14 @@ class StudyReport:
     rows: tuple[ArmRow, ...]
     runs: tuple[RunRow, ...]
     missing: tuple[str, ...]
-    """Runs that the study wants at present and that have no result: "arm seed"."""
+    """Planned runs without a result: "arm seed N"."""
     families: tuple[Family, ...]
     noise_floors: Mapping[str, NoiseFloor | None]
     """By the family's name."""
     noise_text: str
     interactions: tuple[Effect, ...]
     interaction_note: str
-    """Why interactions cannot be told, where they cannot; else empty."""
+    """Why interactions are not estimated; else empty."""
     next_steps: tuple[str, ...]
     class_effects: tuple[ClassEffect, ...]
     classes_text: str
@@ -328,12 +328,12 @@ class StudyReport:
     curves: Mapping[str, Mapping[int, Curve]]
     """Test accuracy by epoch, for each arm and seed."""
     must_know: tuple[tuple[str, str], ...]
-    """What the reader must know: a keyword and its text."""
+    """Caveats: a keyword and its text."""
     ledger: tuple[LedgerEntry, ...]
-    """When the test set was looked at, the margin set, and looks taken."""
+    """When the test set was read, the margin set, and looks taken."""
     reproduce: Reproduce
     tuning: TuningReport | None
-    """Beside the shared recipe, where each arm stands at its own best; None where nothing was tuned."""
+    """Comparison with the shared recipe; None where nothing was tuned."""
 
 
 @dataclass(frozen=True)

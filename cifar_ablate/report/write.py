@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from difflib import unified_diff
 from pathlib import Path
 
@@ -12,14 +12,15 @@ from cifar_ablate.folder import write_atomically
 from cifar_ablate.registry import FORMATS
 from cifar_ablate.report.caveats import TEST_SET_READ
 from cifar_ablate.report.document import Rendered
+from cifar_ablate.report.formatting import listed
 from cifar_ablate.report.types import Report
 
 REPORTS = Path("reports")
 """Folder of the figures of a printed report: ``cifar-ablate report > reports/summary.md``."""
 SUFFIXES = {"md": "markdown", "htm": "html", "tex": "latex"}
 """Formats by the ends of file names; any other format has its name as the end."""
-MAX_NAMED = 5
-"""How many stale files or runs a message names."""
+MAX_LINES = 10
+"""How many changed lines a message shows."""
 
 
 def format_of(asked: str | None, path: Path | None) -> str:
@@ -77,11 +78,12 @@ def check_report(report: Report, rendered: Rendered, path: Path) -> list[str]:
 def _stale_runs(report: Report) -> Iterator[str]:
     for study in report.studies:
         if study.missing:
-            yield f"{study.label}: {count(len(study.missing), 'planned run')} without a result: {_named(study.missing)}"
+            missing = listed(study.missing)
+            yield f"{study.label}: {count(len(study.missing), 'planned run')} without a result: {missing}"
         numbers = {row.name: row.num_ended for row in study.rows}
         if len(set(numbers.values())) > 1 and not study.looks:
-            listed = ", ".join(f"{name} {number}" for name, number in numbers.items())
-            yield f"{study.label}: arms have unequal numbers of seeds with a result: {listed}"
+            by_arm = ", ".join(f"{name} {number}" for name, number in numbers.items())
+            yield f"{study.label}: arms have unequal numbers of seeds with a result: {by_arm}"
 
 
 def _stale_lines(kept: str, now: str) -> Iterator[str]:
@@ -92,22 +94,17 @@ def _stale_lines(kept: str, now: str) -> Iterator[str]:
     lines = list(unified_diff(before, after, lineterm="", n=0))[2:]
     changed = [line for line in lines if line[:1] in "+-"]
     yield f"{count(len(changed), 'line')} differ; - is what the report says, + what the record says:"
-    for line in changed[: 2 * MAX_NAMED]:
+    for line in changed[:MAX_LINES]:
         yield f"  {line[:160]}"
-    if len(changed) > 2 * MAX_NAMED:
-        yield f"  and {len(changed) - 2 * MAX_NAMED} more"
+    if len(changed) > MAX_LINES:
+        yield f"  and {len(changed) - MAX_LINES} more"
 
 
 def _stale_files(rendered: Rendered, path: Path) -> Iterator[str]:
     missing = [name for name in rendered.files if not (path.parent / name).is_file()]
     if missing:
-        yield f"{count(len(missing), 'figure')} missing beside it: {_named(missing)}"
+        yield f"{count(len(missing), 'figure')} missing beside it: {listed(missing)}"
     there = [name for name in rendered.files if name not in missing]
     stale = [name for name in there if (path.parent / name).read_text(encoding="utf-8") != rendered.files[name]]
     if stale:
-        yield f"{count(len(stale), 'figure')} out of date: {_named(stale)}"
-
-
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more
+        yield f"{count(len(stale), 'figure')} out of date: {listed(stale)}"

@@ -33,16 +33,16 @@ SAME = (
     *("reference", "p_adjusted", "own_p_holm", "p_superior", "se", "df", "alpha", "num_comparisons", "is_paired"),
     *("look", "num_seeds", "num_seeds_reference", "num_diverged", "num_diverged_reference", "num_more_seeds"),
 )
-"""Columns that are called as in a contrast."""
+"""Columns with the name of a contrast's field."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 @FORMATS.register("csv")
 def csv(report: Report) -> str:
-    """One row per arm and comparison, full precision; an arm without comparisons (the baseline) has a row of its own.
+    """One row per arm and comparison, full precision; an arm without comparisons (the baseline) has a row, too.
 
-    A text that a spreadsheet would run as a formula has an apostrophe before it. Read with
-    ``pandas.read_csv(path, keep_default_na=False, na_values=[""])``: an arm may be called None or NA.
+    Texts that a spreadsheet would run as formulas begin with an apostrophe. Read with
+    ``pandas.read_csv(path, keep_default_na=False, na_values=[""])``: since an arm may have the name None or NA.
     """
     from csv import DictWriter
     from io import StringIO
@@ -61,12 +61,12 @@ def _rows(study: StudyReport) -> Iterator[dict[str, Any]]:
     for row in study.rows:
         if row.name not in compared:
             yield {**_of_arm(study, row), "differs": "; ".join(row.differs)}
-    beside = {} if study.tuning is None else {(one.family, one.arm): one for one in study.tuning.comparisons}
+    shared = {} if study.tuning is None else {(one.family, one.arm): one for one in study.tuning.comparisons}
     for family in study.families:
         for one in family.comparisons:
             arm = one.contrast.arm
             own = {**_of_arm(study, arms[arm]), "family": family.name, **_of_comparison(one)}
-            yield {**own, **_beside(beside.get((family.name, arm)))}
+            yield {**own, **_shared(shared.get((family.name, arm)))}
 
 
 def _of_arm(study: StudyReport, row: ArmRow) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _of_arm(study: StudyReport, row: ArmRow) -> dict[str, Any]:
 
 
 def _tuned(study: StudyReport, arm: str) -> dict[str, Any]:
-    """What tuning cost and found for an arm; nothing in a study without."""
+    """Cost and result of tuning for an arm; empty in a study without tuning."""
     rows = () if study.tuning is None else study.tuning.arms
     for row in (row for row in rows if row.name == arm):
         names = ("trial", "val_accuracy", "present_val_accuracy", "trials", "pruned", "failed", "epochs")
@@ -103,8 +103,8 @@ def _tuned(study: StudyReport, arm: str) -> dict[str, Any]:
     return {}
 
 
-def _beside(one: TunedComparison | None) -> dict[str, Any]:
-    """The same comparison with the shared recipe, and what tuning makes of it."""
+def _shared(one: TunedComparison | None) -> dict[str, Any]:
+    """The same comparison with the shared recipe, and how the verdict changed."""
     if one is None or one.shared is None:
         return {}
     return {

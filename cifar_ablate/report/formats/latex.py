@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cifar_ablate.registry import FORMATS
@@ -14,11 +13,13 @@ from cifar_ablate.report.document import (
     Column,
     Commands,
     Details,
+    Figure,
     Items,
     Prose,
     Section,
     Table,
     build_document,
+    walk,
 )
 
 if TYPE_CHECKING:
@@ -101,33 +102,27 @@ def latex(report: Report) -> str:
     """
     document = build_document(report)
     parts = [_HEAD + r"\begin{document}", rf"\section*{{{escape(document.title)}}}", escape(document.missing)]
-    for study in document.studies:
-        parts += _section(study, 1)
+    parts += [_block(block, level) for level, block in walk(document.studies)]
     return "\n\n".join([*filter(None, parts), r"\end{document}"]) + "\n"
 
 
-def _section(section: Section, level: int) -> Iterator[str]:
-    yield rf"\{HEADINGS[level]}*{{{escape(section.title)}}}"
-    for block in (*section.blocks, *section.aside):
-        yield from _block(block, level)
-
-
-def _block(block: Block, level: int) -> Iterator[str]:
+def _block(block: Block, level: int) -> str:  # noqa: PLR0911 - one for each kind of block
     match block:
         case Section():
-            yield from _section(block, level + 1)
+            return rf"\{HEADINGS[level]}*{{{escape(block.title)}}}"
         case Prose(text, role, has_code):
             said = _with_code(text) if has_code else escape(text)
-            yield rf"\emph{{{said}}}" if role == "question" else said
+            return rf"\emph{{{said}}}" if role == "question" else said
         case Items():
-            yield _items(block)
+            return _items(block)
         case Commands(lines):
-            yield "\\\\\n".join(rf"\texttt{{{escape(line)}}}" for line in lines)
+            return "\\\\\n".join(rf"\texttt{{{escape(line)}}}" for line in lines)
         case Table():
-            yield _table(block)
+            return _table(block)
         case Details(_, blocks):  # paper does not fold
-            for one in blocks:
-                yield from _block(one, level)
+            return "\n\n".join(_block(one, inner_level) for inner_level, one in walk(blocks, level))
+        case Figure():
+            return ""
 
 
 def _items(block: Items) -> str:
@@ -182,7 +177,7 @@ def _column(column: Column, num: int, num_texts: int) -> str:
 
 
 def _with_code(text: str) -> str:
-    """Escaped text, in which `code` is set as such."""
+    """Escaped text with `code` in typewriter."""
     pieces = text.split("`")
     if len(pieces) % 2 == 0:
         return escape(text)
@@ -190,7 +185,7 @@ def _with_code(text: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that LaTeX typesets as it is written, in one paragraph; what pdflatex has no letter for becomes ASCII."""
+    """Text that LaTeX typesets literally, in one paragraph; letters that pdflatex lacks become ASCII."""
     escaped = "".join(map(_character, unicodedata.normalize("NFC", re.sub(r"\s+", " ", text))))
     return re.sub(r"\+\\allowbreak\{\}(?=[\d.])", "+", escaped)  # a number keeps its sign
 

@@ -20,6 +20,7 @@ from cifar_ablate.report.document import (
     Section,
     Table,
     build_document,
+    walk,
 )
 
 if TYPE_CHECKING:
@@ -35,37 +36,30 @@ def markdown(report: Report) -> Rendered:
     document = build_document(report, ink="#000000")
     files: dict[str, str] = {}
     parts = [f"# {document.title}", *([document.missing] if document.missing else [])]
-    for study in document.studies:
-        parts += _section(study, 2, files)
+    parts += [_block(block, level, files) for level, block in walk(document.studies, 2)]
     return Rendered("\n\n".join(parts) + "\n", files)
 
 
-def _section(section: Section, level: int, files: dict[str, str]) -> Iterator[str]:
-    yield f"{'#' * level} {escape(section.title)}"
-    for block in (*section.blocks, *section.aside):
-        yield from _block(block, level, files)
-
-
-def _block(block: Block, level: int, files: dict[str, str]) -> Iterator[str]:
+def _block(block: Block, level: int, files: dict[str, str]) -> str:  # noqa: PLR0911 - one for each kind
     match block:
         case Section():
-            yield from _section(block, level + 1, files)
+            return f"{'#' * level} {escape(block.title)}"
         case Prose(text, role, has_code):
             said = keep_code(text) if has_code else escape(text)
-            yield f"**{said}**" if role == "question" else said
+            return f"**{said}**" if role == "question" else said
         case Items():
-            yield "\n".join(_items(block))
+            return "\n".join(_items(block))
         case Commands(lines):
-            yield "\n".join(["```console", *(f"$ {line}" for line in lines), "```"])
+            return "\n".join(["```console", *(f"$ {line}" for line in lines), "```"])
         case Table():
-            yield _table(block)
+            return _table(block)
         case Figure(name, _, caption, svg):
             path = f"{FIGURES}/{name}.svg"
             files[path] = svg
-            yield f"![{escape(caption)}]({quote(path)})\n\n*{escape(caption)}*"
+            return f"![{escape(caption)}]({quote(path)})\n\n*{escape(caption)}*"
         case Details(summary, blocks):
-            inner = [part for one in blocks for part in _block(one, level, files)]
-            yield "\n\n".join([f"<details><summary>{within(summary)}</summary>", *inner, "</details>"])
+            inner = [_block(one, inner_level, files) for inner_level, one in walk(blocks, level)]
+            return "\n\n".join([f"<details><summary>{within(summary)}</summary>", *inner, "</details>"])
 
 
 def _items(block: Items) -> Iterator[str]:
