@@ -10,7 +10,7 @@ from cifar_ablate.analysis.outliers import OUTLIER_MADS
 from cifar_ablate.analysis.sentences import count, in_points, level_name
 from cifar_ablate.records import LedgerEntry
 from cifar_ablate.report.families import Families, seeds_added
-from cifar_ablate.report.formatting import size
+from cifar_ablate.report.formatting import family_size, first_few
 from cifar_ablate.report.recommendations import missing_runs
 from cifar_ablate.report.recorded_study import RecordedStudy
 from cifar_ablate.report.types import MAX_ARMS
@@ -57,8 +57,7 @@ def _seeds(study: RecordedStudy, families: Families) -> str:
     wanted = missing_runs(study, families)
     num_started = len(study.runs)
     num_finished = len(study.finished)
-    listed = ", ".join(map(str, study.document["seeds"][:30])) + (", ..." if len(study.document["seeds"]) > 30 else "")
-    said = f"{listed}; {num_finished} of {num_started} started runs finished"
+    said = f"{first_few(study.document['seeds'])}; {num_finished} of {num_started} started runs finished"
     said += f", {len(wanted)} planned ones have no result" if wanted else ", none is missing"
     numbers = {len(study.finished_of.get(arm, ())) for arm in study.arms}
     whole = [one.contrast for one in families.comparisons if one.contrast.ci95 and not one.contrast.is_diverged]
@@ -100,7 +99,7 @@ def _comparisons(families: Families) -> str:
     parts = []
     for family in families.families:
         named = ", ".join(f"{one.contrast.arm} - {one.contrast.reference}" for one in family.comparisons)
-        parts.append(f"{len(family.comparisons)} {family.name} ({named}), {size(family)}")
+        parts.append(f"{len(family.comparisons)} {family.name} ({named}), {family_size(family)}")
     if not parts:
         return "none: a single arm has nothing to be compared with."
     return (

@@ -1,7 +1,7 @@
 """A report as blocks: what it says, in which order. Each format that people read renders these blocks, and no more.
 
 `build_document` makes the blocks from the numbers of a `Report`; a format walks them and decides only how they look:
-prose, lists, commands, tables, figures, details that may be folded, and sections of other blocks.
+prose, lists, commands, tables, figures, folds, and sections of other blocks.
 Nothing heavy is imported before a document is built, so that a format can import its blocks at the top of its file.
 """
 
@@ -100,7 +100,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Details:
+class Fold:
     """Blocks under a summary, folded where a format can fold."""
 
     summary: str
@@ -119,7 +119,7 @@ class Section:
     """Sections that go with this one: beside it on a wide page, after it elsewhere."""
 
 
-Block = Prose | Items | Commands | Table | Figure | Details | Section
+Block = Prose | Items | Commands | Table | Figure | Fold | Section
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Rendered:
 def walk(blocks: Iterable[Block], level: int = 1) -> Iterator[tuple[int, Block]]:
     """Every block in reading order, with the level of its heading or of the section around it.
 
-    Sections are entered, details are not: a format may fold them.
+    Sections are entered, folds are not: a format decides how to show those.
     """
     for block in blocks:
         yield level, block
@@ -247,8 +247,8 @@ def _reproduce(again: Reproduce, runs: Table) -> tuple[Block, ...]:
     terms = [Item(f"`{commit}`", "Commit") for commit in again.commits]
     terms += [Item(version, "Environment") for version in again.versions]
     terms += [Item(f"`{digest}`", "Data digest") for digest in again.data_digests]
-    details = Details("Every run, with its id in MLflow", (runs,)) if runs.rows else None
-    return _blocks(Commands(again.commands), Items(tuple(terms), "terms", has_code=True) if terms else None, details)
+    fold = Fold("Every run, with its id in MLflow", (runs,)) if runs.rows else None
+    return _blocks(Commands(again.commands), Items(tuple(terms), "terms", has_code=True) if terms else None, fold)
 
 
 def _sentences(texts: Iterable[str]) -> Items | None:

@@ -23,7 +23,7 @@ def first_few(numbers: Sequence[int], most: int = 12) -> str:
     return ", ".join(map(str, numbers[:most])) + (", ..." if len(numbers) > most else "")
 
 
-def size(family: Family) -> str:
+def family_size(family: Family) -> str:
     """How many comparisons share a level, and why others do not."""
     contrasts = [one.contrast for one in family.comparisons]
     num = max((one.num_comparisons for one in contrasts if not one.is_diverged), default=0)

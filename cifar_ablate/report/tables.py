@@ -9,7 +9,7 @@ from cifar_ablate.analysis import Contrast, Interval, Verdict, label
 from cifar_ablate.analysis.moves import Move
 from cifar_ablate.analysis.sentences import in_points, interval, level_name, points
 from cifar_ablate.report.document import Cell, Column, Table
-from cifar_ablate.report.formatting import duration, size
+from cifar_ablate.report.formatting import duration, family_size, first_few
 from cifar_ablate.report.tuned import CHANGES_IN_WORDS, setting
 from cifar_ablate.report.types import (
     ArmRow,
@@ -100,7 +100,7 @@ def verdict_table(study: StudyReport, family: Family) -> Table:
         Column("Own-pair p (Holm)"),
     )
     caption = (
-        f"Comparisons {family.name}, {size(family)}. Differences in points of test accuracy, last epoch; "
+        f"Comparisons {family.name}, {family_size(family)}. Differences in points of test accuracy, last epoch; "
         "errors: relative change of the mean test error."
     )
     if any(one.contrast.num_seeds != rows[one.contrast.arm].num_finished for one in family.comparisons):
@@ -285,10 +285,9 @@ def _run(run: RunRow) -> tuple[Cell, ...]:
 
 def facts(study: StudyReport) -> str:
     """Data, seeds, precision and margin in a line."""
-    seeds = ", ".join(map(str, study.seeds[:12])) + (", \N{HORIZONTAL ELLIPSIS}" if len(study.seeds) > 12 else "")
     looks = f" (looks at {', '.join(map(str, study.looks))})" if study.looks else ""
     return (
-        f"Data: {'; '.join(study.data)}. Baseline: {study.baseline}. Seeds: {seeds}{looks}. "
+        f"Data: {'; '.join(study.data)}. Baseline: {study.baseline}. Seeds: {first_few(study.seeds)}{looks}. "
         f"Precision: {', '.join(study.precision)}. Margin: {in_points(study.margin)}."
     )
 

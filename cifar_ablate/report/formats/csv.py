@@ -34,6 +34,8 @@ SAME = (
     *("look", "num_seeds", "num_seeds_reference", "num_diverged", "num_diverged_reference", "num_more_seeds"),
 )
 """Columns with the name of a contrast's field."""
+SAME_OF_ARM = ("num_finished", "num_started", "num_planned", "epochs", "sd_floor", "train_seconds")
+"""Columns with the name of an arm's field."""
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
@@ -73,19 +75,14 @@ def _of_arm(study: StudyReport, row: ArmRow) -> dict[str, Any]:
     published = {one.arm: one.published.accuracy for one in study.published}
     test, train = row.test_accuracy, row.train_accuracy
     return {
+        **{name: getattr(row, name) for name in SAME_OF_ARM},
         "study": study.label,
         "arm": row.name,
         "margin": study.margin,
-        "num_finished": row.num_finished,
-        "num_started": row.num_started,
-        "num_planned": row.num_planned,
-        "epochs": row.epochs,
         "test_accuracy": test and test.mean,
         "test_accuracy_sd": test and test.sd,
-        "sd_floor": row.sd_floor,
         "train_accuracy": train and train.mean,
         "train_accuracy_sd": train and train.sd,
-        "train_seconds": row.train_seconds,
         "published_accuracy": published.get(row.name),
         **_tuned(study, row.name),
     }

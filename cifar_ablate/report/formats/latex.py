@@ -12,8 +12,8 @@ from cifar_ablate.report.document import (
     Cell,
     Column,
     Commands,
-    Details,
     Figure,
+    Fold,
     Items,
     Prose,
     Section,
@@ -119,7 +119,7 @@ def _block(block: Block, level: int) -> str:  # noqa: PLR0911 - one for each kin
             return "\\\\\n".join(rf"\texttt{{{escape(line)}}}" for line in lines)
         case Table():
             return _table(block)
-        case Details(_, blocks):  # paper does not fold
+        case Fold(_, blocks):  # paper does not fold
             return "\n\n".join(_block(one, inner_level) for inner_level, one in walk(blocks, level))
         case Figure():
             return ""

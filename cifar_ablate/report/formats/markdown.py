@@ -12,8 +12,8 @@ from cifar_ablate.report.document import (
     Block,
     Cell,
     Commands,
-    Details,
     Figure,
+    Fold,
     Items,
     Prose,
     Rendered,
@@ -57,7 +57,7 @@ def _block(block: Block, level: int, files: dict[str, str]) -> str:  # noqa: PLR
             path = f"{FIGURES}/{name}.svg"
             files[path] = svg
             return f"![{escape(caption)}]({quote(path)})\n\n*{escape(caption)}*"
-        case Details(summary, blocks):
+        case Fold(summary, blocks):
             inner = [_block(one, inner_level, files) for inner_level, one in walk(blocks, level)]
             return "\n\n".join([f"<details><summary>{within(summary)}</summary>", *inner, "</details>"])
 
