@@ -232,7 +232,7 @@ def _train(
         statuses: dict[Key, RunStatus] = {}
         for state in records.look_states():
             statuses |= state.statuses
-        again = [run for run in again if statuses[run.key].kind not in ("recorded", "elsewhere")]
+        again = [run for run in again if statuses[run.key].kind not in ("recorded", "running", "elsewhere")]
         session.writer.replaces |= {run.key: owner for run in again if (owner := statuses[run.key].owner) is not None}
         session.train(executor, grouped(again, num_places, num_slices), train_group, places)
 
