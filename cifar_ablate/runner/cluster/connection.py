@@ -127,10 +127,10 @@ def find_common_device(kind: str) -> tuple[Device, str]:
         raise DeviceError(f"no node of the Ray cluster answered within {LONGEST_SECONDS:.0f} s; look at `ray status`")
     names = ", ".join(dict.fromkeys(info.device.name for info in infos))
     device = Device(infos[0].device.kind, names, all(info.device.fast_bf16 for info in infos))
-    return device, _remark(infos, len(waiting))
+    return device, remark_on(infos, len(waiting))
 
 
-def _remark(infos: Sequence[NodeInfo], num_silent: int) -> str:
+def remark_on(infos: Sequence[NodeInfo], num_silent: int) -> str:
     """A remark on what results depend on besides the study."""
     fixed = "another set of nodes may mean another; `precision` in the recipe fixes it"
     if num_silent:

@@ -154,15 +154,15 @@ class CommandLink:
 
     def flush(self) -> None:
         """Wait until everything has arrived."""
-        _answer(self.actor.wanted_stops.remote)  # an actor answers in the order of the calls
+        call_actor(self.actor.wanted_stops.remote)  # an actor answers in the order of the calls
 
     def poll_stops(self) -> None:
         """Keep asking what must stop; a task whose command is gone ends."""
         while not self.is_over.wait(POLL_SECONDS):
-            self.stops = _answer(self.actor.wanted_stops.remote, self.is_over.is_set)
+            self.stops = call_actor(self.actor.wanted_stops.remote, self.is_over.is_set)
 
 
-def _answer(ask: Callable[[], Any], is_needless: Callable[[], bool] = lambda: False) -> Any:
+def call_actor(ask: Callable[[], Any], is_needless: Callable[[], bool] = lambda: False) -> Any:
     """The answer of the actor. If it cannot be reached, this process ends, and the task starts again elsewhere.
 
     Raising would not do: the training would take the error for the run's own failure.
@@ -186,7 +186,7 @@ def _answer(ask: Callable[[], Any], is_needless: Callable[[], bool] = lambda: Fa
 @contextmanager
 def _connected(task: TaskSpec) -> Iterator[CommandLink]:
     command = CommandLink(task.actor, task.name)
-    command.stops = _answer(task.actor.wanted_stops.remote)
+    command.stops = call_actor(task.actor.wanted_stops.remote)
     threading.Thread(target=command.poll_stops, daemon=True).start()
     try:
         yield command
@@ -233,7 +233,7 @@ class FolderSync:
         """The folder of runs with one fingerprint, or who holds it; None if all of them must stop."""
         while not all(self.should_stop(run.key) for run in twins):
             lend = partial(self.command.actor.lend.remote, self.command.task, twins[0].fingerprint)
-            lent: Lent = _answer(lend)
+            lent: Lent = call_actor(lend)
             if not (lent.held_by and waits):
                 return lent
             time.sleep(WAIT_SECONDS)
@@ -254,7 +254,7 @@ class FolderSync:
             event = Ended("stopped", self.trouble, halts=True) if self.trouble else event
             self.users[folder.fingerprint] -= 1
             if not self.users[folder.fingerprint]:
-                _answer(partial(self.command.actor.take_back.remote, self.command.task, folder.fingerprint))
+                call_actor(partial(self.command.actor.take_back.remote, self.command.task, folder.fingerprint))
         elif self.trouble:  # the command lacks the files that the event is about
             return
         self.command.tell((key, event))
@@ -269,7 +269,7 @@ class FolderSync:
         removed = [name for name in before if name not in now]
         if new or removed:
             actor, task = self.command.actor, self.command.task
-            error = _answer(partial(actor.keep.remote, task, folder.fingerprint, content, removed))
+            error = call_actor(partial(actor.keep.remote, task, folder.fingerprint, content, removed))
             if error is not None:
                 raise error
         self.sent[folder.fingerprint] = now
