@@ -10,7 +10,7 @@ from cifar_ablate.compact import find_records
 from cifar_ablate.errors import RecordError, suggest
 from cifar_ablate.records import StudyRecord
 from cifar_ablate.report.tuned import shared_labels
-from cifar_ablate.tracking.ledger import noted
+from cifar_ablate.tracking import noted
 
 if TYPE_CHECKING:
     from cifar_ablate.tracking import Tracking
