@@ -16,7 +16,7 @@ from cifar_ablate.report.recorded_study import RecordedStudy
 from cifar_ablate.report.types import MAX_ARMS
 
 ADDED = "Seeds added by hand"
-TEST_SET_READ = re.compile(r'[\d,]+ runs? read it [^\n]*?, this one included\.|"ledger": \[[^]\n]*\]')
+TEST_SET_READ = re.compile(r'[\d,]+ runs? read it [^\n]*?, this one included\.|"ledger": ?\[[^]\n]*\]')
 """The parts of a report that change with each reading: one sentence, and in JSON the ledger."""
 CORRECTION = (
     "simultaneous intervals from one linear model of all arms (multivariate t), with the larger one of the pooled and "

@@ -281,7 +281,7 @@ def _classes(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | N
     shades = colormaps["RdBu"]
     for one in effects:
         x, y = classes.index(one.class_name), -names.index(one.arm)
-        face = shades(0.5 + 0.42 * one.estimate / limit) if one.is_shown else "none"
+        face = shades(0.5 + 0.3 * one.estimate / limit) if one.is_shown else "none"
         axes.add_patch(_cell(x, y, face, is_shown=one.is_shown))
         axes.text(
             x,
