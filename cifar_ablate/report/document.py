@@ -71,7 +71,7 @@ class Column:
     """A column's title, and what it holds."""
 
     title: str
-    kind: Literal["name", "text", "prose", "number"] = "number"
+    kind: Literal["name", "text", "prose", "number", "id"] = "number"
     is_wide_only: bool = False
     """A narrow page leaves it out."""
 

@@ -272,7 +272,7 @@ def runs_table(study: StudyReport) -> Table:
     """Every run, with its id in MLflow."""
     columns = [Column("Arm", "name"), Column("Seed"), Column("Outcome", "text")]
     columns += [Column("Test, %"), *(Column(title, is_wide_only=True) for title in ("Train, %", "NLL", "ECE", "Time"))]
-    columns += [Column("Run id", "text"), Column("Fingerprint", "text", is_wide_only=True)]
+    columns += [Column("Run id", "id"), Column("Fingerprint", "id", is_wide_only=True)]
     return Table("runs", "Every run of the study.", tuple(columns), tuple(map(_run, study.runs)))
 
 

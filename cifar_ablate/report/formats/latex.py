@@ -141,7 +141,7 @@ def _table(table: Table) -> str:
     caption = escape(table.caption)
     if len(columns) > MAX_COLUMNS:
         return f"{caption} {len(columns)} columns are too many for a page: see the report in another format."
-    num_texts = sum(column.kind != "number" for column in columns)
+    num_texts = sum(column.kind not in ("number", "id") for column in columns)
     kinds = "".join(_column(column, len(columns), num_texts) for column in columns)
     head = " & ".join(_header(column, len(columns)) for column in columns) + r" \\"
     rows = [" & ".join(_cell(row[index]) for index in kept) + r" \\" for row in table.rows]
@@ -170,8 +170,8 @@ def _header(column: Column, num: int) -> str:
 
 def _column(column: Column, num: int, num_texts: int) -> str:
     """The more columns, and the more of them text, the narrower those of text."""
-    if column.kind == "number":
-        return "r"
+    if column.kind in ("number", "id"):
+        return "r" if column.kind == "number" else "l"
     widths = {"name": 17, "text": 14, "prose": 40} if num_texts > 3 else {"name": 24, "text": 18, "prose": 56}
     return f"L{{{widths[column.kind] if num <= 9 else 19 if num <= 11 else 14}mm}}"
 
