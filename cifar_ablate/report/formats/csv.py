@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from cifar_ablate.harmless import FORMULA
 from cifar_ablate.registry import FORMATS
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ SAME = (
 """Columns with the name of a contrast's field."""
 SAME_OF_ARM = ("num_finished", "num_started", "num_planned", "epochs", "sd_floor", "train_seconds")
 """Columns with the name of an arm's field."""
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 @FORMATS.register("csv")
