@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cifar_ablate.data import load_data
 from cifar_ablate.predictor import Predictor, load
 from cifar_ablate.predictor.around import test_images
-from cifar_ablate.predictor.portable.answers import entropies, warning_of
+from cifar_ablate.portable.answers import entropies, warning_of
 
 NUM = 1000
 

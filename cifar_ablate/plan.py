@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cifar_ablate.data import DataSet, load_data
-from cifar_ablate.data.types import Report
+from cifar_ablate.data.types import ProgressCallback
 from cifar_ablate.device import Device, Precision
 from cifar_ablate.errors import DataError, UsageError
 from cifar_ablate.models.build import build_model
@@ -54,7 +54,7 @@ def data_key(recipe: Recipe) -> DataKey:
     return json.dumps([recipe.data.as_dict(), recipe.train_size], sort_keys=True)
 
 
-def load_all_data(studies: Sequence[Study], report: Report) -> dict[DataKey, DataSet]:
+def load_all_data(studies: Sequence[Study], report: ProgressCallback) -> dict[DataKey, DataSet]:
     """Every data set that the studies need, each loaded once; raises DataError where one cannot be had."""
     loaded: dict[DataKey, DataSet] = {}
     for recipe in (arm.recipe for study in studies for arm in study.arms):

@@ -22,7 +22,7 @@ from cifar_ablate.analysis import compare
 from cifar_ablate.analysis.all_pairs import all_pairs
 from cifar_ablate.errors import AblateError, DataError, RecordError, UnknownNameError, UsageError
 from cifar_ablate.predictor import load
-from cifar_ablate.predictor.portable.answers import answer
+from cifar_ablate.portable.answers import answer
 from cifar_ablate.training.checkpoint import CHECKSUM
 from tests.conftest import Workshop
 from tests.predicting import LABEL, altered, artifact, content, digits, picture, run_of
@@ -472,7 +472,7 @@ def test_a_pipe_or_a_device_is_not_waited_for(trained: Workshop, tmp_path: Path)
     os.mkfifo(tmp_path / "pipe.png")
     answer = trained("predict", str(tmp_path / "pipe.png"), "/dev/zero", "--run", run_of("larger"))
     assert answer.code == 1
-    assert answer.err.count("is no file; name a picture") == 2
+    assert answer.err.count("is not a file; name an image") == 2
 
 
 def test_a_folder_without_pictures_is_an_error(trained: Workshop, tmp_path: Path) -> None:

@@ -8,6 +8,6 @@
 from cifar_ablate.predictor.card import Card
 from cifar_ablate.predictor.load import load
 from cifar_ablate.predictor.network import Predictor
-from cifar_ablate.predictor.portable.answers import Answer
+from cifar_ablate.portable.answers import Answer
 
 __all__ = ["Answer", "Card", "Predictor", "load"]

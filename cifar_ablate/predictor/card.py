@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat
 
 from cifar_ablate.errors import RecordError, not_written
 from cifar_ablate.folder import write_atomically
-from cifar_ablate.predictor.portable.answers import Usual
+from cifar_ablate.portable.answers import Usual
 
 CARD, WEIGHTS = "predictor.json", "weights.safetensors"
 """Names of the two files of a network that can be used."""

@@ -16,7 +16,7 @@ from cifar_ablate.errors import RecordError, UnknownNameError
 from cifar_ablate.folder import read_recipe
 from cifar_ablate.harmless import harmless_values
 from cifar_ablate.predictor.card import WEIGHTS, Accuracy, Card, Origin, Preprocessing, Spread, digest_of
-from cifar_ablate.predictor.portable.answers import calibrate, softmax
+from cifar_ablate.portable.answers import calibrate, softmax
 from cifar_ablate.records import RecordedRun, StudyRecord, worth
 from cifar_ablate.tracking import Tracking
 from cifar_ablate.training.checkpoint import load_weights

@@ -16,8 +16,8 @@ from cifar_ablate.augment.pipeline import Pipeline
 from cifar_ablate.errors import DataError, RecordError
 from cifar_ablate.models.build import build_model
 from cifar_ablate.predictor.card import Card
-from cifar_ablate.predictor.portable.answers import Answer, answer, softmax
-from cifar_ablate.predictor.portable.pictures import Picture, PictureError, open_picture
+from cifar_ablate.portable.answers import Answer, answer, softmax
+from cifar_ablate.portable.pictures import Picture, PictureError, open_picture
 from cifar_ablate.training.checkpoint import load_weights
 from cifar_ablate.training.engine import on_device
 from cifar_ablate.training.evaluate import predict_logits

@@ -82,8 +82,7 @@ def _fill(place: Path, found: Trained) -> Card:
     digests = {WEIGHTS: found.card.sha256[WEIGHTS], MODEL: digest_of(place / MODEL)}
     card = found.card.model_copy(update={"sha256": digests})
     fill(place, card, found.weights)
-    here = files("cifar_ablate.predictor")
-    with as_file(here / "portable") as portable:
+    with as_file(files("cifar_ablate.portable")) as portable:
         shutil.copytree(portable, place / "portable", ignore=shutil.ignore_patterns("__pycache__"))
     return card
 

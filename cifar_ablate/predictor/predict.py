@@ -10,8 +10,8 @@ from pathlib import Path
 
 from cifar_ablate.errors import DataError
 from cifar_ablate.predictor.network import Predictor
-from cifar_ablate.predictor.portable.answers import Answer
-from cifar_ablate.predictor.portable.pictures import SUFFIXES, Picture
+from cifar_ablate.portable.answers import Answer
+from cifar_ablate.portable.pictures import SUFFIXES, Picture
 
 AT_A_TIME = 250
 """Pictures in memory."""

@@ -14,9 +14,9 @@ from cifar_ablate.predictor.card import Card
 from cifar_ablate.predictor.from_run import first_seed
 from cifar_ablate.predictor.load import load
 from cifar_ablate.predictor.network import Predictor
-from cifar_ablate.predictor.portable.answers import Answer
-from cifar_ablate.predictor.portable.page import LOOPBACK, Shown, build_page, launch
-from cifar_ablate.predictor.portable.pictures import Picture
+from cifar_ablate.portable.answers import Answer
+from cifar_ablate.portable.page import LOOPBACK, Shown, build_page, launch
+from cifar_ablate.portable.pictures import Picture
 from cifar_ablate.records import StudyRecord
 from cifar_ablate.temporary import temporary_folder
 from cifar_ablate.tracking import Tracking
