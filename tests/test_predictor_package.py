@@ -86,7 +86,7 @@ def test_a_folder_has_everything_that_is_needed(packaged: Path) -> None:
 def test_onnx_answers_as_torch_does(packaged: Path, trained: Workshop) -> None:
     session = onnxruntime.InferenceSession(str(packaged / "model.onnx"), providers=["CPUExecutionProvider"])
     images = digits().test_images
-    plain = onnx_file.Portable(load(run=run_of("larger"))).eval()
+    plain = onnx_file.OnnxExport(load(run=run_of("larger"))).eval()
     checked = onnx_file.check_onnx(plain, packaged / "model.onnx", images, "test images")
     assert (checked.num_same_class, checked.num_images) == (360, 360)
     assert checked.largest_difference < 1e-4
@@ -260,7 +260,7 @@ def test_without_the_data_it_is_checked_on_noise_and_says_so(
 ) -> None:
     other = digits()
     changed = DataSet(**{**vars(other), "digest": "0" * 32})
-    monkeypatch.setattr("cifar_ablate.predictor.around.load_data", lambda *_, **__: changed)
+    monkeypatch.setattr("cifar_ablate.predictor.load.load_data", lambda *_, **__: changed)
     answer = workshop("package", "out", "--model", str(packaged))
     assert answer.code == 0, answer.err
     assert "1,000 images of noise (the data are not here)" in answer.out

@@ -17,8 +17,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from cifar_ablate.predictor import load
 from cifar_ablate.portable.page import plain
+from cifar_ablate.predictor import load
 from tests.conftest import Workshop
 from tests.predicting import LABEL, artifact, content, digits, picture, run_of
 from tests.serving import serve_command, served

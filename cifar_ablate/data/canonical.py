@@ -1,9 +1,9 @@
 """Canonical order, digest, subset and validation part of a data set, independent of how its images are stored.
 
-Canonical order sorts each split by the SHA-256 of the pixels (uint8 [3, H, W] bytes) of its images, then by label. So the
+Canonical order sorts each split by the SHA-256 of its images' pixels (uint8 [3, H, W] bytes), then by label. So the
 official archive, a folder and a tar archive of the same images give the same arrays, the same digest and bit-identical
-trainings, and images that are stored by class are mixed. Hashing and sorting 60,000 images of 32x32 takes 0.3 s (1 s the
-first time the memory is used).
+trainings, and images that are stored by class are mixed. Hashing and sorting 60,000 images of 32x32 takes 0.3 s (1 s
+the first time the memory is used).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def validation_part(data: DataSet, fraction: float) -> DataSet:
 
     Returns:
         A data set with ``split`` "val" that contains none of the test images and shares no memory with ``data``. Its
-        digest depends on that of ``data`` and on the sizes of the parts, so trials and runs have different fingerprints.
+        digest depends on that of ``data`` and on the sizes of the parts, so trials and runs differ in fingerprint.
 
     Raises:
         DataError: One of the parts would have no image of some class.

@@ -54,7 +54,7 @@ def cifar10(root: Path, report: ProgressCallback) -> RawImages:
     """CIFAR-10: 50,000 training and 10,000 test photographs, 32x32, 10 classes; downloaded once (170 MB).
 
     A folder copy in ``root`` is used instead of the download: ``cifar10/train/<class>/*`` and
-    ``cifar10/test/<class>/*``, or tar archives ``cifar10*.tar*`` with train/ and test/ in them, which are read together.
+    ``cifar10/test/<class>/*``, or tar archives ``cifar10*.tar*`` with train/ and test/ in them, read together.
 
     Raises:
         DataError: The archive is missing and cannot be downloaded, or has another MD5, or a folder copy is incomplete.

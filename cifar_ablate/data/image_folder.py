@@ -48,7 +48,9 @@ def _readable(place: str | Path) -> Iterator[None]:
 
 @DATA.register("image_folder")
 @stored(_inputs)
-def image_folder(root: Path, report: ProgressCallback, *, path: str | list[str], image_size: ImageSize = 32) -> RawImages:
+def image_folder(
+    root: Path, report: ProgressCallback, *, path: str | list[str], image_size: ImageSize = 32
+) -> RawImages:
     """Images of your own: train/<class>/* and test/<class>/* in a folder, a tar archive, or several of them.
 
     Args:

@@ -78,7 +78,9 @@ def load_data(
     return data if train_size is None else subset(data, train_size)
 
 
-def _stored(file: Path, name: str, storage: Storage, decode: Callable[[], DataSet], report: ProgressCallback) -> DataSet:
+def _stored(
+    file: Path, name: str, storage: Storage, decode: Callable[[], DataSet], report: ProgressCallback
+) -> DataSet:
     """Stored images of an earlier start; otherwise one process decodes and stores them while others wait for it."""
     data = _read(file, name, storage)
     if data is None:

@@ -14,7 +14,7 @@ USUAL_SHARE = 0.95
 
 
 @dataclass(frozen=True)
-class Usual:
+class WarningBounds:
     """Bounds on confidence and entropy, calibrated on the test images; an image outside of them gets a warning."""
 
     min_confidence: float
@@ -60,7 +60,7 @@ class Answer:
         }
 
 
-def calibrate(probabilities: NDArray[np.floating[Any]]) -> Usual:
+def calibrate(probabilities: NDArray[np.floating[Any]]) -> WarningBounds:
     """Bounds within which at least ``USUAL_SHARE`` of the test images lie.
 
     Args:
@@ -72,7 +72,7 @@ def calibrate(probabilities: NDArray[np.floating[Any]]) -> Usual:
     confidence, entropy = probabilities.max(1), entropies(probabilities)
     low = float(np.quantile(confidence, tail, method="lower"))
     high = float(np.quantile(entropy, 1 - tail, method="higher"))
-    return Usual(low, high, float(((confidence >= low) & (entropy <= high)).mean()))
+    return WarningBounds(low, high, float(((confidence >= low) & (entropy <= high)).mean()))
 
 
 def entropies(probabilities: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -89,7 +89,7 @@ def softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     return found
 
 
-def answer(probabilities: NDArray[np.floating[Any]], classes: Sequence[str], usual: Usual, how: str) -> Answer:
+def answer(probabilities: NDArray[np.floating[Any]], classes: Sequence[str], usual: WarningBounds, how: str) -> Answer:
     """The answer for one image, from its probabilities [C] in the order of ``classes``."""
     order = np.argsort(-probabilities, kind="stable")
     entropy = float(entropies(probabilities[None])[0])
@@ -97,7 +97,7 @@ def answer(probabilities: NDArray[np.floating[Any]], classes: Sequence[str], usu
     return Answer(ranked, entropy, warning_of(ranked[0][1], entropy, usual), how)
 
 
-def warning_of(confidence: float, entropy: float, usual: Usual) -> str:
+def warning_of(confidence: float, entropy: float, usual: WarningBounds) -> str:
     """A warning if the confidence or the entropy is outside of the usual bounds, else an empty string."""
     if confidence >= usual.min_confidence and entropy <= usual.max_entropy:
         return ""

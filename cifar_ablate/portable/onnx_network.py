@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .answers import Answer, Usual, answer
+from .answers import Answer, WarningBounds, answer
 from .pictures import Picture
 
 CARD, MODEL = "predictor.json", "model.onnx"
@@ -36,7 +36,7 @@ class OnnxNetwork:
             if hashlib.file_digest(file, "sha256").hexdigest() != self.card["sha256"][MODEL]:
                 raise ValueError(f"{path} is not the file that {CARD} was written for (SHA-256); package it again")
         self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        self.usual = Usual(**self.card["usual"])
+        self.usual = WarningBounds(**self.card["usual"])
 
     @property
     def image_size_px(self) -> int:

@@ -40,7 +40,7 @@ CSS = """
 
 
 @dataclass(frozen=True)
-class Shown:
+class PageNetwork:
     """A network as the page shows it."""
 
     name: str
@@ -51,7 +51,9 @@ class Shown:
     answer: Callable[[Picture], Answer]
 
 
-def build_page(network: Shown, others: Sequence[Shown], examples: Sequence[Path], *, title: str, question: str) -> Any:
+def build_page(
+    network: PageNetwork, others: Sequence[PageNetwork], examples: Sequence[Path], *, title: str, question: str
+) -> Any:
     """Build the gradio page of a network.
 
     The page's API has one endpoint, ``/predict``, which takes a file and the name of another network (or "nobody") and
@@ -130,7 +132,7 @@ def launch(page: Any, *, host: str, port: int, share: bool = False) -> str:
 
 
 def _only_local_hosts() -> Any:
-    """Refuse other host names: a web site could resolve its own name to this machine and read the page (DNS rebinding)."""
+    """Refuse other host names, to which a web site could rebind its own to read the page (DNS rebinding)."""
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -195,7 +197,7 @@ def _no_answer() -> tuple[Any, ...]:
     return None, gr.Markdown("", visible=False)
 
 
-def _rival(rival: Shown, path: str, ours: Answer) -> tuple[Any, ...]:
+def _rival(rival: PageNetwork, path: str, ours: Answer) -> tuple[Any, ...]:
     """Values of the other network's column, label, warning and description."""
     try:
         theirs = rival.answer(open_picture(path, rival.image_size_px, max_pixels=MAX_PIXELS))
