@@ -194,12 +194,7 @@ def files_of_run(
     Raises:
         RecordError: The run has no usable weights, or its artifacts are damaged.
     """
-    if run.outcome != "finished":
-        why = f": {run.reason}" if run.reason else ""
-        raise RecordError(
-            f"run {run.run_id} ({run.arm} seed {run.seed}) has no weights, for it is {run.outcome}{why}; "
-            "name another one, that has finished"
-        )
+    _require_finished(run)
     artifacts = _Artifacts(tracking, run, into)
     weights = artifacts.path(WEIGHTS)
     _, metadata = load_weights(weights)
@@ -232,6 +227,15 @@ def files_of_run(
     except (KeyError, ValueError, TypeError):
         raise RecordError(f"the metadata of {weights} are incomplete; train run {run.run_id} again") from None
     return NetworkFiles(card, weights)
+
+
+def _require_finished(run: RecordedRun) -> None:
+    if run.outcome != "finished":
+        why = f": {run.reason}" if run.reason else ""
+        raise RecordError(
+            f"run {run.run_id} ({run.arm} seed {run.seed}) has no weights, for it is {run.outcome}{why}; "
+            "name another one, that has finished"
+        )
 
 
 def _verdicts_on(record: StudyRecord, run: RecordedRun) -> list[str]:
