@@ -1,6 +1,6 @@
-"""What an augmentation is: parameters drawn for a whole epoch, then one batched operation per step.
+"""Base classes of augmentations: ``draw`` parameters for an epoch, ``apply`` them to the batch of each step.
 
-To add one, write a frozen, keyword-only dataclass in any file of this package and register it::
+To add one, write a frozen, keyword-only dataclass in a new file of this package and register it::
 
     @AUGMENTATIONS.register("invert")
     @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ Params = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass over the training images, as an augmentation may know it."""
+    """What an augmentation may know about a pass over the training images."""
 
     seed: int
     number: int
@@ -64,7 +64,7 @@ class Transform(ABC):
     stage: ClassVar[Literal["geometry", "erase"]]
     """geometry: images in [0, 1], black is 0. erase: normalised images, the data set's mean is 0."""
     rank: ClassVar[int] = 50
-    """Place within the stage, low first; names break ties. The order written in YAML never matters."""
+    """Order within the stage, low first; ties are broken by name. The order in YAML does not matter."""
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, epoch: Epoch) -> dict[str, Array]:
@@ -72,14 +72,14 @@ class Transform(ABC):
 
     @abstractmethod
     def apply(self, images: Tensor, params: Params) -> Tensor:
-        """float32 [B, 3, H, W] to the same; ``params`` holds these B images' rows of what ``draw`` gave."""
+        """float32 [B, 3, H, W] to the same; ``params`` has these B images' rows of what ``draw`` returned."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixer(ABC):
     """An augmentation that mixes each image and its target with a partner's (of the same batch, before any mixing).
 
-    Where a recipe has several mixers, each image is given to one of them, with equal chances: ``params["chosen"]``.
+    If a recipe has several mixers, each image is mixed by one of them, chosen uniformly: ``params["chosen"]``.
     """
 
     stage: ClassVar[Literal["mix"]] = "mix"
@@ -91,7 +91,7 @@ class Mixer(ABC):
 
     @abstractmethod
     def apply(self, batch: Batch, partner: Batch, params: Params) -> Batch:
-        """Mix the images where ``params["chosen"]`` (bool [B]) holds; the others pass unchanged."""
+        """Mix the images for which ``params["chosen"]`` (bool [B]) is true; return the others unchanged."""
 
 
 def per_image(values: Tensor) -> Tensor:
