@@ -1,20 +1,6 @@
 """Base classes of augmentations: ``draw`` parameters for an epoch, ``apply`` them to the batch of each step.
 
-To add one, write a frozen, keyword-only dataclass in a new file of this package and register it::
-
-    @AUGMENTATIONS.register("invert")
-    @dataclass(frozen=True, kw_only=True)
-    class Invert(Transform):
-        \"\"\"Invert the colours with probability p.\"\"\"
-
-        stage = "geometry"
-        p: Probability = 0.5
-
-        def draw(self, rng, epoch):
-            return {"apply": rng.random(epoch.num) < self.p}
-
-        def apply(self, images, params):
-            return torch.where(per_image(params["apply"]), 1 - images, images)
+CONTRIBUTING.md has an example.
 """
 
 from __future__ import annotations
@@ -68,7 +54,10 @@ class Transform(ABC):
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, epoch: Epoch) -> dict[str, Array]:
-        """Parameters for all images of an epoch, in its order: each array's first axis has length ``epoch.num``."""
+        """Parameters for all images of an epoch, in its order: arrays whose first axis has length ``epoch.num``.
+
+        Draw from ``rng`` only, so that equal seeds give equal trainings. ``apply`` gets float64 as float32.
+        """
 
     @abstractmethod
     def apply(self, images: Tensor, params: Params) -> Tensor:
@@ -87,11 +76,20 @@ class Mixer(ABC):
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, epoch: Epoch) -> dict[str, Array]:
-        """Parameters for all images of an epoch, in its order: each array's first axis has length ``epoch.num``."""
+        """Parameters for all images of an epoch, in its order: arrays whose first axis has length ``epoch.num``.
+
+        Draw from ``rng`` only, so that equal seeds give equal trainings. ``apply`` gets float64 as float32.
+        """
 
     @abstractmethod
     def apply(self, batch: Batch, partner: Batch, params: Params) -> Batch:
         """Mix the images for which ``params["chosen"]`` (bool [B]) is true; return the others unchanged."""
+
+
+def to_tensors(drawn: Mapping[str, Array], device: torch.device) -> dict[str, Tensor]:
+    """Move drawn parameters to a device; float64 becomes float32, the precision of images."""
+    narrow = {key: values.astype(np.float32) if values.dtype == np.float64 else values for key, values in drawn.items()}
+    return {key: torch.from_numpy(values).to(device, non_blocking=True) for key, values in narrow.items()}
 
 
 def per_image(values: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cifar_ablate.augment.base import Batch, Epoch, Mixer, Params, Transform
+from cifar_ablate.augment.base import Batch, Epoch, Mixer, Params, Transform, to_tensors
 from cifar_ablate.keys import generator
 from cifar_ablate.registry import AUGMENTATIONS
 
@@ -41,10 +41,7 @@ class Pipeline:
         share = generator(epoch.seed, "augment/mix", epoch.number).random(epoch.num) * len(self.mix)
         for index, (name, _) in enumerate(self.mix):
             draws[name]["chosen"] = share.astype(int) == index
-        return {
-            name: {key: torch.from_numpy(values).to(device, non_blocking=True) for key, values in params.items()}
-            for name, params in draws.items()
-        }
+        return {name: to_tensors(params, device) for name, params in draws.items()}
 
     def __call__(self, images: Tensor, labels: Tensor, draws: Draws, start: int) -> Batch:
         """Augment one step of an epoch.
