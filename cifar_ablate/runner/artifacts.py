@@ -22,7 +22,7 @@ def write_artifacts(folder: RunFolder, class_names: Sequence[str]) -> None:
 
 
 def write_missing_artifacts(folder: RunFolder) -> None:
-    """Write the files that are missing because the training process ended early; skip a folder that is locked.
+    """Write the artifacts that are missing because the training process ended too early.
 
     Raises RecordError if the folder is damaged, OutputError if it cannot be written.
     """
