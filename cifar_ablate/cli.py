@@ -193,19 +193,18 @@ def report(
     """
     from cifar_ablate.errors import OutputError, UsageError
     from cifar_ablate.report.build import build_report
-    from cifar_ablate.report.check import check as check_report
-    from cifar_ablate.report.deliver import REPORTS, format_of, render, write_files, write_report
-    from cifar_ablate.report.gathered import from_folder, from_tracking
+    from cifar_ablate.report.load import from_folder, from_tracking
+    from cifar_ablate.report.write import REPORTS, check_report, format_of, render, write_files, write_report
     from cifar_ablate.tracking import existing
 
     format = format_of(format, output)
     if check and output is None and format != "markdown":
         raise UsageError(f"--check --format {format}: name the report to check with --output PATH")
-    records, beside = (
+    records, shared_recipes = (
         from_folder(record, studies or ()) if record is not None else from_tracking(existing(), studies or ())
     )
     gc.freeze()  # statsmodels collects before it corrects for many comparisons: 0.3 s
-    found = build_report(records, beside=beside)
+    found = build_report(records, shared_recipes=shared_recipes)
     rendered = render(found, format)
     if check:
         path = output or REPORTS / "summary.md"

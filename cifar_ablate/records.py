@@ -255,17 +255,24 @@ class Predictions:
     loss: npt.NDArray[np.float16]
     """-log p(label) in nats, [runs, images]."""
     confidence: npt.NDArray[np.float16] | None
-    """Probability of the predicted class, [runs, images]; None in records made before it was kept."""
+    """Probability of the predicted class in steps of 0.01, [runs, images]; None in records made before it was kept."""
 
 
 def predictions_from_logits(
     logits: npt.NDArray[Any], labels: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.float16], npt.NDArray[np.float16]]:
-    """Predicted class, loss and confidence, each [images], of one run's logits [images, classes]."""
+    """Predicted class, loss and confidence, each [images], of one run's logits [images, classes].
+
+    Confidence is rounded to hundredths, and at least 0.01: enough for reliability, in half the bytes.
+    """
     scores = np.ascontiguousarray(logits.T, dtype=np.float32)  # classes first: numpy is 3 times as fast over long rows
     highest = scores.max(0)
     predicted = (scores == highest).argmax(0).astype(np.uint16)  # argmax of booleans: twice as fast
     scores -= highest
     of_label = scores[labels, np.arange(len(labels))]
     total = np.exp(scores, out=scores).sum(0)
-    return predicted, (np.log(total) - of_label).astype(np.float16), (1 / total).astype(np.float16)
+    return (
+        predicted,
+        (np.log(total) - of_label).astype(np.float16),
+        np.maximum(np.round(1 / total, 2), 0.01).astype(np.float16),
+    )

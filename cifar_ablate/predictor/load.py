@@ -240,12 +240,12 @@ def _require_finished(run: RecordedRun) -> None:
 
 def _verdicts_on(record: StudyRecord, run: RecordedRun) -> list[str]:
     """The report's sentences about a run's arm; none if the study has another recipe now."""
-    from cifar_ablate.report.accuracy import Study
+    from cifar_ablate.report.recorded_study import RecordedStudy
 
     current = record.current()
     if run.run_id not in (one.run_id for one in current):
         return []
-    found = [one for family in Study(record, current).compared.families.values() for one in family]
+    found = [one for family in RecordedStudy(record, current).compared.families.values() for one in family]
     return [one.sentence for one in found if run.arm in (one.arm, one.reference)]
 
 
