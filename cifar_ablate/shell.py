@@ -91,7 +91,6 @@ def without_collecting() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.unfreeze()
         gc.enable()
 
 

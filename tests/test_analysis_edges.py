@@ -12,10 +12,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from cifar_ablate.analysis import Contrast, Verdict, compare
+from cifar_ablate.analysis import Contrast, Verdict
+from cifar_ablate.analysis.contrasts import compare
 from cifar_ablate.analysis.divergence import divergence_p, divergence_rate
 from cifar_ablate.analysis.engine import Joint
-from cifar_ablate.analysis.noise import half_widths
+from cifar_ablate.analysis.power import half_widths
 from cifar_ablate.errors import UsageError
 from tests.accuracies import DIVERGED, WORKED, runs
 

@@ -8,13 +8,14 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from cifar_ablate.analysis.calibration import expected_calibration_error, reliability
 from cifar_ablate.analysis.images import (
     class_effects,
+    expected_calibration_error,
     flip_floor,
     is_luckily_small,
     mcnemar,
     new_image_interval,
+    reliability,
 )
 from cifar_ablate.errors import UsageError
 

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cifar_ablate.analysis import compare
-from cifar_ablate.analysis.noise import noise_floor
+from cifar_ablate.analysis.contrasts import compare
+from cifar_ablate.analysis.power import noise_floor
 from cifar_ablate.report.steps import noise_text
 from tests.accuracies import runs
 from tests.conftest import Workshop

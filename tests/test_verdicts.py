@@ -12,7 +12,8 @@ from statsmodels.formula.api import ols
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
-from cifar_ablate.analysis import Contrast, Verdict, compare, label
+from cifar_ablate.analysis import Contrast, Verdict, label
+from cifar_ablate.analysis.contrasts import compare
 from cifar_ablate.analysis.engine import Joint, estimate, fit_arms
 from cifar_ablate.analysis.power import seeds_to_detect
 from tests.accuracies import DIVERGED, WORKED, runs

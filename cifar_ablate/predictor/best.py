@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cifar_ablate.analysis import Contrast
-from cifar_ablate.analysis.all_pairs import Pair, all_pairs, mirrored
-from cifar_ablate.analysis.types import Interval, Verdict
+from cifar_ablate.analysis.contrasts import Pair, all_pairs, mirrored
+from cifar_ablate.analysis.verdicts import Interval, Verdict
 from cifar_ablate.errors import RecordError
 from cifar_ablate.records import StudyRecord
 from cifar_ablate.report.accuracy import Study

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cifar_ablate.analysis.images import flip_floor, is_luckily_small
-from cifar_ablate.analysis.noise import noise_floor
+from cifar_ablate.analysis.power import noise_floor
 from cifar_ablate.records import StudyRecord
 from cifar_ablate.report.accuracy import Study, run_row, spread
 from cifar_ablate.report.evidence import calibrations, class_effects, classes_text, curves, published_rows, width_curve

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from cifar_ablate.analysis import Contrast, Verdict
-from cifar_ablate.analysis.moves import Move, moves
+from cifar_ablate.analysis.interactions import Move, moves
 from cifar_ablate.analysis.sentences import in_points
 from cifar_ablate.analysis.verdicts import RULED
 from cifar_ablate.records import StudyRecord

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cifar_ablate.analysis import Contrast, label
-from cifar_ablate.analysis.moves import Move
+from cifar_ablate.analysis.interactions import Move
 from cifar_ablate.analysis.sentences import interval, level_name, points
 from cifar_ablate.report.tables import Cell, Column, Table, mean_and_sd, number
 from cifar_ablate.report.tuned_words import IN_WORDS, setting

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cifar_ablate.analysis import Contrast, Verdict, label
-from cifar_ablate.analysis.moves import Move
+from cifar_ablate.analysis.interactions import Move
 from cifar_ablate.analysis.sentences import count, interval, level_name, points
 from cifar_ablate.report.tuned_fields import fields_in_words
 from cifar_ablate.report.tuning_types import Change, TunedArmRow, TunedComparison, TuningReport

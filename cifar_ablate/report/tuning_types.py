@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cifar_ablate.analysis import Contrast
-from cifar_ablate.analysis.moves import Move
+from cifar_ablate.analysis.interactions import Move
 from cifar_ablate.report.types import Spread
 from cifar_ablate.spec.tune import TunedArm
 

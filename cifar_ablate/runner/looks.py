@@ -19,7 +19,7 @@ from cifar_ablate.records import RecordedRun, families_of, frame_of, worth
 
 if TYPE_CHECKING:
     from cifar_ablate.analysis.looks import LooksTaken
-    from cifar_ablate.analysis.types import Contrast
+    from cifar_ablate.analysis.verdicts import Contrast
 
 ENDED = ("finished", "diverged")
 MAX_NAMED = 3
