@@ -16,7 +16,6 @@ import typer
 from cifar_ablate import __version__
 from cifar_ablate.cli_options import (
     Address,
-    Checkpoints,
     CheckpointSeconds,
     DeviceName,
     ExecutorName,
@@ -30,8 +29,8 @@ from cifar_ablate.cli_options import (
 )
 from cifar_ablate.cli_predictor import package, predict, promote, serve
 from cifar_ablate.cli_tune import tune
+from cifar_ablate.console import fail, leaving_at_once, make_console, without_collecting, write
 from cifar_ablate.registry import FORMATS
-from cifar_ablate.shell import fail, leaving_at_once, make_console, without_collecting, write
 
 if TYPE_CHECKING:
     from cifar_ablate.training.engine import Choice
@@ -70,6 +69,9 @@ def run(
     seed: Annotated[list[int] | None, typer.Option(help="Train only this seed (may be repeated).")] = None,
     retry: Annotated[str | None, typer.Option(metavar="failed", help="Try failed runs again.")] = None,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop everything when a run fails.")] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Also train runs that MLflow shows as RUNNING on hosts that are gone.")
+    ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Leave MLflow alone; deliver later with sync.")] = False,
     executor: ExecutorName = "local",
     address: Address = None,
@@ -80,27 +82,33 @@ def run(
     compile: OnOff = "auto",
     capture: OnOff = "auto",
     checkpoint_seconds: CheckpointSeconds = 60.0,
-    checkpoints: Checkpoints = "folder",
 ) -> None:
     """Train what the record lacks: every arm over every seed; the same command again does what is left."""
     from cifar_ablate.errors import UsageError
 
     if retry not in (None, "failed"):
         raise UsageError(f"--retry {retry}: only failed runs can be tried again; write --retry failed")
-    from cifar_ablate.runner.closing import exit_code, lines_of
-    from cifar_ablate.runner.execute import RunOptions
-    from cifar_ablate.runner.executor import Wish
+    from cifar_ablate.runner.executor import ExecutorConfig
     from cifar_ablate.runner.jobs import parse_jobs
-    from cifar_ablate.runner.start import Wanted, choose_executor, keeps_in_mlflow, run_studies
+    from cifar_ablate.runner.run import RunOptions, choose_executor, run_studies
+    from cifar_ablate.runner.summary import exit_code, lines_of
     from cifar_ablate.training.engine import EngineOptions
 
     console = make_console()
     engine = EngineOptions(cast("Choice", compile), cast("Choice", capture))
-    keeps = keeps_in_mlflow(checkpoints, offline=offline)
-    options = RunOptions(retry == "failed", fail_fast, checkpoint_seconds, engine, keeps)
-    wanted = Wanted(profile, settings, arm, seed, offline)
-    with choose_executor(executor, Wish(device, parse_jobs(jobs), threads, address, gpus_per_run)) as where:
-        summary = run_studies(files, wanted, where, options, console)
+    options = RunOptions(retry == "failed", fail_fast, take_over, checkpoint_seconds, engine)
+    with choose_executor(executor, ExecutorConfig(device, parse_jobs(jobs), threads, address, gpus_per_run)) as where:
+        summary = run_studies(
+            files,
+            profile,
+            settings,
+            arm,
+            seed,
+            offline=offline,
+            executor=where,
+            options=options,
+            console=console,
+        )
     for line in lines_of(summary):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(exit_code(summary))
@@ -151,8 +159,8 @@ def preview(
 @app.command()
 def sync() -> None:
     """Deliver to MLflow what run folders hold and it has missed, after it did not answer. Trains nothing."""
-    from cifar_ablate.runner.closing import lines_of_sync
-    from cifar_ablate.runner.execute import RUNS_ROOT
+    from cifar_ablate.folder import RUNS_ROOT
+    from cifar_ablate.runner.summary import lines_of_sync
     from cifar_ablate.runner.sync import sync as sync_folders
     from cifar_ablate.tracking import Tracking
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from cifar_ablate.cli_options import DeviceName
-from cifar_ablate.shell import counting, fail, make_console, write
+from cifar_ablate.console import counting, fail, make_console, write
 
 Run = Annotated[str | None, typer.Option("--run", metavar="ID", help="An MLflow run id, instead of a model.")]
 Model = Annotated[

@@ -270,4 +270,4 @@ def _row(row: Mapping[Any, Any]) -> RecordedRun:
         raise ValueError(f"runs.csv: {error}, of {text['arm']!r:.60}") from None
     if text["outcome"] == "finished" and not math.isfinite(metrics.get("test_accuracy", math.nan)):
         raise ValueError(f"runs.csv: {text['arm']} seed {seed} finished and has no test_accuracy")
-    return RecordedRun(**text, seed=seed, metrics=metrics)
+    return RecordedRun(seed=seed, metrics=metrics, owner=None, **text)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -28,15 +27,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from safetensors import SafetensorError, safe_open
 
 from cifar_ablate.errors import RecordError, not_written
 from cifar_ablate.locks import open_to_append
 from cifar_ablate.spec.text import MAX_BYTES, MAX_NODES
 
+RUNS_ROOT = Path("mlruns") / "runs"
+"""Folder of the run folders, below the current folder."""
 DESCRIBED = {"classes", "data", "data_digest", "device", "threads", "torch", "git_commit", "git_dirty"}
 """What a run's environment says at least."""
-MOVING = ".moving-"
-"""How folders begin that are there while a checkpoint goes to MLflow or comes from there."""
 
 Status = Literal["finished", "diverged", "failed"]
 
@@ -123,8 +123,6 @@ class RunFolder:
     def tidy(self) -> None:
         """Remove what an attempt left that was killed while it wrote; only for the process that holds the lock."""
         _remove(*self.path.glob(".?*.[0-9]*"))
-        for place in self.path.glob(f"{MOVING}*"):
-            shutil.rmtree(place, ignore_errors=True)
 
     def drop_checkpoints(self) -> None:
         """The run has its result."""
@@ -219,6 +217,22 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise damaged(path)
     return values
+
+
+def read_progress(path: Path) -> dict[str, Any] | None:
+    """The progress in a checkpoint's header: epochs, steps of the next one, seconds; None if there is none.
+
+    The checkpoint is not verified.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            progress = dict(json.loads((file.metadata() or {})["progress"]))
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError):
+        return None
+    counts = (progress.get("epochs"), progress.get("steps"))
+    seconds = (progress.get("train_seconds"), progress.get("eval_seconds"))
+    is_ours = all(type(one) is int for one in counts) and all(isinstance(one, int | float) for one in seconds)
+    return progress if is_ours else None
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

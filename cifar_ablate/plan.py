@@ -86,13 +86,7 @@ def make_plan(
         network = json.dumps([recipe.model.as_dict(), images.num_classes, images.image_size_px])
         # a network that does not fit these images is told now, not once per seed
         if network not in built and not any(map(was_trained, of_seed.values())):
-            build_model(
-                recipe.model.name,
-                recipe.model.kwargs(),
-                num_classes=images.num_classes,
-                image_size_px=images.image_size_px,
-                init_seed=0,
-            )
+            _check_network(recipe, images)
             built.add(network)
         check_batch_size(f"{study.label}, arm {arm.name!r}", recipe, images)
         recipe_id = fingerprint(recipe, None, precision, images.digest)
@@ -130,6 +124,13 @@ def make_plan(
     if study.tuned is not None:
         document["tuned"] = study.tuned.model_dump(mode="json")
     return Plan(study, tuple(runs), document)
+
+
+def _check_network(recipe: Recipe, images: DataSet) -> None:
+    """Build the recipe's network; raises UsageError if it does not fit the images."""
+    name, options = recipe.model.name, recipe.model.kwargs()
+    num_classes, image_size_px = images.num_classes, images.image_size_px
+    build_model(name, options, num_classes=num_classes, image_size_px=image_size_px, init_seed=0)
 
 
 def check_batch_size(where: str, recipe: Recipe, images: DataSet) -> None:

@@ -14,6 +14,8 @@ import numpy.typing as npt
 if TYPE_CHECKING:  # 0.3 s to import, for commands that look at no table
     import pandas as pd
 
+from cifar_ablate.owner import Owner
+
 Key = tuple[str, str, str]
 """Study, arm and fingerprint of a run."""
 AGAINST_BASELINE = "against the baseline"
@@ -64,8 +66,8 @@ class RecordedRun:
     outcome: str
     reason: str
     metrics: Mapping[str, float]
-    trained_by: str = ""
-    """Who trains it at this moment, in words; a compact record does not keep it."""
+    owner: Owner | None = None
+    """The process that trains it, as far as MLflow shows; a compact record does not keep it."""
 
 
 @dataclass(frozen=True)

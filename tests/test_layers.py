@@ -9,16 +9,16 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "cifar_ablate"
 
-GROUND = "errors extras fields harmless keys locks owner passwords registry signals temporary __init__"
+GROUND = "console errors extras fields harmless keys locks owner passwords registry signals temporary __init__"
 FLOORS = (
     tuple(GROUND.split()),
     ("spec", "analysis"),
     ("data", "models", "device", "folder", "records", "compact", "environment", "plan"),
     ("augment",),
     ("training", "tracking", "export"),
-    ("report", "runner", "tuning", "terminal"),
+    ("report", "runner", "tuning"),
     ("predictor",),
-    ("cli", "cli_options", "cli_predictor", "cli_tune", "shell", "__main__"),
+    ("cli", "cli_options", "cli_predictor", "cli_tune", "__main__"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -90,7 +90,7 @@ def test_the_analysis_knows_nothing_but_numbers() -> None:
 
 def test_only_the_command_line_ends_the_process() -> None:
     for path in FILES:
-        if room_of(path) not in ("cli", "shell"):
+        if room_of(path) not in ("cli", "console"):
             assert "SystemExit" not in path.read_text(encoding="utf-8"), path
 
 

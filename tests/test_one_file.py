@@ -83,9 +83,9 @@ ADDITIONS = {
         class Backwards(Executor):
             '''The last group first.'''
 
-            def train(self, groups, train_group, places, channel):
+            def train(self, groups, train_group, places, should_stop):
                 for group in reversed(groups):
-                    train_group(group, places[0], channel)
+                    yield from train_group(group, places[0], should_stop)
         """,
     "report/formats/outline.py": """
         from cifar_ablate.registry import FORMATS

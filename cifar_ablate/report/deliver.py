@@ -10,7 +10,7 @@ from cifar_ablate.folder import write_atomically
 from cifar_ablate.records import StudyRecord
 from cifar_ablate.registry import FORMATS
 from cifar_ablate.report.types import Rendered, Report
-from cifar_ablate.tracking.ledger import noted
+from cifar_ablate.tracking import noted
 
 if TYPE_CHECKING:
     from cifar_ablate.tracking import Tracking

@@ -11,9 +11,9 @@ import numpy as np
 from cifar_ablate.analysis.power import detectable, seeds_needed
 from cifar_ablate.analysis.sentences import count
 from cifar_ablate.analysis.verdicts import MIN_DF
+from cifar_ablate.console import duration
 from cifar_ablate.records import RecordedRun
 from cifar_ablate.spec.schema import Study
-from cifar_ablate.terminal import duration
 
 PUBLISHED_SD = ((4, 0.56), (16, 0.19), (64, 0.15))
 """Epochs, and standard deviation of CIFAR-10 test accuracy between seeds, in points (arXiv 2304.01910)."""

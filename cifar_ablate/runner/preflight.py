@@ -10,15 +10,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from cifar_ablate.console import reporting
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import Device, Place, num_cores, why_no_cuda
 from cifar_ablate.errors import RecordError, TrackingError
-from cifar_ablate.folder import RunFolder
+from cifar_ablate.folder import RUNS_ROOT, RunFolder
 from cifar_ablate.plan import Plan, load_all_data, make_plan
-from cifar_ablate.runner.execute import RUNS_ROOT
 from cifar_ablate.spec.load import load_studies
 from cifar_ablate.spec.overlay import load_overlay
-from cifar_ablate.terminal import reporting
 from cifar_ablate.tracking import Tracking
 
 

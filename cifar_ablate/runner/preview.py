@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cifar_ablate.augment.base import Batch
 from cifar_ablate.augment.pipeline import smooth_targets
+from cifar_ablate.console import reporting
 from cifar_ablate.data import DataSet
 from cifar_ablate.data.types import Images
 from cifar_ablate.errors import OutputError, UsageError, not_written, suggest
@@ -26,7 +27,6 @@ from cifar_ablate.spec.component import shown
 from cifar_ablate.spec.load import load_study
 from cifar_ablate.spec.overlay import load_overlay
 from cifar_ablate.spec.schema import Arm, Recipe, Study
-from cifar_ablate.terminal import reporting
 from cifar_ablate.training.batches import DeviceData, plan_epoch, to_device
 from cifar_ablate.training.engine import pipeline_of
 

@@ -5,42 +5,56 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 
 from rich.console import Console
 from rich.table import Table
 
+from cifar_ablate.console import duration
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import Device, Place
 from cifar_ablate.errors import AblateError
+from cifar_ablate.folder import RUNS_ROOT
 from cifar_ablate.plan import DataKey, Plan, PlannedRun
 from cifar_ablate.records import RecordedRun
 from cifar_ablate.runner.decisions import decision_lines, spread_of
 from cifar_ablate.runner.estimate import Kind, Throughput, images_of, kind_of_work, measure_rates
-from cifar_ablate.runner.execute import RUNS_ROOT
 from cifar_ablate.runner.jobs import choose_places
-from cifar_ablate.runner.looks import Standing, stand
-from cifar_ablate.runner.states import State, state_of
-from cifar_ablate.terminal import duration
+from cifar_ablate.runner.looks import LookState, look_state
+from cifar_ablate.runner.status import RunStatus
 from cifar_ablate.tracking import Tracking, is_empty
 
 KINDS = ("done", "running", "failed", "interrupted", "to do")
-SPARED = State("spared", "not needed: decided with fewer seeds")
 NUM_WHOLE_CIFAR10 = 50_000
 """Training images of the whole CIFAR-10."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A planned run's state as ``plan`` prints it."""
+
+    kind: str
+    """done, running, failed, interrupted, to do; with looks also "if open" and spared."""
+    text: str
+    epochs_done: int = 0
+    """Epochs that will not be trained again."""
+
+    @property
+    def is_to_train(self) -> bool:
+        return self.kind in ("to do", "interrupted")
 
 
 @dataclass(frozen=True)
 class _Shown:
     """A plan with the states of its runs."""
 
-    standing: Standing
+    looks: LookState
     states: Sequence[tuple[PlannedRun, State]]
 
     @property
     def plan(self) -> Plan:
-        return self.standing.plan
+        return self.looks.plan
 
 
 @dataclass(frozen=True)
@@ -65,7 +79,7 @@ class _Times:
         """Seconds for one more seed of every arm: measured, else as recorded; None if an arm has neither."""
         seconds = []
         recorded: dict[str, list[float]] = {}
-        for one in shown.standing.results:
+        for one in shown.looks.results:
             if (taken := one.metrics.get("train_seconds")) is not None:
                 recorded.setdefault(one.arm, []).append(taken)
         for run in {run.arm: run for run in shown.plan.runs}.values():
@@ -128,7 +142,7 @@ def _table(shown: _Shown, times: _Times) -> Table:
 
 def _decisions(shown: _Shown, times: _Times, tracking: Tracking | None) -> list[str]:
     """What the plan can decide; the ledger notes it if that was computed from test accuracies."""
-    study, results = shown.plan.study, shown.standing.results
+    study, results = shown.plan.study, shown.looks.results
     is_whole = all(
         run.recipe.data.name == "cifar10" and len(times.data[run.data_key].train_labels) == NUM_WHOLE_CIFAR10
         for run in shown.plan.runs
@@ -161,22 +175,35 @@ def _beside_record(tracking: Tracking | None, plan: Plan) -> _Shown:
     recorded: Sequence[RecordedRun] = ()
     if tracking is not None:
         recorded = tracking.load(plan.study.label).runs
-    standing = stand(plan, recorded, RUNS_ROOT)
-    of_training: dict[tuple[str, str], list[RecordedRun]] = {}
-    for record in recorded:
-        of_training.setdefault((record.arm, record.fingerprint), []).append(record)
-    return _Shown(
-        standing,
-        [(run, _state(standing, run, of_training.get((run.arm, run.fingerprint), ()))) for run in plan.runs],
-    )
+    looks = look_state(plan, recorded, RUNS_ROOT)
+    return _Shown(looks, [(run, _state(looks, run)) for run in plan.runs])
 
 
-def _state(standing: Standing, run: PlannedRun, recorded: Sequence[RecordedRun]) -> State:
-    state = state_of(run, recorded, RUNS_ROOT)
-    if state.epochs_done:  # in the words of ``run``
-        state = replace(state, text=f"{state.text} (from epoch {state.epochs_done + 1})")
-    if not state.is_to_train or standing.asks_for(run):
-        return state
-    if standing.may_ask_for(run):
-        return State("if open", f"if open after the look at {standing.look_before(run)} seeds")
-    return SPARED
+def _state(looks: LookState, run: PlannedRun) -> State:
+    status = looks.statuses[run.key]
+    if not status.is_to_train or looks.asks_for(run):
+        return _in_words(status, run)
+    if looks.may_ask_for(run):
+        return State("if open", f"if open after the look at {looks.look_before(run)} seeds")
+    return State("spared", "not needed: decided with fewer seeds")
+
+
+def _in_words(status: RunStatus, run: PlannedRun) -> State:  # noqa: PLR0911  one for each kind
+    at = f"epoch {status.epochs_done}/{run.recipe.epochs}"
+    if status.kind == "recorded":
+        diverged = status.record is not None and status.record.outcome == "diverged"
+        return State("done", "done (diverged)" if diverged else "done")
+    if status.kind == "trained":
+        return State("done", "trained, to record")
+    if status.kind == "running":
+        text = f"running: {status.owner or 'another run command'}"
+        return State("running", f"{text}, {at}" if status.epochs_done else text)
+    if status.kind == "elsewhere":
+        return State("running", f"running: {status.owner}")
+    if status.kind in ("failed", "damaged"):
+        return State("failed", f"{status.kind}: {status.reason}")
+    if status.kind == "interrupted":
+        resumed = f" (from epoch {status.epochs_done + 1})" if status.epochs_done else ""  # in the words of ``run``
+        text = f"interrupted, {status.reason}" if status.reason else f"interrupted at {at}{resumed}"
+        return State("interrupted", text, status.epochs_done)
+    return State("to do", "to do")

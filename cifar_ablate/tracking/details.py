@@ -22,17 +22,20 @@ from cifar_ablate.records import CURVES, Predictions, RecordedRun, environment_o
 if TYPE_CHECKING:
     import pandas as pd
 
-    from cifar_ablate.tracking.store import Tracking
-
 Part = TypeVar("Part")
 
 
 class TrackedDetails:
     """Details of runs that MLflow holds. Artifacts on this machine's disk are read where they are."""
 
-    def __init__(self, tracking: Tracking, places: Mapping[str, str]) -> None:
-        """``places``: artifact location of each run, by its id."""
-        self.tracking = tracking
+    def __init__(
+        self,
+        curves: Callable[[str, Sequence[str]], Mapping[str, Sequence[tuple[int, float]]]],
+        artifact: Callable[[str, str, Path], Path],
+        places: Mapping[str, str],
+    ) -> None:
+        """``curves``: points of a run's metrics. ``artifact``: downloads one. ``places``: artifact locations by run."""
+        self.curves_of, self.artifact_of = curves, artifact
         self.folders = {run_id: _folder(place) for run_id, place in places.items()}
 
     def curves(self, runs: Sequence[RecordedRun]) -> pd.DataFrame:
@@ -95,7 +98,7 @@ class TrackedDetails:
             except (OSError, ValueError, TypeError, csv.Error):  # it was cut off, or others wrote it
                 raise _damaged(run, "history.csv") from None
         lines: dict[int, dict[str, float]] = {}
-        for name, points in self.tracking.curves(run.run_id, CURVES).items():
+        for name, points in self.curves_of(run.run_id, CURVES).items():
             for epoch, value in points:
                 lines.setdefault(epoch, {"epoch": epoch})[name] = value
         return [lines[epoch] for epoch in sorted(lines)]
@@ -112,7 +115,7 @@ class TrackedDetails:
         if local is not None:
             return local
         folder.mkdir(exist_ok=True)
-        return self.tracking.artifact(run.run_id, name, folder)
+        return self.artifact_of(run.run_id, name, folder)
 
     def _local(self, run: RecordedRun, name: str) -> Path | None:
         """The artifact on this machine's disk; asking MLflow for it costs 10 ms."""

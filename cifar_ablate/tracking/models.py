@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_ablate.errors import RecordError, UnknownNameError, UsageError
-from cifar_ablate.tracking.answering import answering
+from cifar_ablate.tracking.mlflow_errors import answering
 from cifar_ablate.tracking.store import Tracking
 
 CHAMPION = "champion"

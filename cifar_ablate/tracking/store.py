@@ -7,37 +7,41 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_ablate.errors import OutputError, RecordError, TrackingError, UnknownNameError, not_written
-from cifar_ablate.harmless import harmless_values
+from cifar_ablate.harmless import harmless, harmless_values, on_one_line
 from cifar_ablate.locks import lock
 from cifar_ablate.passwords import without_password
 from cifar_ablate.records import (
+    ABANDONED,
     LedgerEntry,
     RecordedRun,
     RunIdentity,
     StudyRecord,
     check_document,
+    is_fingerprint,
+    ledger_entry,
+    seed_of,
 )
-from cifar_ablate.tracking import checkpoints
-from cifar_ablate.tracking.answering import answering, store_error
-from cifar_ablate.tracking.checkpoints import Kept
-from cifar_ablate.tracking.delivery import TUNING, Delivery
 from cifar_ablate.tracking.details import TrackedDetails
-from cifar_ablate.tracking.ledger import as_tag, entries_in, entry_now
-from cifar_ablate.tracking.recorded import recorded
+from cifar_ablate.tracking.mlflow_errors import answering, store_error
+from cifar_ablate.tracking.upload import TUNING, RunUpload, owner_of
 
 if TYPE_CHECKING:
     from cifar_ablate.folder import RunFolder
+    from cifar_ablate.owner import Owner
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-# a courier tries again by itself; with MLflow's own 7 attempts and 120 s each, a dead server is found out in minutes
+# MlflowWriter tries again by itself; with MLflow's own 7 attempts of 120 s, a dead server is noticed after minutes
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
@@ -46,6 +50,15 @@ PAGE = 1000
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 DOCUMENT = "ablate.study"
 """Experiment tag that points at the study's document: its digest and in how many pieces it is kept."""
+LEDGER = "ablate.ledger."
+"""Prefix of the experiment tags that hold the ledger: who read the test accuracies, when, and what was set before.
+
+One tag for each entry, named after its content: writing it again changes nothing. Entries are never overwritten.
+"""
+STATELESS = frozenset({"margin"})
+"""Kinds of ledger entries of which only the first for a detail counts, whatever had been trained by then."""
+OURS = ("ablate.arm", "ablate.seed", "ablate.fingerprint", "ablate.recipe")
+"""Tags that every run of ours has."""
 
 
 class Tracking:
@@ -139,7 +152,7 @@ class Tracking:
             ledger = entries_in(label, experiment.tags)
             found = self._recorded_runs(str(experiment.experiment_id))
             places = {run.info.run_id: run.info.artifact_uri for run in found}
-            details = TrackedDetails(self, places)
+            details = TrackedDetails(self.curves, self.artifact, places)
             return StudyRecord(label, document, [recorded(run) for run in found], details, ledger)
 
     def tags_of(self, run_id: str) -> dict[str, str]:
@@ -190,26 +203,17 @@ class Tracking:
         found = self.pages(self.client.search_runs, experiment_ids=[experiment_id])
         return [run for run in found if "ablate.recipe" in run.data.tags]
 
-    def deliver(self, experiment_id: str, planned: RunIdentity, folder: RunFolder, **options: Any) -> Delivery:
-        """Start, or take up again, the delivery of a run's folder; options are those of ``Delivery``."""
-        return Delivery(self.client, experiment_id, planned, folder, **options)
-
-    def kept_checkpoints(self, experiment_id: str) -> dict[str, Kept]:
-        """Checkpoints of unfinished runs that the store keeps, by fingerprint: the furthest of each."""
-        found: dict[str, Kept] = {}
-        with answering():
-            query = f"tags.`{checkpoints.TAG}` LIKE '%'"
-            for run in self.pages(self.client.search_runs, experiment_ids=[experiment_id], filter_string=query):
-                kept = checkpoints.kept_from(run.data.tags, run.info.run_id)
-                fingerprint = run.data.tags.get("ablate.fingerprint", "")
-                if kept is not None and (fingerprint not in found or kept.progress >= found[fingerprint].progress):
-                    found[fingerprint] = kept
-        return found
-
-    def fetch_checkpoint(self, kept: Kept, folder: RunFolder) -> None:
-        """Write a kept checkpoint into a run's folder; raises RecordError, OutputError."""
-        with answering():
-            checkpoints.fetch(self.client, kept, folder)
+    def upload(
+        self,
+        experiment_id: str,
+        run: RunIdentity,
+        folder: RunFolder,
+        *,
+        replaces: Owner | None = None,
+        on_success: Callable[[], None] = lambda: None,
+    ) -> RunUpload:
+        """The upload of a run's folder; nothing is sent before its ``update`` (see ``RunUpload``)."""
+        return RunUpload(self.client, experiment_id, run, folder, replaces=replaces, on_success=on_success)
 
     def curves(self, run_id: str, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
         """Points (epoch, value) of each named metric of a run."""
@@ -298,3 +302,86 @@ def _ask_once(uri: str) -> None:
     if not uri.startswith(("postgresql", "mysql", "mssql")):
         return
     create_engine(uri, poolclass=NullPool).connect().close()
+
+
+def recorded(run: Any) -> RecordedRun:
+    """Raises RecordError where this program cannot have written it."""
+    tags = {name: harmless(value) for name, value in run.data.tags.items()}
+    wrong = [name for name in OURS if name not in tags]
+    wrong += [name for name in ("ablate.fingerprint", "ablate.recipe") if not is_fingerprint(tags.get(name))]
+    if wrong or not _is_seed(tags["ablate.seed"]) or not is_fingerprint(run.info.run_id):
+        raise RecordError(
+            f"run {on_one_line(run.info.run_id)} in MLflow was not written by this program (look at its tags "
+            f"{', '.join(OURS)}); delete it there"
+        )
+    states = {"RUNNING": "running", "SCHEDULED": "running", "KILLED": "killed", "FAILED": "failed"}
+    outcome = states.get(run.info.status) or tags.get("ablate.outcome", "failed")
+    reason = tags.get("ablate.reason", "")
+    owner = None
+    if outcome == "running":  # MLflow leaves a run RUNNING for ever when its process is killed
+        owner = owner_of(tags)
+        if owner is None or (owner.is_here() and not owner.is_alive()):
+            outcome, reason = "killed", ABANDONED
+        else:
+            reason = ""
+    return RecordedRun(
+        run_id=run.info.run_id,
+        arm=tags["ablate.arm"],
+        seed=seed_of(tags["ablate.seed"]),
+        fingerprint=tags["ablate.fingerprint"],
+        recipe_id=tags["ablate.recipe"],
+        outcome=outcome,
+        reason=reason,
+        metrics=dict(run.data.metrics),
+        owner=owner if outcome == "running" else None,
+    )
+
+
+def _is_seed(text: str) -> bool:
+    try:
+        return seed_of(text) >= 0
+    except ValueError:
+        return False
+
+
+def entry_now(kind: str, detail: str, runs: Iterable[RecordedRun]) -> tuple[str, LedgerEntry]:
+    """The tag's name and the entry, as of now; only the finished ones of ``runs`` count."""
+    finished = [run for run in runs if run.outcome == "finished"]
+    state = [] if kind in STATELESS else sorted({run.fingerprint for run in finished})
+    digest = hashlib.sha256(json.dumps([detail, state]).encode()).hexdigest()[:8]
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    return f"{LEDGER}{kind}.{digest}", LedgerEntry(
+        kind, when, detail, num_seeds=len({run.seed for run in finished}), num_runs=len(finished)
+    )
+
+
+def noted(tracking: Tracking, record: StudyRecord, kind: str, detail: str) -> StudyRecord:
+    """The record with this reading in its ledger; a store that cannot be written to is no reason not to read it."""
+    with suppress(TrackingError, OutputError):
+        entry = tracking.note(record.label, kind, detail, record.current())
+        return record if entry is None else replace(record, ledger=[*record.ledger, entry])
+    return record
+
+
+def as_tag(entry: LedgerEntry) -> str:
+    """The value of an entry's tag."""
+    return json.dumps(asdict(entry))
+
+
+def entries_in(label: str, tags: Mapping[str, str]) -> tuple[LedgerEntry, ...]:
+    """All entries among an experiment's tags, the oldest first; raises RecordError for a damaged one."""
+    found = []
+    for name, value in tags.items():
+        if name.startswith(LEDGER):
+            try:
+                found.append(ledger_entry(harmless_values(json.loads(value))))
+            except (ValueError, TypeError, RecursionError):
+                raise RecordError(
+                    f"the tag {name} that MLflow keeps of {label!r} is damaged; remove it, and its entry is lost"
+                ) from None
+    return tuple(sorted(found, key=_order))
+
+
+def _order(entry: LedgerEntry) -> tuple[str, bool, int, str, str]:
+    """By time; within a second the margin first, for a command sets it before it looks at anything."""
+    return entry.when, entry.kind != "margin", entry.num_runs, entry.kind, entry.detail

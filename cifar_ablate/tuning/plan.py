@@ -19,8 +19,8 @@ from cifar_ablate.spec.delta import differences
 from cifar_ablate.spec.schema import Recipe, Study
 from cifar_ablate.spec.space import MISSING, Values, compose, present, written_at
 from cifar_ablate.spec.tune import Choice, Parameter, Tune
-from cifar_ablate.tracking.delivery import TUNING
 from cifar_ablate.tracking.tunings import PARENT, TRIAL
+from cifar_ablate.tracking.upload import TUNING
 
 SUFFIX = "/tuning"
 """Behind a study's label: the name of the MLflow experiment with its trials, which is no study's."""

@@ -15,7 +15,7 @@ from cifar_ablate.errors import CURES, AblateError, TakenError, TrackingError, U
 from cifar_ablate.harmless import harmless
 from cifar_ablate.locks import lock
 from cifar_ablate.passwords import hidden, keep_hidden, without_password
-from cifar_ablate.tracking.answering import disk_error
+from cifar_ablate.tracking.mlflow_errors import disk_error
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage, RDBStorage

@@ -1,73 +1,54 @@
-"""What a person sees while a study runs: live bars on a terminal, one line per epoch elsewhere."""
+"""What a user sees while a study runs: live bars on a terminal, one line per epoch elsewhere."""
 
 from __future__ import annotations
 
-import io
-import math
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
+from cifar_ablate.console import duration
 from cifar_ablate.folder import RunResult
 from cifar_ablate.plan import PlannedRun
 from cifar_ablate.records import Key
-from cifar_ablate.runner.events import Events
+from cifar_ablate.training.events import Stepped
 
 REFRESH_SECONDS = 0.5
 
 
-class Quiet(io.TextIOBase):
-    """A stream whose reader may leave (``| head``, a closed terminal): what is written then goes nowhere.
+class RunDisplay:
+    """Shows nothing; override the hooks for what you want to see."""
 
-    What is shown must not decide what is trained.
-    """
+    step_seconds: float | None = None
+    """Minimum time between two reported steps; None: steps are not reported."""
 
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
+    def on_plan(self, todo: Sequence[PlannedRun], num_done: int, num_failed: int) -> None:
+        """The record was compared with the plan; called again if a look asks for more runs."""
 
-    def write(self, text: str) -> int:
-        try:
-            return self.stream.write(text)
-        except (OSError, ValueError):  # the reader is gone, or the stream is closed
-            self._give_up()
-            return len(text)
+    def on_look(self, text: str) -> None:
+        """A study's look was taken: what it says about one contrast, and what follows."""
 
-    def flush(self) -> None:
-        try:
-            self.stream.flush()
-        except (OSError, ValueError):
-            self._give_up()
+    def on_start(self, run: PlannedRun, epochs_done: int) -> None:
+        """A run starts, or resumes after ``epochs_done`` epochs."""
 
-    def isatty(self) -> bool:
-        return self.stream.isatty()
+    def on_step(self, run: PlannedRun, step: Stepped) -> None:
+        """A step was taken."""
 
-    def fileno(self) -> int:
-        return self.stream.fileno()
+    def on_epoch(self, run: PlannedRun, line: Mapping[str, Any]) -> None:
+        """An epoch ended."""
 
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return self.stream.encoding
+    def on_end(self, run: PlannedRun, result: RunResult) -> None:
+        """A run ended."""
 
-    def _give_up(self) -> None:
-        with suppress(OSError, ValueError):  # at its end Python writes what it has not written yet
-            number = self.stream.fileno()
-            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    def on_not_trained(self, run: PlannedRun, why: str) -> None:
+        """A run was not trained, or not to its end, by this command."""
 
-
-def duration(seconds: float) -> str:
-    """0:42, 12:07, 3:05:00; ? for nan."""
-    if math.isnan(seconds):
-        return "?"
-    minutes, rest = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    def on_note(self, text: str) -> None:
+        """A note that concerns more than one run; may come from another thread."""
 
 
 class Pace:
@@ -89,7 +70,7 @@ class Pace:
 
 
 @dataclass
-class Active:
+class ActiveRun:
     """A run that is being trained."""
 
     name: str
@@ -100,7 +81,7 @@ class Active:
     accuracy: str = ""
 
 
-class Terminal(Events):
+class TerminalDisplay(RunDisplay):
     """Progress of one ``run`` command; use as a context manager around it."""
 
     def __init__(self, console: Console, work: Callable[[PlannedRun], float]) -> None:
@@ -114,11 +95,11 @@ class Terminal(Events):
         self.study_task: TaskID | None = None
         self.study_pace = Pace(0)
         self.num_runs = 0
-        self.active: dict[Key, Active] = {}
+        self.active: dict[Key, ActiveRun] = {}
         self.ended: set[Key] = set()
         self.finished_work = 0.0
 
-    def __enter__(self) -> Terminal:
+    def __enter__(self) -> TerminalDisplay:
         self.progress.start()
         return self
 
@@ -147,15 +128,15 @@ class Terminal(Events):
             self._print(f"[{number}/{self.num_runs}] {run.name}{where}")
         self._leave(run)
         task = self.progress.add_task("run", total=pace.total, note=f"? left  {_plain(name)}")
-        self.active[run.key] = Active(name, pace, task, epochs_done)
+        self.active[run.key] = ActiveRun(name, pace, task, epochs_done)
         self._refresh()
 
-    def on_step(self, run: PlannedRun, epoch: int, step: int, num_steps: int, loss: float) -> None:
+    def on_step(self, run: PlannedRun, step: Stepped) -> None:
         active = self.active[run.key]
-        epochs = epoch - 1 + step / num_steps
-        rate = (epochs - active.epochs_before) * num_steps / max(time.monotonic() - active.since, 1e-9)
+        epochs = step.epoch - 1 + step.step / step.num_steps
+        rate = (epochs - active.epochs_before) * step.num_steps / max(time.monotonic() - active.since, 1e-9)
         active.pace.done = epochs / run.recipe.epochs * active.pace.total
-        measured = f"epoch {epoch}/{run.recipe.epochs}{active.accuracy}  loss {loss:.3f}  {rate:.1f} steps/s"
+        measured = f"epoch {step.epoch}/{run.recipe.epochs}{active.accuracy}  loss {step.loss:.3f}  {rate:.1f} steps/s"
         note = f"{active.pace.left()} left  {measured}  {active.name}"
         self.progress.update(active.task, completed=active.pace.done, note=_plain(note))
         self._refresh()
@@ -224,21 +205,3 @@ class Terminal(Events):
 def _plain(text: str) -> str:
     """Text in which rich sees no markup."""
     return text.replace("[", "\\[")
-
-
-@contextmanager
-def reporting(console: Console) -> Iterator[Callable[[str, int, int | None], None]]:
-    """A progress callback (what, done, total) for loading data: a bar on a terminal, a line per task elsewhere."""
-    columns = [TextColumn("{task.description}"), BarColumn(24), TaskProgressColumn()]
-    progress = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
-    tasks: dict[str, TaskID] = {}
-
-    def report(what: str, done: int, total: int | None) -> None:
-        if what not in tasks:
-            tasks[what] = progress.add_task(what, total=total)
-            if not console.is_terminal:
-                console.print(f"{what} ...", highlight=False, markup=False)
-        progress.update(tasks[what], completed=done, total=total)
-
-    with progress:
-        yield report

@@ -1,11 +1,12 @@
-"""What a command says at its end, and its exit code."""
+"""How a command ended: what it says at its end, and its exit code."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from cifar_ablate.runner.command import Summary
-from cifar_ablate.runner.sync import Synced
+from cifar_ablate.plan import PlannedRun
 
 INTERRUPTED = 130
 MAX_NAMED = 5
@@ -16,8 +17,42 @@ _WORDS = {
 }
 
 
-def lines_of(summary: Summary) -> Iterator[str]:
-    """The end of ``run``: counts, then each failure, then what to do next."""
+@dataclass(frozen=True)
+class RunSummary:
+    """How a ``run`` command ended."""
+
+    kinds: Counter[str]
+    """Number of runs by how they ended: a kind of ``Ended``."""
+    num_done_before: int
+    num_failed_before: int
+    num_not_tried: int
+    """Runs that were left because the command stopped."""
+    failures: tuple[tuple[PlannedRun, str], ...]
+    """Runs that failed, now or before, and runs with a damaged folder, with the reason."""
+    stopped_because: str
+    """Why the command stopped before its plan was done; empty: it did not."""
+    signal: str
+    """The signal that stopped it, if one did."""
+    undelivered: tuple[tuple[str, str], ...]
+    """Names of runs that MLflow does not have completely, with what MLflow said."""
+    is_offline: bool
+    waiting: tuple[str, ...] = ()
+    """Looks that wait for runs, in words."""
+
+
+@dataclass(frozen=True)
+class SyncSummary:
+    """How a ``sync`` command ended, in names of runs."""
+
+    delivered: tuple[str, ...]
+    undelivered: tuple[tuple[str, str], ...]
+    """With the reason."""
+    running: tuple[str, ...]
+    """Runs that are left to the commands that train them."""
+
+
+def lines_of(summary: RunSummary) -> Iterator[str]:
+    """The last lines of ``run``: counts, then each failure, then what to do next."""
     words = _WORDS | ({"shared": "trained before"} if summary.is_offline else {})
     said = [f"{count} {words.get(kind, kind)}" for kind, count in summary.kinds.items()]
     said += [f"{summary.num_done_before} skipped as done"] if summary.num_done_before else []
@@ -40,16 +75,16 @@ def lines_of(summary: Summary) -> Iterator[str]:
         yield "The same command again does what is left."
 
 
-def exit_code(summary: Summary) -> int:
-    """130 after a signal, 1 where anything failed or is left, else 0."""
+def exit_code(summary: RunSummary) -> int:
+    """130 after a signal, 1 if anything failed or is left, else 0."""
     if summary.signal:
         return INTERRUPTED
     is_missing = summary.undelivered and not summary.is_offline
     return 1 if summary.failures or summary.stopped_because or is_missing else 0
 
 
-def lines_of_sync(synced: Synced) -> Iterator[str]:
-    """The end of ``sync``."""
+def lines_of_sync(synced: SyncSummary) -> Iterator[str]:
+    """The last lines of ``sync``."""
     yield f"Runs: {len(synced.delivered)} delivered" + (f", {len(synced.running)} running" if synced.running else "")
     if synced.undelivered:
         yield from _undelivered(synced.undelivered)

@@ -1,4 +1,4 @@
-"""What is to be stopped, and the signals that ask for it."""
+"""The stop signal that trainings check after every step, and the process signals that set it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,25 @@ from cifar_ablate.records import Key
 from cifar_ablate.signals import NAMES, stopping_on
 
 ECHO_SECONDS = 0.5
-"""A signal so soon after another one is the same one, sent to the process and to its group."""
+"""Two signals within this time count as one: it was sent to the process and to its group."""
 
 
 @dataclass
-class Stops:
-    """What shall stop; written by signals and by other threads, read after every step."""
+class StopSignal:
+    """What must stop; set by signals and other threads, read after every step."""
 
     reason: str = ""
     """Why everything stops; empty: it does not."""
     signal: str = ""
-    """The signal that asked for it."""
-    withdrawn: dict[Key, str] = field(default_factory=dict)
-    """Runs that are left to another machine, and why."""
+    """Name of the process signal that asked for it."""
+    taken: dict[Key, str] = field(default_factory=dict)
+    """Runs that another process took over, with the reason."""
+    pruned: set[Key] = field(default_factory=set)
+    """Runs of trials that end early."""
 
-    def should_stop(self, key: Key | None = None) -> bool:
-        return bool(self.reason) or key in self.withdrawn
+    def __call__(self, key: Key | None) -> bool:
+        """Must this run (None: everything) stop?"""
+        return bool(self.reason) or key in self.taken or key in self.pruned
 
     def everything(self, reason: str) -> None:
         """Stop everything; the first reason counts."""
@@ -38,8 +41,8 @@ class Stops:
 
 
 @contextmanager
-def signals_stop(stops: Stops) -> Iterator[None]:
-    """In the block, a first signal sets ``stops`` and a second one ends the process at once, with exit code 130.
+def signals_stop(stop: StopSignal) -> Iterator[None]:
+    """In the block, the first signal sets ``stop`` and a second one ends the process at once, with exit code 130.
 
     A signal that was ignored before (nohup, a background job) stays ignored.
     """
@@ -48,10 +51,10 @@ def signals_stop(stops: Stops) -> Iterator[None]:
 
     def heed(number: int) -> None:
         nonlocal first
-        if not stops.signal:
+        if not stop.signal:
             first = time.monotonic()
-            stops.signal = signal.Signals(number).name
-            stops.everything(f"interrupted by {stops.signal}")
+            stop.signal = signal.Signals(number).name
+            stop.everything(f"interrupted by {stop.signal}")
         elif time.monotonic() - first > ECHO_SECONDS:
             _leave_at_once()
 

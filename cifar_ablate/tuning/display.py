@@ -10,11 +10,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
+from cifar_ablate.console import duration
+from cifar_ablate.runner.display import REFRESH_SECONDS
 from cifar_ablate.spec.tune import label_of
-from cifar_ablate.terminal import REFRESH_SECONDS, duration
 
 if TYPE_CHECKING:
     from cifar_ablate.plan import PlannedRun
+    from cifar_ablate.training.events import Stepped
     from cifar_ablate.tuning.plan import ArmPlan
     from cifar_ablate.tuning.trials import Asked
 
@@ -26,7 +28,7 @@ def in_words(values: Mapping[str, Any]) -> str:
     )
 
 
-class TuningEvents:
+class TuningDisplay:
     """Progress of one ``tune`` command; use as a context manager around it."""
 
     def __init__(self, console: Console) -> None:
@@ -41,7 +43,7 @@ class TuningEvents:
         self.best: dict[str, tuple[float, int]] = {}
         """Value and number of the best trial, by the tuning's identity."""
 
-    def __enter__(self) -> TuningEvents:
+    def __enter__(self) -> TuningDisplay:
         self.progress.start()
         return self
 
@@ -67,10 +69,10 @@ class TuningEvents:
         total = run.recipe.epochs * len(plan.seeds)
         self.tasks[id(asked)] = self.progress.add_task(self._line(plan, asked, 0.0), total=total)
 
-    def on_step(self, plan: ArmPlan, asked: Asked, run: PlannedRun, epoch: int, share: float) -> None:
-        """A share of an epoch's steps was taken."""
+    def on_step(self, plan: ArmPlan, asked: Asked, run: PlannedRun, step: Stepped) -> None:
+        """A step was taken."""
         if id(asked) in self.tasks:
-            done = run.recipe.epochs * len(asked.finals) + epoch - 1 + share
+            done = run.recipe.epochs * len(asked.finals) + step.epoch - 1 + step.step / step.num_steps
             task = self.tasks[id(asked)]
             self.progress.update(task, completed=done, description=self._line(plan, asked, done))
 

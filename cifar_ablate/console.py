@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import gc
+import io
+import math
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
-from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
+from typing import IO, TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 from cifar_ablate.harmless import harmless
 from cifar_ablate.passwords import hidden
@@ -20,11 +22,56 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+class Quiet(io.TextIOBase):
+    """A stream whose reader may leave (``| head``, a closed terminal); what is written after that is dropped.
+
+    What is shown must not decide what is trained.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except (OSError, ValueError):  # the reader is gone, or the stream is closed
+            self._give_up()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except (OSError, ValueError):
+            self._give_up()
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self.stream.encoding
+
+    def _give_up(self) -> None:
+        with suppress(OSError, ValueError):  # at its end Python writes what it has not written yet
+            number = self.stream.fileno()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+
+
+def duration(seconds: float) -> str:
+    """0:42, 12:07, 3:05:00; ? for nan."""
+    if math.isnan(seconds):
+        return "?"
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def make_console() -> Console:
     """A console that a closed terminal does not break."""
     from rich.console import Console
-
-    from cifar_ablate.terminal import Quiet
 
     class Harmless(Console):
         """What is printed may name what others wrote, and rich takes only some control characters out.
@@ -116,8 +163,26 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
-    from cifar_ablate.terminal import Quiet
-
     with Progress(console=Console(file=cast("IO[str]", Quiet(sys.stderr))), transient=True) as progress:
         task = progress.add_task(what, total=total)
         yield lambda num: progress.advance(task, num)
+
+
+@contextmanager
+def reporting(console: Console) -> Iterator[Callable[[str, int, int | None], None]]:
+    """A progress callback (what, done, total) for loading data: a bar on a terminal, a line per task elsewhere."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    columns = [TextColumn("{task.description}"), BarColumn(24), TaskProgressColumn()]
+    progress = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+    tasks: dict[str, Any] = {}
+
+    def report(what: str, done: int, total: int | None) -> None:
+        if what not in tasks:
+            tasks[what] = progress.add_task(what, total=total)
+            if not console.is_terminal:
+                console.print(f"{what} ...", highlight=False, markup=False)
+        progress.update(tasks[what], completed=done, total=total)
+
+    with progress:
+        yield report
