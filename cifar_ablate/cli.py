@@ -115,6 +115,7 @@ def run(
 
 
 @app.command()
+@without_collecting()
 def plan(
     files: Files,
     profile: Profile = None,

@@ -10,11 +10,14 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from scipy import special
+
+if TYPE_CHECKING:  # 0.3 s to import, for commands that look at no table
+    import pandas as pd
 
 Array = npt.NDArray[np.float64]
 Weights = Mapping[str, float]

@@ -14,7 +14,7 @@ from statistics import median
 import numpy as np
 from scipy import special
 
-from cifar_ablate.analysis.engine import MAX_JOINT, sidak, t_quantile, t_tail
+from cifar_ablate.analysis.engine import MAX_JOINT, Joint, sidak, t_quantile, t_tail
 from cifar_ablate.analysis.verdicts import Contrast
 
 POWER = 0.8
@@ -196,9 +196,15 @@ def points_detected(contrast: Contrast) -> float | None:
 def half_widths(contrasts: Sequence[Contrast], num_seeds: Sequence[int], alpha: float = 0.05) -> list[float]:
     """Half the width of a simultaneous interval at each number of seeds per arm, with the spread of these contrasts.
 
-    The family counts as arms against one reference, and seeds as blocks.
+    The family counts as arms against one reference (correlation 1/2), and seeds as blocks. The critical value is
+    integrated for three numbers; between them its share of Sidak's bound goes with 1 / (seeds - 1), to within 0.6%.
     """
     known = [one for one in contrasts if one.se and one.ci95]
     sd = median((one.se or 0.0) * min(one.num_seeds, one.num_seeds_reference) ** 0.5 for one in known)
     k = len(known)
-    return [against_one(k, k * (num - 1), alpha) * sd / num**0.5 for num in num_seeds]
+    correlation = np.full((k, k), 0.5) + 0.5 * np.eye(k)
+    anchors = sorted({2, 4, max(num_seeds)}, reverse=True)
+    bounds = {num: sidak(k, k * (num - 1), alpha) for num in {*anchors, *num_seeds}}
+    shares = [Joint(correlation, k * (num - 1)).critical(alpha) / bounds[num] for num in anchors]
+    found = np.interp([1 / (num - 1) for num in num_seeds], [1 / (num - 1) for num in anchors], shares)
+    return [float(share) * bounds[num] * sd / num**0.5 for share, num in zip(found, num_seeds, strict=True)]
