@@ -41,7 +41,7 @@ from cifar_ablate.records import (
     seed_of,
 )
 
-if TYPE_CHECKING:  # 0.3 s to import, for commands that read no record
+if TYPE_CHECKING:  # 0.3 s to import, which a worker process saves
     import pandas as pd
 
 RECORD_FORMAT = 1

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:  # 0.3 s to import, for commands that look at no table
+if TYPE_CHECKING:  # 0.3 s to import, which a worker process saves
     import pandas as pd
 
 from cifar_ablate.owner import Owner

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-if TYPE_CHECKING:  # 0.3 s to import, for commands that look at no table
+if TYPE_CHECKING:  # 0.3 s to import
     import pandas as pd
 
 Array = npt.NDArray[np.float64]

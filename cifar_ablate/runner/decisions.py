@@ -82,7 +82,7 @@ def _detected(study: Study, sd: float) -> str:
             verb = "gives" if num == 1 else "give"
             return f"{count(num, 'seed')} {verb} no verdict: {count(len(study.arms), 'arm')} need at least {least}"
         return f"{num} seeds detect {_points(detectable(num, len(study.arms), sd))} at 80% power"
-    from cifar_ablate.analysis.looks import spend  # imports pandas
+    from cifar_ablate.analysis.looks import spend
 
     said = []
     for look in spend(study.looks):
