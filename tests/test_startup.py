@@ -9,6 +9,9 @@ import pytest
 
 from benchmarks.scale_record import Shape, make_folder
 from benchmarks.startup import imported
+from cifar_ablate import plan
+from cifar_ablate.device import Device
+from cifar_ablate.spec.load import load_study
 
 MLFLOW = {"mlflow", "sqlalchemy", "numpy", "pandas"}
 ALLOWED = {
@@ -39,3 +42,14 @@ def test_help_imports_no_heavy_library(command: str, tmp_path: Path) -> None:
 def test_a_command_with_nothing_to_train_imports_no_more_than_it_needs(command: str, recorded: Path) -> None:
     files = [] if command.startswith("report") else ["study-000.yaml"]
     assert set(imported([*command.split(), *files], recorded)) <= ALLOWED[command]
+
+
+def test_a_network_that_was_trained_is_not_built_again(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, cpu = load_study(recorded / "study-000.yaml"), Device("cpu", "a CPU", fast_bf16=False)
+    data = plan.load_all_data([study], lambda *_: None)
+    built: list[str] = []
+    monkeypatch.setattr(plan, "build_model", lambda name, *_, **__: built.append(name))
+    plan.make_plan(study, data, cpu)
+    assert built == ["resnet18-compact"]
+    plan.make_plan(study, data, cpu, was_trained=lambda fingerprint: True)
+    assert built == ["resnet18-compact"]
