@@ -10,8 +10,8 @@ from functools import cache
 from typing import Any
 
 from cifar_ablate.analysis import Contrast
-from cifar_ablate.analysis.all_pairs import Pair, all_pairs, mirrored
-from cifar_ablate.analysis.types import Interval, Verdict
+from cifar_ablate.analysis.contrasts import Pair, all_pairs, mirrored
+from cifar_ablate.analysis.verdicts import Interval, Verdict
 from cifar_ablate.errors import RecordError, UsageError
 from cifar_ablate.predictor.card import CARD, WEIGHTS, Card, digest_of, write_card
 from cifar_ablate.predictor.load import arm_named, files_of_run, first_seed
