@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
-from cifar_ablate.analysis import compare
+from cifar_ablate.analysis.contrasts import compare
 from cifar_ablate.registry import FORMATS
 from tests.conftest import Workshop
 from tests.recording import ARMS, PILOT, diverged, edited_record, keep_arms, with_seeds

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 from cifar_ablate.analysis import compare
-from cifar_ablate.analysis.noise import noise_floor
+from cifar_ablate.analysis.power import noise_floor
 from cifar_ablate.compact import load_predictions, save_record
 from cifar_ablate.report.recommendations import noise_text
 from tests.accuracies import runs

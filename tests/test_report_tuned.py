@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cifar_ablate.analysis import compare
-from cifar_ablate.analysis.moves import moves
-from cifar_ablate.analysis.types import Verdict
+from cifar_ablate.analysis.contrasts import compare
+from cifar_ablate.analysis.interactions import moves
+from cifar_ablate.analysis.verdicts import Verdict
 from cifar_ablate.compact import load_record
 from cifar_ablate.records import StudyRecord
 from cifar_ablate.report.build import build_report

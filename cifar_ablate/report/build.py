@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cifar_ablate.analysis.images import flip_floor, is_luckily_small
-from cifar_ablate.analysis.noise import noise_floor
+from cifar_ablate.analysis.power import noise_floor
 from cifar_ablate.records import StudyRecord
 from cifar_ablate.report.caveats import caveats
 from cifar_ablate.report.evidence import (

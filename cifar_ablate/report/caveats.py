@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from cifar_ablate.analysis.outliers import OUTLIER_MADS
+from cifar_ablate.analysis.contrasts import OUTLIER_MADS
 from cifar_ablate.analysis.sentences import count, in_points, level_name
 from cifar_ablate.records import LedgerEntry
 from cifar_ablate.report.families import Families, seeds_added

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from cifar_ablate.analysis import Contrast
-from cifar_ablate.analysis.calibration import Bin, reliability
+from cifar_ablate.analysis.images import Bin, reliability
 from cifar_ablate.analysis.images import class_effects as class_effects_of
-from cifar_ablate.analysis.noise import half_widths, level_of_one
+from cifar_ablate.analysis.power import half_widths, level_of_one
 from cifar_ablate.analysis.sentences import count, points
-from cifar_ablate.analysis.types import Interval
+from cifar_ablate.analysis.verdicts import Interval
 from cifar_ablate.report.families import Families, used_seeds
 from cifar_ablate.report.formatting import quoted, run_command
 from cifar_ablate.report.recorded_study import RecordedStudy
@@ -97,7 +97,7 @@ def _t_intervals(measured: MeanSd | None) -> tuple[Interval | None, Interval | N
     """95% interval of the mean over seeds, and 95% prediction interval of one more run (Student's t)."""
     if measured is None or measured.sd is None:
         return None, None
-    t = float(stats.t.isf(0.025, measured.num - 1))
+    t = float(-special.stdtrit(measured.num - 1, 0.025))
     mean, run = (t * measured.sd * part**0.5 for part in (1 / measured.num, 1 + 1 / measured.num))
     return (measured.mean - mean, measured.mean + mean), (measured.mean - run, measured.mean + run)
 
@@ -147,7 +147,7 @@ def width_curve(families: Families) -> WidthCurve | None:
     nums = _grid(now)
     images = [max(one.image - one.residual, 0.0) for one in (two.new_images for two in of_family) if one is not None]
     level = median(level_of_one(one) or 0.05 for one in known)
-    floor = float(stats.norm.isf(level / 2)) * median(images) ** 0.5 if images and median(images) > 0 else None
+    floor = float(-special.ndtri(level / 2)) * median(images) ** 0.5 if images and median(images) > 0 else None
     return WidthCurve(tuple(nums), tuple(half_widths(known, nums)), floor, now)
 
 

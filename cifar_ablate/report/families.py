@@ -12,7 +12,7 @@ from cifar_ablate.analysis.divergence import divergence_of
 from cifar_ablate.analysis.images import NewImageInterval, mcnemar, new_image_interval
 from cifar_ablate.analysis.interactions import Effect, interactions, is_ladder, tells_effects
 from cifar_ablate.analysis.looks import LooksTaken
-from cifar_ablate.analysis.noise import level_of_one, points_detected
+from cifar_ablate.analysis.power import level_of_one, points_detected
 from cifar_ablate.analysis.sentences import interval
 from cifar_ablate.records import LedgerEntry
 from cifar_ablate.report.recorded_study import RecordedStudy

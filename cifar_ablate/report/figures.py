@@ -18,7 +18,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from cifar_ablate.analysis import Contrast, label
-from cifar_ablate.analysis.calibration import Bin
+from cifar_ablate.analysis.images import Bin
 from cifar_ablate.analysis.sentences import in_points, points
 from cifar_ablate.report.document import Figure
 from cifar_ablate.report.types import MAX_ARMS, Comparison, StudyReport

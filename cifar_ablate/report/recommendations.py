@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from cifar_ablate.analysis import Contrast, Verdict
 from cifar_ablate.analysis.interactions import Effect
-from cifar_ablate.analysis.noise import NoiseFloor, points_detected
+from cifar_ablate.analysis.power import NoiseFloor, points_detected
 from cifar_ablate.analysis.sentences import count, in_points, points
 from cifar_ablate.analysis.verdicts import RULED
 from cifar_ablate.report.families import Families

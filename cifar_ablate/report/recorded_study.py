@@ -13,9 +13,9 @@ import numpy.typing as npt
 import pandas as pd
 from pydantic import ValidationError
 
-from cifar_ablate.analysis import Contrast, compare
+from cifar_ablate.analysis import Contrast
+from cifar_ablate.analysis.contrasts import compare, outliers
 from cifar_ablate.analysis.looks import LooksTaken, take_looks
-from cifar_ablate.analysis.outliers import outliers
 from cifar_ablate.errors import RecordError
 from cifar_ablate.records import Predictions, RecordedRun, StudyRecord, families_of, frame_of
 from cifar_ablate.report.types import MeanSd, RunRow

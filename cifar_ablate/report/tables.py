@@ -6,7 +6,7 @@ A cell that has nothing to show is empty; it never says None or nan.
 from __future__ import annotations
 
 from cifar_ablate.analysis import Contrast, Interval, Verdict, label
-from cifar_ablate.analysis.moves import Move
+from cifar_ablate.analysis.interactions import Move
 from cifar_ablate.analysis.sentences import in_points, interval, level_name, points
 from cifar_ablate.report.document import Cell, Column, Table
 from cifar_ablate.report.formatting import duration, family_size, first_few

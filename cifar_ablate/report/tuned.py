@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from cifar_ablate.analysis import Contrast, Verdict, label
-from cifar_ablate.analysis.moves import Move, moves
+from cifar_ablate.analysis.interactions import Move, moves
 from cifar_ablate.analysis.sentences import count, in_points, interval, level_name, points
 from cifar_ablate.analysis.verdicts import RULED
 from cifar_ablate.records import StudyRecord

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cifar_ablate.analysis import Contrast
-from cifar_ablate.analysis.calibration import Bin
 from cifar_ablate.analysis.divergence import Divergence
-from cifar_ablate.analysis.images import NewImageInterval
-from cifar_ablate.analysis.interactions import Effect
-from cifar_ablate.analysis.moves import Move
-from cifar_ablate.analysis.noise import NoiseFloor
-from cifar_ablate.analysis.types import Interval
+from cifar_ablate.analysis.images import Bin, NewImageInterval
+from cifar_ablate.analysis.interactions import Effect, Move
+from cifar_ablate.analysis.power import NoiseFloor
+from cifar_ablate.analysis.verdicts import Interval
 from cifar_ablate.records import LedgerEntry
 from cifar_ablate.spec.schema import Published
 from cifar_ablate.spec.tune import TunedArm
