@@ -211,7 +211,8 @@ def test_with_looks_differences_are_set_side_by_side_and_no_move_is_given() -> N
     assert comparison(both, "aggressive", "+cutmix").shared is not None
     assert all(one.move is None and "moved by" not in one.text for one in both.comparisons)
     assert both.unlike == ()
-    assert tuning_of(POINTS, looks).unlike == ("the two have different looks, so their intervals have different levels.",)
+    said = "the two have different looks, so their intervals have different levels."
+    assert tuning_of(POINTS, looks).unlike == (said,)
 
 
 def test_too_few_seeds_move_nothing_and_flip_nothing() -> None:
