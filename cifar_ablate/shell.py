@@ -11,10 +11,9 @@ from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import IO, TYPE_CHECKING, Any, NoReturn, cast
 
-from cifar_ablate.harmless import harmless
-from cifar_ablate.passwords import hidden
 from cifar_ablate.signals import stopping_on
 from cifar_ablate.temporary import remove_all
+from cifar_ablate.text_safety import redact, sanitize
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +32,7 @@ def make_console() -> Console:
         """
 
         def print(self, *objects: Any, **options: Any) -> None:
-            super().print(*(hidden(harmless(one)) if isinstance(one, str) else one for one in objects), **options)
+            super().print(*(redact(sanitize(one)) if isinstance(one, str) else one for one in objects), **options)
 
     return Harmless(file=cast("IO[str]", Quiet(sys.stdout)), soft_wrap=True)
 
@@ -42,14 +41,14 @@ def fail(message: str, code: int) -> NoReturn:
     """End the process with a sentence."""
     with suppress(OSError):  # a terminal that was closed
         sys.stdout.flush()
-        sys.stderr.write(f"{hidden(harmless(message))}\n")
+        sys.stderr.write(f"{redact(sanitize(message))}\n")
     raise SystemExit(code)
 
 
 def write(text: str) -> None:
     """Print a whole document; a full disk is one sentence, and a reader that has seen enough is none."""
     try:
-        sys.stdout.write(harmless(text))
+        sys.stdout.write(sanitize(text))
         sys.stdout.flush()
     except BrokenPipeError:
         raise
@@ -81,7 +80,7 @@ def leaving_at_once() -> Iterator[None]:
 def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Of what is ours to mend all that Python tells, without passwords: libraries quote the address they got."""
     with suppress(OSError):
-        sys.stderr.write(hidden(harmless("".join(traceback.format_exception(kind, error, trace)))))
+        sys.stderr.write(redact(sanitize("".join(traceback.format_exception(kind, error, trace)))))
 
 
 @contextmanager

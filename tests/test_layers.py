@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "cifar_ablate"
 
-GROUND = "errors extras fields harmless keys locks owner passwords registry signals temporary __init__"
+GROUND = "errors extras fields keys locks owner registry signals temporary text_safety __init__"
 FLOORS = (
     tuple(GROUND.split()),
     ("spec", "analysis"),

@@ -17,8 +17,8 @@ from cifar_ablate.data.archives import MAX_MEMBER_BYTES, archive_entries
 from cifar_ablate.data.types import Labels, RawImages, Report, stored
 from cifar_ablate.errors import DataError, short
 from cifar_ablate.fields import ImageSize
-from cifar_ablate.harmless import on_one_line
 from cifar_ablate.registry import DATA
+from cifar_ablate.text_safety import sanitize_line
 
 SPLITS = ("train", "test")
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
@@ -123,7 +123,7 @@ def read_folders(name: str, places: Sequence[Path], image_size: int, report: Rep
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for place in places:
             for entry, content in _entries(place):
-                shown = on_one_line(entry)
+                shown = sanitize_line(entry)
                 split, class_name = _place_in_layout(entry, place, is_folder=content is None)
                 classes.add(class_name)
                 if content is None:
@@ -211,14 +211,14 @@ def _bytes_of(file: Path) -> bytes:
 
 
 def _place_in_layout(entry: str, place: Path, *, is_folder: bool) -> tuple[str, str]:
-    parts, shown = entry.split("/"), on_one_line(entry)
+    parts, shown = entry.split("/"), sanitize_line(entry)
     if len(parts) != (2 if is_folder else 3):
         raise DataError(f"{shown} in {place} is out of place: {LAYOUT}; move or remove it")
     if not is_folder and not entry.lower().endswith(IMAGE_SUFFIXES):
         raise DataError(f"{shown} in {place} is not an image ({', '.join(IMAGE_SUFFIXES)}); convert or remove it")
     if not parts[1].isprintable() or len(parts[1]) > MAX_CLASS_NAME:
         raise DataError(
-            f"{on_one_line(parts[1])[:MAX_CLASS_NAME]!r} in {place} is no name for a class, which has up to "
+            f"{sanitize_line(parts[1])[:MAX_CLASS_NAME]!r} in {place} is no name for a class, which has up to "
             f"{MAX_CLASS_NAME} printable characters; rename it"
         )
     return parts[0], parts[1]

@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from cifar_ablate.analysis.sentences import count
-from cifar_ablate.harmless import on_one_line
 from cifar_ablate.report.accuracy import Study
 from cifar_ablate.report.types import Reproduce
+from cifar_ablate.text_safety import sanitize_line
 
 VERSIONED = ("cifar_ablate", "python", "torch", "torchvision", "timm", "numpy", "mlflow")
 
 
 def quoted(word: str) -> str:
     """A word of a command, for a shell and on one line: one that begins a line would end a block of code."""
-    return on_one_line(shlex.quote(word))
+    return sanitize_line(shlex.quote(word))
 
 
 def overlay_options(variant: str) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from cifar_ablate.errors import RecordError, not_written
 from cifar_ablate.folder import MOVING, RunFolder, atomic
-from cifar_ablate.harmless import harmless
+from cifar_ablate.text_safety import sanitize
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -117,7 +117,7 @@ def fetch(client: MlflowClient, kept: Kept, folder: RunFolder) -> None:
         except RecordError:
             raise
         except Exception as error:  # each kind of artifact store raises what its own library raises
-            why = harmless(str(error)).strip().split("\n", 1)[0][:300] or type(error).__name__
+            why = sanitize(str(error)).strip().split("\n", 1)[0][:300] or type(error).__name__
             raise RecordError(f"the checkpoint that MLflow keeps of run {kept.run_id} is not there ({why})") from None
         with atomic(folder.path / HISTORY) as temporary:
             temporary.write_bytes(history)

@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from cifar_ablate.errors import OutputError, RecordError, TrackingError
-from cifar_ablate.harmless import harmless_values
 from cifar_ablate.records import LedgerEntry, RecordedRun, StudyRecord, ledger_entry
+from cifar_ablate.text_safety import sanitize_values
 
 if TYPE_CHECKING:
     from cifar_ablate.tracking.store import Tracking
@@ -56,7 +56,7 @@ def entries_in(label: str, tags: Mapping[str, str]) -> tuple[LedgerEntry, ...]:
     for name, value in tags.items():
         if name.startswith(PREFIX):
             try:
-                found.append(ledger_entry(harmless_values(json.loads(value))))
+                found.append(ledger_entry(sanitize_values(json.loads(value))))
             except (ValueError, TypeError, RecursionError):
                 raise RecordError(
                     f"the tag {name} that MLflow keeps of {label!r} is damaged; remove it, and its entry is lost"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from cifar_ablate.errors import RecordError
-from cifar_ablate.harmless import harmless, on_one_line
 from cifar_ablate.records import ABANDONED, RecordedRun, is_fingerprint, seed_of
+from cifar_ablate.text_safety import sanitize, sanitize_line
 from cifar_ablate.tracking.claims import winner_of
 
 OURS = ("ablate.arm", "ablate.seed", "ablate.fingerprint", "ablate.recipe")
@@ -15,12 +15,12 @@ OURS = ("ablate.arm", "ablate.seed", "ablate.fingerprint", "ablate.recipe")
 
 def recorded(run: Any) -> RecordedRun:
     """Raises RecordError where this program cannot have written it."""
-    tags = {name: harmless(value) for name, value in run.data.tags.items()}
+    tags = {name: sanitize(value) for name, value in run.data.tags.items()}
     wrong = [name for name in OURS if name not in tags]
     wrong += [name for name in ("ablate.fingerprint", "ablate.recipe") if not is_fingerprint(tags.get(name))]
     if wrong or not _is_seed(tags["ablate.seed"]) or not is_fingerprint(run.info.run_id):
         raise RecordError(
-            f"run {on_one_line(run.info.run_id)} in MLflow was not written by this program (look at its tags "
+            f"run {sanitize_line(run.info.run_id)} in MLflow was not written by this program (look at its tags "
             f"{', '.join(OURS)}); delete it there"
         )
     states = {"RUNNING": "running", "SCHEDULED": "running", "KILLED": "killed", "FAILED": "failed"}

@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_ablate.errors import OutputError, RecordError, TrackingError, UnknownNameError, not_written
-from cifar_ablate.harmless import harmless_values
 from cifar_ablate.locks import lock
-from cifar_ablate.passwords import without_password
 from cifar_ablate.records import (
     LedgerEntry,
     RecordedRun,
@@ -22,6 +20,7 @@ from cifar_ablate.records import (
     StudyRecord,
     check_document,
 )
+from cifar_ablate.text_safety import redact_url, sanitize_values
 from cifar_ablate.tracking import checkpoints
 from cifar_ablate.tracking.answering import answering, store_error
 from cifar_ablate.tracking.checkpoints import Kept
@@ -59,7 +58,7 @@ class Tracking:
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for what our errors say
         with answering(ImportError, ValueError):  # a driver that is not there, an address that is none
             uri = mlflow.get_tracking_uri()
-            self.uri = without_password(uri)
+            self.uri = redact_url(uri)
             _make_database(uri)
             _ask_once(uri)
             self.client = mlflow.MlflowClient()
@@ -131,7 +130,7 @@ class Tracking:
             digest, _, num_pieces = experiment.tags[DOCUMENT].partition(":")
             try:
                 pieces = [experiment.tags[f"{DOCUMENT}.{digest}.{index}"] for index in range(int(num_pieces))]
-                document = harmless_values(json.loads("".join(pieces)))
+                document = sanitize_values(json.loads("".join(pieces)))
                 check_document(document, "it")
             except (KeyError, ValueError, RecursionError):
                 message = f"the study kept in MLflow under {label!r} is damaged; `cifar-ablate run` writes it again"

@@ -14,8 +14,6 @@ import yaml
 
 from cifar_ablate.errors import UsageError, not_written
 from cifar_ablate.folder import write_atomically
-from cifar_ablate.harmless import harmless, on_one_line
-from cifar_ablate.passwords import without_password
 from cifar_ablate.spec.component import COMPONENT_REGISTRIES, shown
 from cifar_ablate.spec.delta import differences
 from cifar_ablate.spec.load import load_study
@@ -25,6 +23,7 @@ from cifar_ablate.spec.schema import Recipe, Study
 from cifar_ablate.spec.space import compose, put
 from cifar_ablate.spec.text import Tree, read_yaml
 from cifar_ablate.spec.tune import Tuned
+from cifar_ablate.text_safety import redact_url, sanitize, sanitize_line
 from cifar_ablate.tuning.result import ArmResult
 from cifar_ablate.tuning.target import ENDING, Plain, check_target
 
@@ -183,7 +182,7 @@ def _provenance(study: Study, done: Sequence[ArmResult]) -> Plain:
 
 
 def _text(content: Plain, study: Study, done: Sequence[ArmResult], path: Path, command: str) -> str:
-    again = " ".join(["cifar-ablate run", on_one_line(shlex.quote(str(path))), *_overlay_words(command)])
+    again = " ".join(["cifar-ablate run", sanitize_line(shlex.quote(str(path))), *_overlay_words(command)])
     num = max(result.num_tried for result in done)
     lines = [
         f"# The arms of {study.name}, each at its own best values of {num} trials, chosen by validation images:",
@@ -210,7 +209,7 @@ class _Dumper(yaml.SafeDumper):
 
 def _written_by(command: str) -> str:
     """The command on one line, without the password of a storage."""
-    return harmless(" ".join(" ".join(shlex.quote(without_password(word)) for word in shlex.split(command)).split()))
+    return sanitize(" ".join(" ".join(shlex.quote(redact_url(word)) for word in shlex.split(command)).split()))
 
 
 def _overlay_words(command: str) -> list[str]:
@@ -218,9 +217,9 @@ def _overlay_words(command: str) -> list[str]:
     words, found = shlex.split(command), []
     for index, word in enumerate(words):
         if word in ("--profile", "--set"):
-            found += [word, on_one_line(shlex.quote(words[index + 1]))]
+            found += [word, sanitize_line(shlex.quote(words[index + 1]))]
         elif word.startswith(("--profile=", "--set=")):
-            found.append(on_one_line(shlex.quote(word)))
+            found.append(sanitize_line(shlex.quote(word)))
     return found
 
 

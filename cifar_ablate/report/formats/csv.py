@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from cifar_ablate.registry import FORMATS
+from cifar_ablate.text_safety import escape_csv_formula
 
 if TYPE_CHECKING:
     from cifar_ablate.report.tuning_types import TunedComparison
@@ -35,7 +36,6 @@ SAME = (
     *("look", "num_seeds", "num_seeds_reference", "num_diverged", "num_diverged_reference", "num_more_seeds"),
 )
 """Columns that are called as in a contrast."""
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 @FORMATS.register("csv")
@@ -141,8 +141,5 @@ def _ends(name: str, found: tuple[float, float] | None) -> dict[str, float]:
 
 def _cell(value: Any) -> Any:
     """Numbers as they are, without NaN; texts so that no spreadsheet runs them."""
-    if isinstance(value, str):
-        return f"'{value}" if value.startswith(FORMULA) else value
-    if isinstance(value, float) and not abs(value) < float("inf"):
-        return ""
-    return value
+    is_finite = not isinstance(value, float) or abs(value) < float("inf")
+    return escape_csv_formula(value) if is_finite else ""
