@@ -1,4 +1,4 @@
-"""Text from outside, made safe to show or store: `sanitize` for terminals, `redact` for secrets, CSV cells for spreadsheets."""
+"""Text from outside, made safe to show: ``sanitize`` for terminals, ``redact`` for secrets, ``escape_csv_formula``."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _FORMULA, _ESCAPED = re.compile(r"'*[=+\-@\t\r\n]"), re.compile(r"'+[=+\-@\t\r\n
 
 
 def escape_csv_formula(value: Any) -> Any:
-    """Prefix an apostrophe to a string that a spreadsheet would run as a formula; other values are returned as they are.
+    """Prefix an apostrophe to a string that a spreadsheet would run as a formula; return other values as they are.
 
     A string that already starts with apostrophes and then a formula gets one more, so that
     ``unescape_csv_formula`` restores every string.
