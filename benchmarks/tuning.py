@@ -34,8 +34,7 @@ from cifar_ablate.runner.executor import Wish
 from cifar_ablate.runner.executors.local import Local
 from cifar_ablate.runner.stopping import Stops
 from cifar_ablate.spec.load import load_study
-from cifar_ablate.spec.schema import Study
-from cifar_ablate.spec.tune import Tune
+from cifar_ablate.spec.schema import Study, Tune
 from cifar_ablate.tracking import Tracking
 from cifar_ablate.tuning.events import TuningEvents
 from cifar_ablate.tuning.plan import plan_tuning

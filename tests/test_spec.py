@@ -11,10 +11,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cifar_ablate.errors import Origin, Problem, StudyError
-from cifar_ablate.spec.delta import differences
+from cifar_ablate.errors import Location, Problem, StudyError
+from cifar_ablate.spec.delta import differences, merge
 from cifar_ablate.spec.load import load_studies, load_study
-from cifar_ablate.spec.merge import merge
 from cifar_ablate.spec.overlay import load_overlay, model_options, profile_names
 from cifar_ablate.spec.schema import Recipe, Study
 from cifar_ablate.spec.text import parse_yaml, scalar
@@ -92,8 +91,8 @@ def test_quoted_scalars_are_text_and_keys_are_names() -> None:
 
 def test_every_value_remembers_its_line_and_column() -> None:
     tree = parse_yaml("a:\n  b: [1, {c: 2}]\n", "x.yaml")
-    assert tree.at(("a", "b")).origin == Origin("x.yaml", 2, 3)
-    assert tree.at(("a", "b", "1", "c")).origin == Origin("x.yaml", 2, 11)
+    assert tree.at(("a", "b")).location == Location("x.yaml", 2, 3)
+    assert tree.at(("a", "b", "1", "c")).location == Location("x.yaml", 2, 11)
     assert tree.at(("a", "nothing", "here")).path == "a"
 
 
@@ -174,7 +173,7 @@ def test_a_key_with_a_question_mark_is_set_only_where_the_component_has_it() -> 
 def test_a_merged_value_remembers_the_layer_it_came_from() -> None:
     found: list[Problem] = []
     tree = merge(parse_yaml("{a: {b: 1, c: 2}}", "base"), parse_yaml("{a: {c: 3}}", "delta"), found)
-    assert (tree.at(("a", "b")).origin.source, tree.at(("a", "c")).origin.source) == ("base", "delta")
+    assert (tree.at(("a", "b")).location.source, tree.at(("a", "c")).location.source) == ("base", "delta")
 
 
 # Studies
@@ -388,7 +387,7 @@ def test_anything_at_all_is_a_study_or_a_study_error(
     assert found is None or len(found) > 0
     for problem in found or ():
         assert str(problem).isprintable()
-        assert problem.origin.source in (str(path), "profile smoke")
+        assert problem.location.source in (str(path), "profile smoke")
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

@@ -19,7 +19,7 @@ from cifar_ablate.analysis.outliers import outliers
 from cifar_ablate.errors import RecordError
 from cifar_ablate.records import Predictions, RecordedRun, StudyRecord, families_of, frame_of
 from cifar_ablate.report.types import RunRow, Spread
-from cifar_ablate.spec.tune import Tuned
+from cifar_ablate.spec.schema import Tuned
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from cifar_ablate.report.tuned_fields import is_of_space
 from cifar_ablate.report.tuned_words import budgets, comparison_text, only_test, searched, verdicts_text
 from cifar_ablate.report.tuning_types import Change, TunedArmRow, TunedComparison, TuningReport
 from cifar_ablate.spec.delta import differences_of
-from cifar_ablate.spec.tune import Tuned
+from cifar_ablate.spec.schema import Tuned
 
 _KINDS = {
     Verdict.BETTER: "shown",

@@ -10,10 +10,10 @@ from cifar_ablate.analysis.moves import Move
 from cifar_ablate.analysis.sentences import count, interval, level_name, points
 from cifar_ablate.report.tuned_fields import fields_in_words
 from cifar_ablate.report.tuning_types import Change, TunedArmRow, TunedComparison, TuningReport
-from cifar_ablate.spec.tune import label_of
+from cifar_ablate.spec.schema import label_of
 
 if TYPE_CHECKING:
-    from cifar_ablate.spec.tune import Tuned
+    from cifar_ablate.spec.schema import Tuned
 
 IN_WORDS = {
     Change.STANDS: "stands",

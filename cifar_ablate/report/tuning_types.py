@@ -9,7 +9,7 @@ from enum import StrEnum
 from cifar_ablate.analysis import Contrast
 from cifar_ablate.analysis.moves import Move
 from cifar_ablate.report.types import Spread
-from cifar_ablate.spec.tune import TunedArm
+from cifar_ablate.spec.schema import TunedArm
 
 
 class Change(StrEnum):

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
-from cifar_ablate.spec.tune import label_of
+from cifar_ablate.spec.schema import label_of
 from cifar_ablate.terminal import REFRESH_SECONDS, duration
 
 if TYPE_CHECKING:

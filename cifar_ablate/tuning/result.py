@@ -15,7 +15,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from cifar_ablate.spec.tune import TunedArm, label_of
+from cifar_ablate.spec.schema import TunedArm, label_of
 from cifar_ablate.text_safety import escape_csv_formula
 from cifar_ablate.tuning.attributes import (
     EPOCHS,

@@ -15,11 +15,9 @@ from cifar_ablate.errors import OutputError, Problem, StudyError, UsageError
 from cifar_ablate.spec.component import shown
 from cifar_ablate.spec.load import load_study
 from cifar_ablate.spec.overlay import Overlay
-from cifar_ablate.spec.schema import Recipe, Study
-from cifar_ablate.spec.space import applies, put
-from cifar_ablate.spec.space_check import ends, settings
+from cifar_ablate.spec.schema import Parameter, Recipe, Study
+from cifar_ablate.spec.space import applies, ends, put, settings
 from cifar_ablate.spec.text import Path_, Tree
-from cifar_ablate.spec.tune import Parameter
 from cifar_ablate.tuning.plan import ArmPlan
 
 ENDING = "-tuned"
@@ -100,4 +98,4 @@ def _changed_again(plan: ArmPlan, one: Parameter, overlay: Overlay) -> Problem:
         f"is tuned as {shown(overlay.variant)} leaves it in arm {shown(plan.arm)}, and written into the study it would "
         "be changed by that once more; tune without that overlay, or without --write"
     )
-    return Problem(one.written.origin, one.written.path, message)
+    return Problem(one.written.location, one.written.path, message)

@@ -15,14 +15,12 @@ import yaml
 from cifar_ablate.errors import UsageError, not_written
 from cifar_ablate.folder import write_atomically
 from cifar_ablate.spec.component import COMPONENT_REGISTRIES, shown
-from cifar_ablate.spec.delta import differences
+from cifar_ablate.spec.delta import differences, merge
 from cifar_ablate.spec.load import load_study
-from cifar_ablate.spec.merge import merge
 from cifar_ablate.spec.overlay import Overlay
-from cifar_ablate.spec.schema import Recipe, Study
+from cifar_ablate.spec.schema import Recipe, Study, Tuned
 from cifar_ablate.spec.space import compose, put
 from cifar_ablate.spec.text import Tree, read_yaml
-from cifar_ablate.spec.tune import Tuned
 from cifar_ablate.text_safety import redact_url, sanitize, sanitize_line
 from cifar_ablate.tuning.result import ArmResult
 from cifar_ablate.tuning.target import ENDING, Plain, check_target
