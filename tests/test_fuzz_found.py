@@ -85,9 +85,7 @@ def test_wrong_keys_of_a_recipe_that_many_arms_share_are_told_once(tmp_path: Pat
 def test_a_recipe_of_thousands_of_values_is_refused_before_it_is_copied_into_every_arm(tmp_path: Path) -> None:
     many = ", ".join("a" for _ in range(5000))
     [line] = told(tmp_path, HEAD + RECIPE.replace("epochs: 4", f"epochs: 4, augment: [{many}]") + arms(100, longer))
-    assert line.startswith(
-        ":8:3: arms.a2: with this arm, the merged arms have over 20,000 values; remove what is no field"
-    )
+    assert line.startswith(":8:3: arms.a2: with this arm, the merged arms have over 20,000 values; remove what")
 
 
 def test_arms_that_inherit_more_and_more_are_refused_where_they_become_too_many(tmp_path: Path) -> None:
@@ -148,7 +146,7 @@ def test_what_yaml_itself_cannot_read_is_told_at_its_place(text: str, at: str, t
     [
         ("!\\x4", "put text with such signs in quotes"),
         (HEAD + RECIPE + arms(1, lambda _: "{augment: {alternating-flip: {p: 1}}}"), "unknown key 'p'; did you mean"),
-        (HEAD + RECIPE + arms(1, lambda _: "{augment: {alternating-flip: {zz: 1}}}"), "remove it, for there are no"),
+        (HEAD + RECIPE + arms(1, lambda _: "{augment: {alternating-flip: {zz: 1}}}"), "remove it, since there are no"),
     ],
     ids=["an odd tag", "an option of others", "an option where there are none"],
 )
@@ -161,8 +159,8 @@ def test_each_refusal_says_what_to_do(text: str, says: str, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("entry", "says"),
     [
-        ("{low: -1.0e308, high: 1.0e308, step: 1}", "high: is further from low than numbers go; write one nearer"),
-        ("{low: -1.0e308, high: 1.0e308}", "high: is further from low than numbers go; write one nearer"),
+        ("{low: -1.0e308, high: 1.0e308, step: 1}", "high: is too far from low for floating-point numbers; write one"),
+        ("{low: -1.0e308, high: 1.0e308}", "high: is too far from low for floating-point numbers; write one"),
         ("{low: 0, high: 1.0e308, step: 1.0e-10}", "step: is too small for so wide a range (got 1e-10); write a"),
         ("{low: 0, high: 9000000000000000000, step: 1.0e-300}", "step: is too small for so wide a range (got 1e-300)"),
     ],
@@ -201,9 +199,13 @@ def flat_aliases(num_arms: int) -> str:
     return f"{HEAD}recipe: &a {{{keys}}}\narms:\n  baseline:\n{listed}"
 
 
-@pytest.mark.parametrize("text", [many_aliases(9), flat_aliases(8)], ids=["nested", "flat"])
-def test_arms_that_state_a_thousand_values_by_aliases_are_told_quickly(text: str, tmp_path: Path) -> None:
-    assert len(told(tmp_path, text)) == 51
+@pytest.mark.parametrize(
+    ("text", "num"),
+    [(many_aliases(5), 51), (many_aliases(9), 1), (flat_aliases(8), 51)],
+    ids=["nested", "more", "flat"],
+)
+def test_arms_that_state_a_thousand_values_by_aliases_are_told_quickly(text: str, num: int, tmp_path: Path) -> None:
+    assert len(told(tmp_path, text)) == num
 
 
 def test_ten_thousand_open_brackets_are_told_where_they_become_too_deep(tmp_path: Path) -> None:
@@ -212,7 +214,7 @@ def test_ten_thousand_open_brackets_are_told_where_they_become_too_deep(tmp_path
 
 def test_a_file_of_more_than_twenty_thousand_values_is_told_where_they_become_too_many(tmp_path: Path) -> None:
     [line] = told(tmp_path, HEAD + "".join(f"k{number}: {number}\n" for number in range(30_000)))
-    assert line == ":10000:9: holds more than 20,000 values; divide the study"
+    assert line == ":10000:8: holds more than 20,000 values; divide the study"
 
 
 def test_a_device_that_never_ends_is_not_read_to_its_end() -> None:
