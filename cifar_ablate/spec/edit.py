@@ -42,7 +42,7 @@ def _yaml() -> YAML:
 
 def read_document(text: str) -> CommentedMap:
     """The study's top level, with strings for all scalars; ``text`` must be a valid study."""
-    document = _yaml().load(text)
+    document: CommentedMap = _yaml().load(text)
     _name_nulls(document)
     return document
 
@@ -147,7 +147,8 @@ def _take_comment(parent: CommentedMap, key: str) -> CommentToken | None:
     """The comment at the end of ``parent[key]``, which also holds all lines up to the next key."""
     holder, last = _last_value(parent, key)
     found = holder.ca.items.get(last) or [None] * 4
-    return found[2] if isinstance(holder, CommentedMap) else found[0]
+    comment: CommentToken | None = found[2 if isinstance(holder, CommentedMap) else 0]
+    return comment
 
 
 def _take_comment_after(parent: CommentedMap) -> CommentToken | None:
