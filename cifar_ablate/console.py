@@ -136,7 +136,6 @@ def without_collecting() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.unfreeze()
         gc.enable()
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from cifar_ablate.data import DataSet
-from cifar_ablate.data.validation import validation_part
+from cifar_ablate.data.canonical import validation_part
 from cifar_ablate.device import Device
 from cifar_ablate.errors import Problem, StudyError, UsageError, suggest
 from cifar_ablate.plan import DataKey, PlannedRun, check_batch_size, data_key, fingerprint

@@ -1,4 +1,4 @@
-"""The page on which pictures are dropped: gradio, numpy and Pillow, and nothing of the rest of the program."""
+"""The gradio page on which a user drops images; it needs gradio, numpy and Pillow."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ from .answers import Answer
 from .pictures import SUFFIXES, Picture, PictureError, open_picture
 
 MAX_FILE_SIZE = "20mb"
-"""Of an upload."""
+"""Largest upload."""
 MAX_PIXELS = 24_000_000
-"""Of an upload: a small file may hold many, and each costs up to 25 bytes of memory while it is read."""
+"""Most pixels of an upload: a small file can hold many, and decoding takes up to 25 bytes of memory for each."""
 SHOWN_PX = 256
-"""Side of the enlarged picture."""
+"""Height and width at which the page shows the network's input."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+"""Host names under which only this machine can open the page."""
 NOBODY = "nobody"
+"""Choice in the list of networks that compares with none; callers of the API send it."""
 TOP = 5
-"""Classes that are shown."""
+"""Number of classes shown."""
 CSS = """
 .gradio-container {max-width: 1000px !important; margin: auto !important}
 #seen img {image-rendering: pixelated}
@@ -38,23 +40,32 @@ CSS = """
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A network as the page needs it."""
+class PageNetwork:
+    """A network as the page shows it."""
 
     name: str
-    """For the list of networks to compare with."""
+    """Its name in the list of networks to compare with."""
     about: Callable[[], str]
-    """Which it is and what it is worth, as markdown."""
+    """Returns a description with the network's accuracy, as markdown."""
     image_size_px: int
     answer: Callable[[Picture], Answer]
 
 
-def build_page(network: Shown, others: Sequence[Shown], examples: Sequence[Path], *, title: str, question: str) -> Any:
-    """A gradio page for one network, compared with one of the ``others`` where asked for.
+def build_page(
+    network: PageNetwork, others: Sequence[PageNetwork], examples: Sequence[Path], *, title: str, question: str
+) -> Any:
+    """Build the gradio page of a network.
 
-    A file is decoded here alone, by ``open_picture`` and its limits: gradio's own image input would let Pillow open any
-    format. The function behind it is ``/predict`` of the page's API: a file and the name of another network in; what
-    both say, and the picture as they see it, out.
+    The page's API has one endpoint, ``/predict``, which takes a file and the name of another network (or "nobody") and
+    returns the answers of both and the image as the network sees it. ``open_picture`` decodes all uploads with its own
+    limits, because gradio's image input lets Pillow open any format.
+
+    Args:
+        network: The network that answers.
+        others: Networks that the user can compare it with.
+        examples: Image files that the user can pick instead of uploading one.
+        title: Heading, plain text.
+        question: Line below the heading, plain text.
     """
     by_name = {one.name: one for one in others}
 
@@ -64,8 +75,8 @@ def build_page(network: Shown, others: Sequence[Shown], examples: Sequence[Path]
         try:
             picture = open_picture(path, network.image_size_px, name=_name_of(path), max_pixels=MAX_PIXELS)
         except PictureError as error:
-            gr.Warning(str(error), title="This picture cannot be used")
-            return (None, f"**This picture cannot be used:** {error}.", *_no_answer(), *_no_rival())
+            gr.Warning(str(error), title="This image cannot be used")
+            return (None, f"**This image cannot be used:** {error}.", *_no_answer(), *_no_rival())
         answer = network.answer(picture)
         seen = (_enlarged(picture), f"Brought to size: {picture.how}.", *_answered(answer))
         return (*seen, *(_no_rival() if other not in by_name else _rival(by_name[other], path, answer)))
@@ -100,10 +111,10 @@ def build_page(network: Shown, others: Sequence[Shown], examples: Sequence[Path]
 
 
 def launch(page: Any, *, host: str, port: int, share: bool = False) -> str:
-    """Serve the page in threads of its own; gives its address. Raises OSError where the port is taken."""
-    for name in ("no_proxy", "NO_PROXY"):  # gradio asks the page whether it is up, and a proxy would not know
+    """Serve the page in background threads and return its address; raises OSError if the port is taken."""
+    for name in ("no_proxy", "NO_PROXY"):  # gradio requests the page to see whether it is up
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1,localhost,::1"]))
-    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # none fetched
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])  # no web fonts
     _, address, public = page.queue(max_size=64, default_concurrency_limit=1).launch(
         server_name=host,
         server_port=port or None,
@@ -115,13 +126,13 @@ def launch(page: Any, *, host: str, port: int, share: bool = False) -> str:
         theme=theme,
         css=CSS,
         footer_links=["api"],
-        app_kwargs={"middleware": [] if share or host not in LOOPBACK else [_for_this_machine_alone()]},
+        app_kwargs={"middleware": [] if share or host not in LOOPBACK else [_only_local_hosts()]},
     )
     return str(public or address)
 
 
-def _for_this_machine_alone() -> Any:
-    """A web site that a browser here has open could give its own name this machine's address, and read the page."""
+def _only_local_hosts() -> Any:
+    """Refuse other host names, to which a web site could rebind its own to read the page (DNS rebinding)."""
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -163,12 +174,12 @@ def _seen(size_px: int) -> Any:
 
 
 def plain(text: str) -> str:
-    """Text that markdown shows as it is."""
+    """Escape text so that markdown shows it literally."""
     return re.sub(r"([\\`*_{}\[\]<>()#+!|~&-])", r"\\\1", " ".join(text.split()))
 
 
 def _name_of(path: str) -> str:
-    """Of an uploaded file, without the folder that gradio made for it, as it may stand in a sentence."""
+    """Name of an uploaded file without gradio's temporary folder, safe to show in a message."""
     return re.sub(r"[^\w .+()-]", "_", Path(path).name)
 
 
@@ -178,7 +189,7 @@ def _enlarged(picture: Picture) -> Image.Image:
 
 
 def _answered(answer: Answer) -> tuple[Any, ...]:
-    """What an answer's label and its warning show."""
+    """Values of the label and of the warning."""
     return dict(answer.classes), gr.Markdown(answer.warning, visible=bool(answer.warning))
 
 
@@ -186,12 +197,12 @@ def _no_answer() -> tuple[Any, ...]:
     return None, gr.Markdown("", visible=False)
 
 
-def _rival(rival: Shown, path: str, ours: Answer) -> tuple[Any, ...]:
-    """What the other network's column, label, warning and words show."""
+def _rival(rival: PageNetwork, path: str, ours: Answer) -> tuple[Any, ...]:
+    """Values of the other network's column, label, warning and description."""
     try:
         theirs = rival.answer(open_picture(path, rival.image_size_px, max_pixels=MAX_PIXELS))
         about = rival.about()
-    except Exception as error:  # such as weights that are gone: the page goes on without it
+    except Exception as error:  # such as missing weights: the page stays usable without the comparison
         return gr.Column(visible=True), gr.Label(None, label=rival.name), gr.Markdown(visible=False), plain(str(error))
     agree = "Both say the same." if theirs.label == ours.label else "They do not agree."
     probabilities, warning = _answered(theirs)

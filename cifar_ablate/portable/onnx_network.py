@@ -1,4 +1,4 @@
-"""A packaged network on onnxruntime: ``predictor.json`` and ``model.onnx`` in, answers out."""
+"""Run a packaged network with onnxruntime, from ``predictor.json`` and ``model.onnx``."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .answers import Answer, Usual, answer
+from .answers import Answer, WarningBounds, answer
 from .pictures import Picture
 
 CARD, MODEL = "predictor.json", "model.onnx"
 
 
 class OnnxNetwork:
-    """uint8 images [N, 3, H, W] to probabilities float32 [N, classes], on the CPU.
+    """A packaged network on the CPU.
 
-    Raises ValueError where ``model.onnx`` is not the file that ``predictor.json`` was written for.
+    Args:
+        folder: The packaged folder, with ``predictor.json`` and ``model.onnx``.
+
+    Raises:
+        ValueError: ``model.onnx`` does not have the SHA-256 that ``predictor.json`` states.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -32,20 +36,20 @@ class OnnxNetwork:
             if hashlib.file_digest(file, "sha256").hexdigest() != self.card["sha256"][MODEL]:
                 raise ValueError(f"{path} is not the file that {CARD} was written for (SHA-256); package it again")
         self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        self.usual = Usual(**self.card["usual"])
+        self.usual = WarningBounds(**self.card["usual"])
 
     @property
     def image_size_px(self) -> int:
-        """Height and width of an image."""
+        """Height and width of the images that the network takes."""
         return int(self.card["preprocessing"]["image_size_px"])
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """float32 [N, classes] of uint8 images [N, 3, H, W]."""
+        """Class probabilities: uint8 [N, 3, H, W] to float32 [N, C]."""
         found: NDArray[np.float32] = self.session.run(["probabilities"], {"images": images})[0]
         return found
 
     def answers(self, pictures: Sequence[Picture]) -> list[Answer]:
-        """Of several pictures, in one pass."""
+        """Answers for several images, computed as one batch."""
         rows = self.probabilities(np.stack([picture.pixels for picture in pictures]))
         return [
             answer(row, self.card["classes"], self.usual, picture.how)
@@ -53,5 +57,5 @@ class OnnxNetwork:
         ]
 
     def answer(self, picture: Picture) -> Answer:
-        """Of one picture."""
+        """Answer for one image."""
         return self.answers([picture])[0]

@@ -1,4 +1,4 @@
-"""From probabilities to what is said: the likeliest classes, and whether the picture is like what is known."""
+"""From class probabilities to an answer: the ranked classes, and a warning where the network is unusually unsure."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 USUAL_SHARE = 0.95
-"""Of the test images, how many are to pass as usual."""
+"""Smallest share of the test images that must pass without a warning."""
 
 
 @dataclass(frozen=True)
-class Usual:
-    """How sure a network is of images like those it was tested on."""
+class WarningBounds:
+    """Bounds on confidence and entropy, calibrated on the test images; an image outside of them gets a warning."""
 
     min_confidence: float
-    """Of its first class, a probability."""
+    """Smallest usual probability of the first class."""
     max_entropy: float
-    """Of its probabilities, in nats."""
+    """Largest usual entropy of the probabilities, in nats."""
     share: float
-    """Of the test images, how many pass both, as measured."""
+    """Measured share of the test images within both bounds."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a network says of one picture."""
+    """What a network predicts for one image."""
 
     classes: tuple[tuple[str, float], ...]
     """Every class with its probability, the likeliest first."""
     entropy: float
-    """In nats."""
+    """Entropy of the probabilities, in nats."""
     warning: str
-    """Why not to trust it; empty where there is no reason."""
+    """Why the answer is less reliable than usual; empty if it is not."""
     how: str = ""
-    """How the picture was brought to the network's size."""
+    """How the image was converted and resized."""
 
     @property
     def label(self) -> str:
@@ -45,11 +45,11 @@ class Answer:
 
     @property
     def probability(self) -> float:
-        """Of the likeliest class."""
+        """Probability of the likeliest class."""
         return self.classes[0][1]
 
     def as_dict(self, top: int | None = None) -> dict[str, Any]:
-        """For JSON; ``top`` classes at most."""
+        """The answer as JSON values, with the ``top`` likeliest classes (None: all)."""
         return {
             "label": self.label,
             "probability": round(self.probability, 6),
@@ -60,43 +60,45 @@ class Answer:
         }
 
 
-def calibrate(probabilities: NDArray[np.floating[Any]]) -> Usual:
-    """What is usual, from the probabilities [images, classes] of the test images.
+def calibrate(probabilities: NDArray[np.floating[Any]]) -> WarningBounds:
+    """Bounds within which at least ``USUAL_SHARE`` of the test images lie.
 
-    Half of what may be unusual goes to each of the two bounds, so that both together pass at least ``USUAL_SHARE``.
+    Args:
+        probabilities: float [N, C] of the test images.
+
+    Each of the two bounds excludes half of the remaining share, so that together they exclude at most all of it.
     """
     tail = (1 - USUAL_SHARE) / 2
     confidence, entropy = probabilities.max(1), entropies(probabilities)
     low = float(np.quantile(confidence, tail, method="lower"))
     high = float(np.quantile(entropy, 1 - tail, method="higher"))
-    return Usual(low, high, float(((confidence >= low) & (entropy <= high)).mean()))
+    return WarningBounds(low, high, float(((confidence >= low) & (entropy <= high)).mean()))
 
 
 def entropies(probabilities: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """In nats, [images], of probabilities [images, classes]."""
+    """Entropy in nats of each row: float [N, C] to float64 [N]."""
     values = np.clip(probabilities.astype(np.float64), 1e-300, 1)
     found: NDArray[np.float64] = -(values * np.log(values)).sum(1)
     return found
 
 
 def softmax(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """Probabilities [images, classes] of logits."""
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    powers = np.exp(shifted)
+    """Softmax over classes: float [N, C] to float64 [N, C]."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
     found: NDArray[np.float64] = powers / powers.sum(1, keepdims=True)
     return found
 
 
-def answer(probabilities: NDArray[np.floating[Any]], classes: Sequence[str], usual: Usual, how: str) -> Answer:
-    """Of one picture: probabilities [classes]."""
+def answer(probabilities: NDArray[np.floating[Any]], classes: Sequence[str], usual: WarningBounds, how: str) -> Answer:
+    """The answer for one image, from its probabilities [C] in the order of ``classes``."""
     order = np.argsort(-probabilities, kind="stable")
     entropy = float(entropies(probabilities[None])[0])
     ranked = tuple((classes[index], float(probabilities[index])) for index in order)
     return Answer(ranked, entropy, warning_of(ranked[0][1], entropy, usual), how)
 
 
-def warning_of(confidence: float, entropy: float, usual: Usual) -> str:
-    """One sentence where the network is less sure than of nearly all test images; else nothing."""
+def warning_of(confidence: float, entropy: float, usual: WarningBounds) -> str:
+    """A warning if the confidence or the entropy is outside of the usual bounds, else an empty string."""
     if confidence >= usual.min_confidence and entropy <= usual.max_entropy:
         return ""
     if confidence < usual.min_confidence:
@@ -105,5 +107,5 @@ def warning_of(confidence: float, entropy: float, usual: Usual) -> str:
         measure = f"its entropy of {entropy:.2f} nats is above {usual.max_entropy:.2f}"
     return (
         f"Less sure than of nearly all test images: {measure}, a bound that {usual.share:.1%} of them keep. "
-        "The picture may show none of the classes, or be unlike what the network was trained on."
+        "The image may show none of the classes, or be unlike the training images."
     )
