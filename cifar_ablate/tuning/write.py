@@ -75,7 +75,7 @@ def write_tuned(source: Path, results: Sequence[ArmResult], path: Path, overlay:
 
 def _tuned_recipe(result: ArmResult) -> Recipe:
     plan, best = result.plan, result.best
-    if best is None or best.is_present:
+    if best is None or best.is_untuned:
         return plan.recipe
     return Recipe.model_validate(compose(plan.space, plan.values, lambda one: best.values[one.name])[0])
 
@@ -83,7 +83,7 @@ def _tuned_recipe(result: ArmResult) -> Recipe:
 def _set_best(values: Plain, result: ArmResult) -> None:
     """Set what the best trial changed; the recipe as it stands changes nothing."""
     best = result.best
-    if best is None or best.is_present:
+    if best is None or best.is_untuned:
         return
     for one in result.plan.space:
         if one.name in best.values:
