@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from cifar_ablate.plan import DataKey, PlannedRun, check_batch_size, data_key, f
 from cifar_ablate.spec.component import shown
 from cifar_ablate.spec.delta import differences
 from cifar_ablate.spec.schema import Recipe, Study
-from cifar_ablate.spec.space import MISSING, Values, compose, present, written_at
+from cifar_ablate.spec.space import MISSING, Values, applies, compose, present, put, written_at
 from cifar_ablate.spec.tune import Choice, Parameter, Tune
 from cifar_ablate.tracking.tunings import PARENT, TRIAL
 from cifar_ablate.tracking.upload import TUNING
@@ -170,25 +171,18 @@ def plan_tuning(
 
 def grid_size(space: Sequence[Parameter], values: Values, most: int) -> int:
     """The number of combinations in a space of finite parameters, counted up to ``most``."""
-    left: list[list[Any]] = [[]]
+    if not space:
+        return 1
+    first, rest = space[0], space[1:]
+    if not applies(first, values):
+        return grid_size(rest, values, most)
     num = 0
-    while left and num < most:
-        chosen = iter(left.pop())
-        open_at: list[Parameter] = []
-
-        def choose(one: Parameter, chosen: Any = chosen, open_at: list[Parameter] = open_at) -> Any:
-            value = next(chosen, MISSING)
-            if value is MISSING:
-                open_at.append(one)
-                return points(one)[0]
-            return value
-
-        prefix = list(compose(space, values, choose)[1].values())
-        if not open_at:
-            num += 1
-            continue
-        first = prefix[: len(prefix) - len(open_at)]
-        left += [[*first, point] for point in points(open_at[0])]
+    for point in points(first):
+        chosen = copy.deepcopy(values)
+        put(chosen, first.path, point)
+        num += grid_size(rest, chosen, most - num)
+        if num >= most:
+            break
     return num
 
 

@@ -241,7 +241,11 @@ def as_csv(result: ArmResult) -> str:
 
 
 def draw_history(result: ArmResult) -> Figure:
-    """Validation accuracy of each trial, and the best so far."""
+    """Validation accuracy of each trial, and the best so far.
+
+    Optuna's own figures (``optuna.visualization.matplotlib``) show neither pruned and failed trials nor the recipe as
+    it stands, cut long names of fields, and change pyplot's style for the whole process; they are experimental.
+    """
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
     figure = Figure(figsize=(7.2, 4.0), layout="constrained")
