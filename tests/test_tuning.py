@@ -582,7 +582,7 @@ def test_trials_that_take_turns_in_one_place_are_all_trained_and_come_to_the_sam
     assert in_turn == alone
 
 
-# What a fresh pair of eyes found
+# Regressions
 
 
 @pytest.mark.slow

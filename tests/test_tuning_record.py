@@ -42,7 +42,7 @@ WITHOUT_SCHEDULE = (
 )
 GRID = (("pruner: none", "pruner: {name: median, startup_trials: 1, warmup: 0}"), (SAMPLER, "grid"))
 MIXED = (*GRID, (RATE, "[0.02, 0.05, 1.0e-7, 1.0e+30]"), WITHOUT_SCHEDULE)
-"""Trials of every kind: complete, pruned and failed."""
+"""A study with complete, pruned and failed trials."""
 
 
 def parent_and_children(label: str = "small/tuning") -> tuple[Any, list[Any]]:

@@ -33,7 +33,7 @@ LONG = ("epochs: 3", "epochs: 12")
 
 @pytest.fixture
 def undisturbed(workshop: Workshop) -> Callable[..., list[object]]:
-    """What the trials are where nothing happens, in a folder of their own."""
+    """Trials of an undisturbed tuning in another folder."""
 
     def tune(*edits: tuple[str, str], num: int) -> list[object]:
         place = workshop.folder / "undisturbed"
