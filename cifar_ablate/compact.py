@@ -16,7 +16,6 @@ import io
 import json
 import math
 import os
-import re
 import shutil
 import zipfile
 import zlib
@@ -31,7 +30,6 @@ import numpy as np
 import numpy.typing as npt
 
 from cifar_ablate.errors import RecordError, not_written
-from cifar_ablate.harmless import harmless, harmless_values
 from cifar_ablate.records import (
     CURVES,
     Predictions,
@@ -42,6 +40,7 @@ from cifar_ablate.records import (
     ledger_entry,
     seed_of,
 )
+from cifar_ablate.text_safety import escape_csv_formula, sanitize, sanitize_values, unescape_csv_formula
 
 if TYPE_CHECKING:  # 0.3 s to import, which a worker process saves
     import pandas as pd
@@ -83,8 +82,10 @@ def save_record(
             }
             for run in record.runs
         ]
-        pd.DataFrame(rows).map(_as_text).to_csv(place / "runs.csv", index=False)
-        curves.assign(arm=curves["arm"].map(_as_text)).to_csv(place / "curves.csv", index=False, float_format="%.6g")
+        pd.DataFrame(rows).map(escape_csv_formula).to_csv(place / "runs.csv", index=False)
+        curves.assign(arm=curves["arm"].map(escape_csv_formula)).to_csv(
+            place / "curves.csv", index=False, float_format="%.6g"
+        )
         if predictions is not None:
             small = np.uint8 if predictions.labels.max(initial=0) < 256 else np.uint16
             arrays: dict[str, Any] = {
@@ -140,7 +141,7 @@ def load_record(folder: Path) -> StudyRecord:
     if not study.is_file():
         raise RecordError(f"{folder} holds no study.json; write a record with `cifar-ablate export STUDY {folder}`")
     try:
-        document = harmless_values(json.loads(study.read_text(encoding="utf-8")))
+        document = sanitize_values(json.loads(study.read_text(encoding="utf-8")))
         if not isinstance(document, dict):
             raise ValueError("study.json is no study")
         if document.pop("format") != RECORD_FORMAT:
@@ -170,20 +171,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
     table = pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False, na_values=[""])
     for name in (name for name in _TEXT if name in table):
-        table[name] = table[name].map(_as_it_was, na_action="ignore")
+        table[name] = table[name].map(lambda text: sanitize(unescape_csv_formula(text)), na_action="ignore")
     return table
-
-
-_FORMULA, _QUOTED = re.compile(r"'*[=+\-@\t\r\n]"), re.compile(r"'+[=+\-@\t\r\n]")
-
-
-def _as_text(value: Any) -> Any:
-    """Text with an apostrophe before a formula, so that no spreadsheet runs it; as in a report's CSV."""
-    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
-
-
-def _as_it_was(value: str) -> str:
-    return harmless(value[1:] if _QUOTED.match(value) else value)
 
 
 def load_array(path: Path) -> npt.NDArray[Any]:
@@ -246,7 +235,7 @@ class FolderDetails:
         """Environments of these runs by fingerprint, from environments.json."""
         path = self.folder / "environments.json"
         try:
-            kept = harmless_values(json.loads(path.read_text(encoding="utf-8")))
+            kept = sanitize_values(json.loads(path.read_text(encoding="utf-8")))
             return {run.fingerprint: environment_of(kept[run.fingerprint], "an environment") for run in runs}
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RecordError(f"{path} cannot be read ({error!r}); export the record again") from None

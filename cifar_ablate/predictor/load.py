@@ -19,7 +19,6 @@ from cifar_ablate.compact import load_array
 from cifar_ablate.data import DataSet, load_data
 from cifar_ablate.errors import AblateError, RecordError, UnknownNameError, UsageError
 from cifar_ablate.folder import read_recipe
-from cifar_ablate.harmless import harmless_values
 from cifar_ablate.portable.answers import calibrate, softmax
 from cifar_ablate.predictor.card import (
     CARD,
@@ -37,6 +36,7 @@ from cifar_ablate.predictor.network import Predictor
 from cifar_ablate.records import RecordedRun, StudyRecord, worth
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.temporary import temporary_folder
+from cifar_ablate.text_safety import sanitize_values
 from cifar_ablate.tracking import Tracking, existing
 from cifar_ablate.tracking.models import CHAMPION, fetch_network, find_registered, registered
 from cifar_ablate.training.checkpoint import load_weights
@@ -297,10 +297,10 @@ class _Artifacts:
         return self.tracking.artifact(self.run.run_id, name, self.into)
 
     def json(self, name: str) -> Any:
-        return self._read(name, lambda path: dict(harmless_values(json.loads(path.read_text(encoding="utf-8")))))
+        return self._read(name, lambda path: dict(sanitize_values(json.loads(path.read_text(encoding="utf-8")))))
 
     def yaml(self, name: str) -> Any:
-        return self._read(name, lambda path: harmless_values(read_recipe(path)))
+        return self._read(name, lambda path: sanitize_values(read_recipe(path)))
 
     def array(self, name: str) -> Any:
         return self._read(name, load_array)

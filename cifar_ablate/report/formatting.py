@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cifar_ablate.harmless import on_one_line
 from cifar_ablate.report.types import Family
+from cifar_ablate.text_safety import sanitize_line
 
 
 def listed(names: Sequence[str], mark: str = ", ", *, last: str = "", most: int = 6) -> str:
@@ -44,7 +44,7 @@ def duration(seconds: float) -> str:
 
 def quoted(word: str) -> str:
     """A word of a command, quoted for a shell and on one line: a line break would end a block of code."""
-    return on_one_line(shlex.quote(word))
+    return sanitize_line(shlex.quote(word))
 
 
 def overlay_options(variant: str) -> str:

@@ -19,7 +19,7 @@ from cifar_ablate.analysis.looks import LooksTaken, take_looks
 from cifar_ablate.errors import RecordError
 from cifar_ablate.records import Predictions, RecordedRun, StudyRecord, families_of, frame_of
 from cifar_ablate.report.types import MeanSd, RunRow
-from cifar_ablate.spec.tune import Tuned
+from cifar_ablate.spec.schema import Tuned
 
 T = TypeVar("T")
 

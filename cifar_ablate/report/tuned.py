@@ -21,7 +21,7 @@ from cifar_ablate.report.formatting import first_few, listed, run_command
 from cifar_ablate.report.recorded_study import RecordedStudy
 from cifar_ablate.report.types import Change, TunedArmRow, TunedComparison, TuningReport
 from cifar_ablate.spec.delta import Difference, differences_of
-from cifar_ablate.spec.tune import Tuned, label_of
+from cifar_ablate.spec.schema import Tuned, label_of
 
 _KINDS = {
     Verdict.BETTER: "shown",

@@ -16,8 +16,7 @@ from cifar_ablate.analysis.interactions import Effect, Move
 from cifar_ablate.analysis.power import NoiseFloor
 from cifar_ablate.analysis.verdicts import Interval
 from cifar_ablate.records import LedgerEntry
-from cifar_ablate.spec.schema import Published
-from cifar_ablate.spec.tune import TunedArm
+from cifar_ablate.spec.schema import Published, TunedArm
 
 
 @dataclass(frozen=True)

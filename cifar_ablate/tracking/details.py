@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from cifar_ablate.compact import load_array
 from cifar_ablate.errors import RecordError
-from cifar_ablate.harmless import harmless_values
 from cifar_ablate.records import CURVES, Predictions, RecordedRun, environment_of, predictions_from_logits
+from cifar_ablate.text_safety import sanitize_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -85,7 +85,7 @@ class TrackedDetails:
     def _environment(self, run: RecordedRun, folder: Path) -> dict[str, Any]:
         path = self._artifact(run, "environment.json", folder)
         try:
-            return environment_of(harmless_values(json.loads(path.read_text(encoding="utf-8"))), "it")
+            return environment_of(sanitize_values(json.loads(path.read_text(encoding="utf-8"))), "it")
         except (OSError, ValueError, TypeError, RecursionError):
             raise _damaged(run, "environment.json") from None
 

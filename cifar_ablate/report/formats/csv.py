@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cifar_ablate.harmless import FORMULA
 from cifar_ablate.registry import FORMATS
+from cifar_ablate.text_safety import escape_csv_formula
 
 if TYPE_CHECKING:
     from cifar_ablate.report.types import ArmRow, Comparison, Report, StudyReport, TunedComparison
@@ -137,8 +138,5 @@ def _ends(name: str, found: tuple[float, float] | None) -> dict[str, float]:
 
 def _cell(value: Any) -> Any:
     """Numbers as they are, without NaN; texts so that no spreadsheet runs them."""
-    if isinstance(value, str):
-        return f"'{value}" if value.startswith(FORMULA) else value
-    if isinstance(value, float) and not abs(value) < float("inf"):
-        return ""
-    return value
+    is_finite = not isinstance(value, float) or abs(value) < float("inf")
+    return escape_csv_formula(value) if is_finite else ""
