@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from cifar_ablate.harmless import FORMULA
 from cifar_ablate.registry import FORMATS
 from cifar_ablate.text_safety import escape_csv_formula
 
