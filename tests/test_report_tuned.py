@@ -457,7 +457,7 @@ def test_the_report_says_what_was_searched_and_that_only_test_columns_count() ->
         "500 others; last trial 2026-11-22."
     ) in said
     assert said[-1].startswith("The best of 20 trials on validation images looks better than it is")
-    assert "only the columns of test accuracy say what it is worth" in said[-1]
+    assert "only the columns of test accuracy show what it is worth" in said[-1]
 
 
 # --- confounds ---
