@@ -118,7 +118,7 @@ class RunSession(Session):
         self.display.on_plan(todo, num_done, len(failed))
         for run, why in left_alone:
             self.kinds[run.key] = "elsewhere"
-            self.display.on_not_trained(run, why)
+            self.display.on_note(f"{run.name}: {why}")
 
     def why_missing(self, run: PlannedRun) -> str:
         """Why a run has no result, in a few words."""
