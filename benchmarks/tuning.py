@@ -34,8 +34,7 @@ from cifar_ablate.runner.executor import ExecutorConfig
 from cifar_ablate.runner.executors.local import Local
 from cifar_ablate.runner.stop import StopSignal
 from cifar_ablate.spec.load import load_study
-from cifar_ablate.spec.schema import Study
-from cifar_ablate.spec.tune import Tune
+from cifar_ablate.spec.schema import Study, Tune
 from cifar_ablate.tracking import Tracking
 from cifar_ablate.tuning.display import TuningDisplay
 from cifar_ablate.tuning.plan import plan_tuning

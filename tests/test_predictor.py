@@ -18,8 +18,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from cifar_ablate.analysis import compare
-from cifar_ablate.analysis.all_pairs import all_pairs
+from cifar_ablate.analysis.contrasts import all_pairs, compare
 from cifar_ablate.errors import AblateError, DataError, RecordError, UnknownNameError, UsageError
 from cifar_ablate.portable.answers import answer
 from cifar_ablate.predictor import load

@@ -108,7 +108,7 @@ def test_the_parent_run_has_history_and_importance_as_figures_and_every_trial_as
     client = mlflow.MlflowClient()
     names = {file.path: file.file_size for file in client.list_artifacts(parent.info.run_id)}
     assert names.keys() == {"trials.csv", "history.png", "importances.png"}
-    assert names["history.png"] > 10_000
+    assert names["history.png"] > 3_000
     table = Path(client.download_artifacts(parent.info.run_id, "trials.csv", str(workshop.folder)))
     rows = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))))
     ended = trials(workshop.folder)
@@ -323,7 +323,7 @@ def test_write_does_not_take_the_place_of_somebodys_own_file(workshop: Workshop)
     (workshop.folder / "small-tuned.yaml").write_text(path.read_text().replace("study: small", "study: mine"))
     answer = workshop(*ONLINE, "--offline", "--trials", "1", "--write")
     assert answer.code == 2
-    assert "small-tuned.yaml is there, and not of a tuning; name another file with --output" in answer.err
+    assert "small-tuned.yaml exists, and was not written by a tuning; name another file with --output" in answer.err
     assert "study: mine" in (workshop.folder / "small-tuned.yaml").read_text()
     for _ in range(2):
         assert workshop(*ONLINE, "--offline", "--trials", "1", "--write", "--output", "mine.yaml").code == 0
@@ -351,9 +351,7 @@ def test_write_refuses_values_that_an_overlay_would_change_again(workshop: Works
     overlay = ("--set", "optimizer.lr={times: 2}")
     answer = workshop(*ONLINE, *overlay, "--offline", "--write")
     assert answer.code == 2
-    assert (
-        "tune.space.optimizer.lr: is tuned as 'optimizer.lr={times: 2}' leaves it in arm 'baseline', and" in answer.err
-    )
+    assert "tune.space.optimizer.lr: is tuned in arm 'baseline' under 'optimizer.lr={times: 2}', which" in answer.err
     assert not (workshop.folder / "optuna.db").exists(), "it is found out before the first trial"
     assert workshop(*ONLINE, *overlay, "--offline", "--trials", "1").code == 0
 
@@ -380,7 +378,7 @@ def test_write_finds_out_first_that_an_overlay_scales_a_field_that_is_tuned_unde
     write(workshop, ("[constant, cosine]", f"{constant}\n    {stepped}"), WITHOUT_WARMUP)
     answer = workshop(*ONLINE, "--set", "schedule.every_epochs?={times: 2}", "--offline", "--write")
     assert answer.code == 2
-    assert "tune.space.schedule.every_epochs: is tuned as 'schedule.every_epochs?={times: 2}' leaves it" in answer.err
+    assert "tune.space.schedule.every_epochs: is tuned in arm 'baseline' under 'schedule.every_epochs?" in answer.err
     assert not (workshop.folder / "optuna.db").exists()
 
 
@@ -395,7 +393,7 @@ def test_write_replaces_neither_another_studys_values_nor_the_study_itself(works
     assert (workshop.folder / "best.yaml").read_text() == before
     answer = workshop(*tune, "small.yaml")
     assert answer.code == 2
-    assert "small.yaml is there, and not of a tuning" in answer.err
+    assert "small.yaml exists, and was not written by a tuning" in answer.err
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from cifar_ablate.data.archives import MAX_MEMBER_BYTES, archive_entries
 from cifar_ablate.data.types import Labels, ProgressCallback, RawImages, stored
 from cifar_ablate.errors import DataError, short
 from cifar_ablate.fields import ImageSize
-from cifar_ablate.harmless import on_one_line
 from cifar_ablate.registry import DATA
+from cifar_ablate.text_safety import sanitize_line
 
 SPLITS = ("train", "test")
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
@@ -121,7 +121,7 @@ def read_folders(name: str, places: Sequence[Path], image_size: int, report: Pro
     seen: set[str] = set()
     for place in places:
         for entry, content in _entries(place):
-            shown = on_one_line(entry)
+            shown = sanitize_line(entry)
             split, class_name = _place_in_layout(entry, place, SUFFIXES, is_folder=content is None)
             classes.add(class_name)
             if content is None:
@@ -208,14 +208,14 @@ def _bytes_of(file: Path) -> bytes:
 
 def _place_in_layout(entry: str, place: Path, suffixes: tuple[str, ...], *, is_folder: bool) -> tuple[str, str]:
     """Split and class of an entry; raises DataError if it does not fit the layout."""
-    parts, shown = entry.split("/"), on_one_line(entry)
+    parts, shown = entry.split("/"), sanitize_line(entry)
     if len(parts) != (2 if is_folder else 3):
         raise DataError(f"{shown} in {place} is out of place: {LAYOUT}; move or remove it")
     if not is_folder and not entry.lower().endswith(suffixes):
         raise DataError(f"{shown} in {place} is not an image ({', '.join(suffixes)}); convert or remove it")
     if not parts[1].isprintable() or len(parts[1]) > MAX_CLASS_NAME:
         raise DataError(
-            f"{on_one_line(parts[1])[:MAX_CLASS_NAME]!r} in {place} is not a valid class name, which has at most "
+            f"{sanitize_line(parts[1])[:MAX_CLASS_NAME]!r} in {place} is not a valid class name, which has at most "
             f"{MAX_CLASS_NAME} printable characters; rename it"
         )
     return parts[0], parts[1]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import NormalDist, fmean, stdev
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,6 @@ from cifar_ablate.compact import load_array
 from cifar_ablate.data import DataSet, load_data
 from cifar_ablate.errors import AblateError, RecordError, UnknownNameError, UsageError
 from cifar_ablate.folder import read_recipe
-from cifar_ablate.harmless import harmless_values
 from cifar_ablate.portable.answers import calibrate, softmax
 from cifar_ablate.predictor.card import (
     CARD,
@@ -37,6 +36,7 @@ from cifar_ablate.predictor.network import Predictor
 from cifar_ablate.records import RecordedRun, StudyRecord, worth
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.temporary import temporary_folder
+from cifar_ablate.text_safety import sanitize_values
 from cifar_ablate.tracking import Tracking, existing
 from cifar_ablate.tracking.models import CHAMPION, fetch_network, find_registered, registered
 from cifar_ablate.training.checkpoint import load_weights
@@ -240,33 +240,39 @@ def _require_finished(run: RecordedRun) -> None:
 
 def _verdicts_on(record: StudyRecord, run: RecordedRun) -> list[str]:
     """The report's sentences about a run's arm; none if the study has another recipe now."""
-    from cifar_ablate.report.accuracy import Study
+    from cifar_ablate.report.recorded_study import RecordedStudy
 
     current = record.current()
     if run.run_id not in (one.run_id for one in current):
         return []
-    found = [one for family in Study(record, current).compared.families.values() for one in family]
+    found = [one for family in RecordedStudy(record, current).compared.families.values() for one in family]
     return [one.sentence for one in found if run.arm in (one.arm, one.reference)]
 
 
 def _accuracy(record: StudyRecord, run: RecordedRun, is_right: Any, chosen: str, by_test: bool) -> Accuracy:
-    from statsmodels.stats.proportion import proportion_confint
-
     num, right = len(is_right), int(is_right.sum())
-    low, high = proportion_confint(right, num, alpha=LEVEL, method="wilson")
+    low, high = wilson(right, num, alpha=LEVEL)
     return Accuracy(
         percent=100 * right / num,
         num_images=num,
-        interval=(100 * float(low), 100 * float(high)),
+        interval=(100 * low, 100 * high),
         over_seeds=_over_seeds(record, run),
         is_chosen_on_test=by_test,
         choice=chosen,
     )
 
 
+def wilson(count: int, num: int, *, alpha: float) -> tuple[float, float]:
+    """Interval of a proportion in [0, 1] (Wilson 1927)."""
+    z, share = NormalDist().inv_cdf(1 - alpha / 2), count / num
+    center = share + z**2 / (2 * num)
+    half = z * math.sqrt(share * (1 - share) / num + (z / (2 * num)) ** 2)
+    return (center - half) / (1 + z**2 / num), (center + half) / (1 + z**2 / num)
+
+
 def _over_seeds(record: StudyRecord, run: RecordedRun) -> SeedSpread | None:
     """Test accuracy over the seeds of the run's own recipe; None with fewer than three, or if one diverged."""
-    from scipy import stats
+    from scipy import special
 
     mine = [one for one in record.runs if (one.arm, one.recipe_id) == (run.arm, run.recipe_id)]
     by_seed = {one.seed: one for one in sorted(mine, key=worth)}  # the last, most complete record of each seed
@@ -276,7 +282,7 @@ def _over_seeds(record: StudyRecord, run: RecordedRun) -> SeedSpread | None:
     if len(values) < MIN_SEEDS or len(values) < len(runs):
         return None
     mean, sd = fmean(values), stdev(values)
-    half = float(stats.t.ppf(1 - LEVEL / 2, len(values) - 1)) * sd / math.sqrt(len(values))
+    half = float(special.stdtrit(len(values) - 1, 1 - LEVEL / 2)) * sd / math.sqrt(len(values))
     interval = (max(mean - half, 0.0), min(mean + half, 100.0))
     return SeedSpread(mean=mean, sd=sd, num_seeds=len(values), interval=interval)
 
@@ -291,10 +297,10 @@ class _Artifacts:
         return self.tracking.artifact(self.run.run_id, name, self.into)
 
     def json(self, name: str) -> Any:
-        return self._read(name, lambda path: dict(harmless_values(json.loads(path.read_text(encoding="utf-8")))))
+        return self._read(name, lambda path: dict(sanitize_values(json.loads(path.read_text(encoding="utf-8")))))
 
     def yaml(self, name: str) -> Any:
-        return self._read(name, lambda path: harmless_values(read_recipe(path)))
+        return self._read(name, lambda path: sanitize_values(read_recipe(path)))
 
     def array(self, name: str) -> Any:
         return self._read(name, load_array)

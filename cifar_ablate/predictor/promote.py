@@ -10,13 +10,13 @@ from functools import cache
 from typing import Any
 
 from cifar_ablate.analysis import Contrast
-from cifar_ablate.analysis.all_pairs import Pair, all_pairs, mirrored
-from cifar_ablate.analysis.types import Interval, Verdict
+from cifar_ablate.analysis.contrasts import Pair, all_pairs, mirrored
+from cifar_ablate.analysis.verdicts import Interval, Verdict
 from cifar_ablate.errors import RecordError, UsageError
 from cifar_ablate.predictor.card import CARD, WEIGHTS, Card, digest_of, write_card
 from cifar_ablate.predictor.load import arm_named, files_of_run, first_seed
 from cifar_ablate.records import StudyRecord
-from cifar_ablate.report.accuracy import Study
+from cifar_ablate.report.recorded_study import RecordedStudy
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.temporary import temporary_folder
 from cifar_ablate.tracking import Tracking, noted
@@ -180,7 +180,7 @@ def best_arm(record: StudyRecord, cost: Callable[[str], float]) -> ArmChoice:
     Raises:
         RecordError: There are no verdicts.
     """
-    study = Study(record, record.current())
+    study = RecordedStudy(record, record.current())
     verdicts = [one for family in study.compared.families.values() for one in family]
     arms, margin = _judged(record, verdicts), float(record.document["margin"])
     pairs = all_pairs(study.frame, arms)

@@ -12,7 +12,7 @@ from rich.table import Column
 
 from cifar_ablate.console import duration
 from cifar_ablate.runner.display import REFRESH_SECONDS
-from cifar_ablate.spec.tune import label_of
+from cifar_ablate.spec.schema import label_of
 
 if TYPE_CHECKING:
     from cifar_ablate.plan import PlannedRun

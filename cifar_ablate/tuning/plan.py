@@ -16,9 +16,8 @@ from cifar_ablate.errors import Problem, StudyError, UsageError, suggest
 from cifar_ablate.plan import DataKey, PlannedRun, check_batch_size, data_key, fingerprint
 from cifar_ablate.spec.component import shown
 from cifar_ablate.spec.delta import differences
-from cifar_ablate.spec.schema import Recipe, Study
+from cifar_ablate.spec.schema import Choices, Parameter, Recipe, Study, Tune
 from cifar_ablate.spec.space import MISSING, Values, compose, present, written_at
-from cifar_ablate.spec.tune import Choice, Parameter, Tune
 from cifar_ablate.tracking.tunings import PARENT, TRIAL
 from cifar_ablate.tracking.upload import TUNING
 
@@ -191,7 +190,7 @@ def grid_size(space: Sequence[Parameter], values: Values, most: int) -> int:
 def points(parameter: Parameter) -> list[Any]:
     """All values of a finite parameter."""
     entry = parameter.entry
-    if isinstance(entry, Choice):
+    if isinstance(entry, Choices):
         return list(entry.choices)
     step = entry.step or 1
     return [entry.low + index * step for index in range(int((entry.high - entry.low) / step + 1e-9) + 1)]
@@ -204,17 +203,17 @@ def _not_present(plan: ArmPlan) -> list[Problem]:
         if plan.present.get(one.name) is MISSING:
             value = written_at(plan.values, one.path)
             if value is MISSING:
-                cure = "add null to the choices" if isinstance(one.entry, Choice) else "add `when`"
+                cure = "add null to the choices" if isinstance(one.entry, Choices) else "add `when`"
                 message = f"arm {shown(plan.arm)} has no {one.name}; write it into the recipe, or {cure}"
-                found.append(Problem(one.written.origin, one.written.path, message))
+                found.append(Problem(one.written.location, one.written.path, message))
                 continue
             now = shown(value)
-            cure = f"add {now} to the choices" if isinstance(one.entry, Choice) else f"widen the range to hold {now}"
+            cure = f"add {now} to the choices" if isinstance(one.entry, Choices) else f"widen the range to hold {now}"
             message = (
                 f"is {now} in arm {shown(plan.arm)}, which the space does not have; {cure}, for the first trial is the "
                 "recipe as it stands"
             )
-            found.append(Problem(one.written.origin, one.written.path, message))
+            found.append(Problem(one.written.location, one.written.path, message))
     return found
 
 
@@ -231,7 +230,7 @@ def _undone(plan: ArmPlan) -> list[Problem]:
                     f"is what arm {shown(plan.arm)} {what} in {shown(lower)}: tuned, they would not differ in it any "
                     "more; take it out of the space, or do not tune this arm"
                 )
-                found.setdefault(one.name, Problem(one.written.origin, one.written.path, message))
+                found.setdefault(one.name, Problem(one.written.location, one.written.path, message))
     return list(found.values())
 
 
@@ -250,7 +249,7 @@ def _largest_batches(plan: ArmPlan) -> list[Recipe]:
     sizes = [plan.recipe.batch_size]
     for one in plan.space:
         if one.name == "batch_size":
-            sizes += one.entry.choices if isinstance(one.entry, Choice) else [int(one.entry.high)]
+            sizes += one.entry.choices if isinstance(one.entry, Choices) else [int(one.entry.high)]
     return [plan.recipe.model_copy(update={"batch_size": max(sizes)})]
 
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from cifar_ablate.harmless import no_formula
-from cifar_ablate.spec.tune import TunedArm, label_of
+from cifar_ablate.spec.schema import TunedArm, label_of
+from cifar_ablate.text_safety import escape_csv_formula
 from cifar_ablate.tuning.attributes import (
     EPOCHS,
     FINGERPRINTS,
@@ -155,11 +155,12 @@ def as_csv(result: ArmResult) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["arm", "trial", "state", "val_accuracy", "epochs", "seconds", *names, "reason", "curve"])
     for one in result.trials:
-        values = [label_of(one.values[name]) if name in one.values else "" for name in names]
+        values = [one.values.get(name, "") for name in names]
+        labels = [value if type(value) in (int, float) else label_of(value) for value in values]
         accuracy = "" if one.val_accuracy is None else f"{one.val_accuracy:.4f}"
         curve = json.dumps([[epoch, round(value, 3)] for epoch, value in one.curve])
         cost = [one.epochs, f"{one.seconds:.1f}"]
-        texts = [no_formula(text) for text in (result.plan.arm, *values, one.reason)]
+        texts = [escape_csv_formula(text) for text in (result.plan.arm, *labels, one.reason)]
         writer.writerow([texts[0], one.number, one.state, accuracy, *cost, *texts[1:], curve])
     return text.getvalue()
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from cifar_ablate.analysis.sentences import count
 from cifar_ablate.device import Place
 from cifar_ablate.errors import AblateError, OutputError, RecordError
-from cifar_ablate.folder import RunFolder
+from cifar_ablate.folder import RUNS_ROOT, RunFolder
 from cifar_ablate.owner import this_process
 from cifar_ablate.plan import data_key
 from cifar_ablate.records import RunIdentity
 from cifar_ablate.runner.artifacts import write_missing_artifacts
 from cifar_ablate.runner.executor import Executor
-from cifar_ablate.runner.run import RUNS_ROOT, close
+from cifar_ablate.runner.run import close
 from cifar_ablate.runner.stop import StopSignal
 from cifar_ablate.runner.train_group import GroupTrainer
 from cifar_ablate.tracking import MlflowWriter, Tracking

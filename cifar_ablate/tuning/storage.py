@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_ablate.errors import CURES, AblateError, TakenError, TrackingError, UsageError, not_written
-from cifar_ablate.harmless import harmless
 from cifar_ablate.locks import lock
-from cifar_ablate.passwords import hidden, keep_hidden, without_password
+from cifar_ablate.text_safety import redact, redact_url, remember_secret, sanitize
 from cifar_ablate.tracking.mlflow_errors import disk_error
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ ATTEMPTS, PAUSE_SECONDS = 5, 1.0
 def storage_url(given: str | None) -> str:
     """The storage's address: what is ``given``, else ``$OPTUNA_STORAGE`` (as Optuna's own tools), else the default."""
     url = given or os.environ.get("OPTUNA_STORAGE") or DEFAULT_URL
-    keep_hidden(url)
+    remember_secret(url)
     return url
 
 
@@ -99,13 +98,13 @@ def storing(url: str, *more: type[Exception]) -> Iterator[None]:
         cause = error.__cause__ or error
         if disk := disk_error(cause, url):
             raise disk from None
-        first = hidden(harmless(str(cause)).strip().split("\n", 1)[0])[:300]
+        first = redact(sanitize(str(cause)).strip().split("\n", 1)[0])[:300]
         cure = "check --storage or OPTUNA_STORAGE, or leave both out to use optuna.db in this folder"
         if isinstance(error, ImportError):
             cure = "install the database's driver, such as `pip install 'psycopg[binary]'` for postgresql+psycopg://"
         elif "locked" in first:
             cure = "another program holds it: end that one, or wait"
-        message = f"the tuning storage at {without_password(url)} does not answer as it should ({first}); {cure}"
+        message = f"the tuning storage at {redact_url(url)} does not answer as it should ({first}); {cure}"
         raise TrackingError(message) from None
 
 
@@ -125,7 +124,7 @@ def _journal(path: Path) -> BaseStorage:
     except OSError:
         raise
     except Exception as error:  # Optuna reads the whole file here, and checks nothing that stands in it
-        problem = f"{type(error).__name__}: {harmless(str(error)).strip()}"[:300]
+        problem = f"{type(error).__name__}: {sanitize(str(error)).strip()}"[:300]
         raise TrackingError(f"the journal file {path} is damaged ({problem}); {cure}") from None
     return journal
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cifar_ablate.spec.tune import Choice, Parameter, Range, label_of
+from cifar_ablate.spec.schema import Choices, Parameter, Range, label_of
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -16,7 +16,7 @@ DIGITS = 4
 def suggest(trial: Trial, parameter: Parameter, *, exactly: bool = False) -> Any:
     """A value for a field, as it is trained: numbers with four digits, choices as the study writes them."""
     entry = parameter.entry
-    if isinstance(entry, Choice):
+    if isinstance(entry, Choices):
         options = [as_choice(parameter, value) for value in entry.choices]
         return entry.choices[options.index(trial.suggest_categorical(parameter.name, options))]
     if parameter.kind == "int":
@@ -35,4 +35,4 @@ def readable(value: float, entry: Range) -> float:
 
 def as_choice(parameter: Parameter, value: Any) -> Any:
     """As Optuna keeps it: plain values as they are, mappings as text."""
-    return label_of(value) if isinstance(parameter.entry, Choice) and isinstance(value, dict) else value
+    return label_of(value) if isinstance(parameter.entry, Choices) and isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""What the reader must know."""
+"""What a reader must know to judge the verdicts: the section "What you must know"."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from cifar_ablate.analysis.outliers import OUTLIER_MADS
+from cifar_ablate.analysis.contrasts import OUTLIER_MADS
 from cifar_ablate.analysis.sentences import count, in_points, level_name
 from cifar_ablate.records import LedgerEntry
-from cifar_ablate.report.accuracy import Study
 from cifar_ablate.report.families import Families, seeds_added
-from cifar_ablate.report.steps import missing_runs
+from cifar_ablate.report.formatting import family_size, first_few
+from cifar_ablate.report.recommendations import missing_runs
+from cifar_ablate.report.recorded_study import RecordedStudy
 from cifar_ablate.report.types import MAX_ARMS
-from cifar_ablate.report.words import size
 
 ADDED = "Seeds added by hand"
-TEST_SET_READ = re.compile(r'[\d,]+ runs? read it [^\n]*?, this one included\.|"ledger": \[[^]\n]*\]')
-"""What reading a report changes in it: one sentence, and in JSON the ledger."""
+TEST_SET_READ = re.compile(r'[\d,]+ runs? read it [^\n]*?, this one included\.|"ledger": ?\[[^]\n]*\]')
+"""The parts of a report that change with each reading: one sentence, and in JSON the ledger."""
 CORRECTION = (
     "simultaneous intervals from one linear model of all arms (multivariate t), with the larger one of the pooled and "
-    "the contrast's own standard error; the t test of the two arms alone (Holm) stands beside as a check"
+    "the contrast's own standard error; the t test of the two arms alone (Holm) is given as a check"
 )
 
 
-def must_know(study: Study, families: Families, num_superseded: int) -> Iterator[tuple[str, str]]:
+def caveats(study: RecordedStudy, families: Families, num_superseded: int) -> Iterator[tuple[str, str]]:
     """Keyword and text, in the order of reading."""
     document = study.document
-    yield "Accuracy", "of the last epoch, never of the best one; the test curve is drawn, and nothing is chosen by it."
+    yield "Accuracy", "of the last epoch, never of the best one; the test curve is shown and nothing is selected by it."
     yield "Seeds", _seeds(study, families)
     yield from _not_finished(study)
     yield from _outliers(study)
@@ -40,7 +40,7 @@ def must_know(study: Study, families: Families, num_superseded: int) -> Iterator
     yield from _looks(study, families)
     yield "Test set", _test_set(study)
     if study.predictions is not None and study.predictions.confidence is None:
-        yield "Reliability", "not drawn: this record was made before confidences were kept."
+        yield "Reliability", "not drawn: this record has no confidences."
     if study.why_no_predictions:
         yield "Predictions", f"not used: {study.why_no_predictions}."
     if study.why_no_curves:
@@ -53,12 +53,11 @@ def must_know(study: Study, families: Families, num_superseded: int) -> Iterator
     yield "Data and precision", f"{'; '.join(dict.fromkeys(arm['data'] for arm in document['arms']))}; {precision}."
 
 
-def _seeds(study: Study, families: Families) -> str:
+def _seeds(study: RecordedStudy, families: Families) -> str:
     wanted = missing_runs(study, families)
     num_started = len(study.runs)
     num_finished = len(study.finished)
-    listed = ", ".join(map(str, study.document["seeds"][:30])) + (", ..." if len(study.document["seeds"]) > 30 else "")
-    said = f"{listed}; {num_finished} of {num_started} started runs finished"
+    said = f"{first_few(study.document['seeds'])}; {num_finished} of {num_started} started runs finished"
     said += f", {len(wanted)} planned ones have no result" if wanted else ", none is missing"
     numbers = {len(study.finished_of.get(arm, ())) for arm in study.arms}
     whole = [one.contrast for one in families.comparisons if one.contrast.ci95 and not one.contrast.is_diverged]
@@ -69,7 +68,7 @@ def _seeds(study: Study, families: Families) -> str:
     return f"{said}. Equal seeds give all arms the same initial weights and the same order of the data."
 
 
-def _not_finished(study: Study) -> Iterator[tuple[str, str]]:
+def _not_finished(study: RecordedStudy) -> Iterator[tuple[str, str]]:
     for run in study.runs:
         if run.outcome == "diverged":
             yield (
@@ -82,7 +81,7 @@ def _not_finished(study: Study) -> Iterator[tuple[str, str]]:
             yield "Not finished", f"{run.arm} seed {run.seed}: {run.outcome}{f', {run.reason}' if run.reason else ''}."
 
 
-def _outliers(study: Study) -> Iterator[tuple[str, str]]:
+def _outliers(study: RecordedStudy) -> Iterator[tuple[str, str]]:
     far = [
         f"{arm} seed {seed} ({study.accuracies(arm)[seed]:.2f}%)"
         for arm, seeds in study.outlying.items()
@@ -91,8 +90,8 @@ def _outliers(study: Study) -> Iterator[tuple[str, str]]:
     if far:
         yield (
             "Outliers",
-            f"{', '.join(far)}: over {OUTLIER_MADS} scaled MAD from the median of the arm's runs. They are kept in "
-            "every number; a verdict that rests on one says so.",
+            f"{', '.join(far)}: over {OUTLIER_MADS} scaled MAD from the median of the arm's runs. Every number "
+            "includes them; a verdict that depends on one says so.",
         )
 
 
@@ -100,11 +99,11 @@ def _comparisons(families: Families) -> str:
     parts = []
     for family in families.families:
         named = ", ".join(f"{one.contrast.arm} - {one.contrast.reference}" for one in family.comparisons)
-        parts.append(f"{len(family.comparisons)} {family.name} ({named}), {size(family)}")
+        parts.append(f"{len(family.comparisons)} {family.name} ({named}), {family_size(family)}")
     if not parts:
         return "none: a single arm has nothing to be compared with."
     return (
-        f"{'; '.join(parts)}. All of them were declared by the study. Each family has its own 5%, and so have "
+        f"{'; '.join(parts)}. The study declared all of them. Each family has an error rate of 5%; so have "
         "interactions and differences by class, where they are listed."
     )
 
@@ -119,13 +118,13 @@ def _df(families: Families) -> str:
     return f"Residual degrees of freedom: {', '.join(f'{df:g}' for df in dfs)}; arms are {how}."
 
 
-def _margin(study: Study) -> str:
+def _margin(study: RecordedStudy) -> str:
     margin = study.document["margin"]
-    said = f"{in_points(margin)}, the smallest difference that matters here, as the study states"
+    said = f"{in_points(margin)}, the smallest difference that matters, as the study states"
     entries = [entry for entry in study.record.ledger if entry.kind == "margin"]
     current = [entry for entry in entries if entry.detail == f"{margin:g}"]
     if not current:
-        return f"{said}; when it was stated was not recorded."
+        return f"{said}; the date was not recorded."
     first = min(current, key=lambda entry: entry.when)
     before = (
         "before any run had finished" if not first.num_runs else f"after {count(first.num_runs, 'run')} had finished"
@@ -134,7 +133,7 @@ def _margin(study: Study) -> str:
     return f"{said}; recorded {first.when[:10]}, {before}{changed if len(entries) > len(current) else ''}."
 
 
-def _looks(study: Study, families: Families) -> Iterator[tuple[str, str]]:
+def _looks(study: RecordedStudy, families: Families) -> Iterator[tuple[str, str]]:
     earlier = [entry for entry in study.record.ledger if entry.kind == "verdicts" and entry.num_runs]
     taken = families.looks
     if taken is None:
@@ -145,12 +144,16 @@ def _looks(study: Study, families: Families) -> Iterator[tuple[str, str]]:
     if before:
         yield (
             "Looks declared late",
-            f"verdicts had been read before ({before[0].when[:10]}, planned: {before[0].detail}); these looks were not "
-            "declared before the results were known, and their levels do not hold.",
+            f"verdicts had been read before ({before[0].when[:10]}, planned: {before[0].detail}); these looks were "
+            "declared after results were known, and their levels do not hold.",
         )
     levels = ", ".join(f"{look.num_seeds} seeds at {level_name(look.alpha)}" for look in taken.taken) or "none yet"
     said = f"declared at {', '.join(map(str, study.looks))} seeds; taken: {levels}"
-    said += f"; next at {taken.pending.num_seeds}" if taken.pending else "; all is decided, or the last look was taken"
+    said += (
+        f"; next at {taken.pending.num_seeds}"
+        if taken.pending
+        else "; all comparisons are decided, or the last look was taken"
+    )
     yield "Looks", f"{said}. Each interval has the level of its look (O'Brien and Fleming's spending of 5%)."
     beyond = [run for run in study.ended if run.seed in study.document["seeds"]]
     asked = {arm: set(study.document["seeds"][:num]) for arm, num in taken.wanted.items()}
@@ -160,8 +163,8 @@ def _looks(study: Study, families: Families) -> Iterator[tuple[str, str]]:
         yield ADDED, f"outside the looks: {named}. No verdict uses them."
 
 
-def _added_by_hand(study: Study, earlier: Sequence[LedgerEntry]) -> Iterator[tuple[str, str]]:
-    """Marks on a study without looks whose verdicts were read before all its runs were there."""
+def _added_by_hand(study: RecordedStudy, earlier: Sequence[LedgerEntry]) -> Iterator[tuple[str, str]]:
+    """Caveats of a study without looks whose verdicts were read before all its runs had ended."""
     planned = len(study.document["seeds"])
     entry = seeds_added(study)
     if entry is not None:
@@ -169,20 +172,20 @@ def _added_by_hand(study: Study, earlier: Sequence[LedgerEntry]) -> Iterator[tup
             ADDED,
             f"{planned - int(entry.detail)} per arm, after verdicts had been read at {entry.detail} seeds "
             f"({entry.when[:10]}), outside any pre-declared look. Adding seeds until something shows finds a "
-            "difference between equal arms in up to 15% of studies instead of 5%; take these intervals for too narrow.",
+            "difference between equal arms in up to 15% of studies instead of 5%; these intervals are too narrow.",
         )
     same = [one for one in earlier if not (one.detail.isdigit() and int(one.detail) < planned)]
     early = [one for one in same if one.num_runs < len(study.finished)]
     if early:
         yield (
             "Read early",
-            f"verdicts were read {count(len(early), 'time')} before all planned runs were there (first with "
-            f"{count(early[0].num_runs, 'run')}, {early[0].when[:10]}). That is harmless as long as nothing was "
-            "changed or stopped for what they said.",
+            f"verdicts were read {count(len(early), 'time')} before all planned runs had ended (first with "
+            f"{count(early[0].num_runs, 'run')}, {early[0].when[:10]}). That is harmless if nothing was changed or "
+            "stopped because of them.",
         )
 
 
-def _test_set(study: Study) -> str:
+def _test_set(study: RecordedStudy) -> str:
     said = (
         f"{count(len(study.ended), 'run')} read it {_num_evaluations(study):,} times for their curves and last epochs "
         "(run); nothing was chosen by that"
@@ -202,34 +205,34 @@ def _test_set(study: Study) -> str:
     return f"{said}; verdicts were read at {states} of the record (report), this one included."
 
 
-def _num_states_read(study: Study) -> int:
-    """At how many states of the record verdicts were read; the present one counts whether it was entered or not."""
+def _num_states_read(study: RecordedStudy) -> int:
+    """Number of states of the record at which verdicts were read, including the present one."""
     read = [entry for entry in study.record.ledger if entry.kind == "verdicts"]
     is_entered = any(entry.num_runs == len(study.finished) for entry in read)
     return len(read) + (not is_entered)
 
 
-def _num_evaluations(study: Study) -> int:
-    """As recorded; as planned where curves cannot be read."""
+def _num_evaluations(study: RecordedStudy) -> int:
+    """Number of evaluations on the test set; the planned number where curves cannot be read."""
     if study.curves is not None:
         return int(study.curves["test_accuracy"].notna().sum())
     recipes = [study.arms[run.arm]["recipe"] for run in study.ended]
     return sum(((one["epochs"] - 1) // one["eval_every"] if one.get("eval_every") else 0) + 1 for one in recipes)
 
 
-def _averaging(study: Study) -> Iterator[tuple[str, str]]:
+def _averaging(study: RecordedStudy) -> Iterator[tuple[str, str]]:
     arms = study.arms
     if averaged := [name for name, arm in arms.items() if arm["recipe"].get("flip_averaging")]:
         yield (
             "Flip-averaged",
             f"{', '.join(averaged)}: test-time augmentation; a prediction is the mean over an image and its mirror "
-            "image. Compare only with figures that were made so, too.",
+            "image. Compare only with results of the same kind.",
         )
     if averaged := [name for name, arm in arms.items() if arm["recipe"].get("ema")]:
         yield "Averaged weights", f"{', '.join(averaged)}: evaluated with an exponential moving average of the weights."
 
 
-def _determinism(study: Study) -> str:
+def _determinism(study: RecordedStudy) -> str:
     kinds = Counter(environment.get("device_kind", "unknown") for environment in study.environments.values())
     if not kinds:
         return f"not known: {study.why_no_environments or 'no run has ended'}."

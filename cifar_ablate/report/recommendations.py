@@ -1,4 +1,4 @@
-"""How large noise is beside what is claimed, and what to do next."""
+"""How large noise is, compared with what is claimed, and what to do next."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from cifar_ablate.analysis import Contrast, Verdict
 from cifar_ablate.analysis.interactions import Effect
-from cifar_ablate.analysis.noise import NoiseFloor, points_detected
+from cifar_ablate.analysis.power import NoiseFloor, points_detected
 from cifar_ablate.analysis.sentences import count, in_points, points
 from cifar_ablate.analysis.verdicts import RULED
-from cifar_ablate.report.accuracy import Study
 from cifar_ablate.report.families import Families
-from cifar_ablate.report.reproduce import run_command
-from cifar_ablate.report.tuned_fields import between
+from cifar_ablate.report.formatting import duration, listed, run_command
+from cifar_ablate.report.recorded_study import RecordedStudy
+from cifar_ablate.report.tuned import between
 from cifar_ablate.report.types import ArmRow, Comparison
-from cifar_ablate.report.words import duration
 
 
 def noise_text(floors: Mapping[str, NoiseFloor | None]) -> str:
-    """The noise floor of each family, by its name, beside the differences that are claimed."""
+    """The noise floor of each family, and the differences that are claimed."""
     known = {name: floor for name, floor in floors.items() if floor is not None}
     if not known:
         return "The noise floor is not known: it needs two arms, each with at least two finished seeds that differ."
@@ -43,7 +42,7 @@ def _of_family(name: str, floor: NoiseFloor) -> str:
 
 
 def _uneven(floor: NoiseFloor) -> str:
-    """Where the quietest comparison has less than half the floor of the noisiest."""
+    """The range of floors, where the highest is over twice the lowest."""
     low, high = floor.of_one_range
     return f" ({points(low, signed=False)} to {points(high, signed=False)}, by the arm)" if 2 * low < high else ""
 
@@ -53,7 +52,9 @@ def _seeds(floor: NoiseFloor) -> str:
     return count(most, "seed") if fewest == most else f"{fewest} to {most} seeds (the median of the comparisons)"
 
 
-def next_steps(study: Study, families: Families, rows: Sequence[ArmRow], effects: Sequence[Effect]) -> Iterator[str]:
+def next_steps(
+    study: RecordedStudy, families: Families, rows: Sequence[ArmRow], effects: Sequence[Effect]
+) -> Iterator[str]:
     """What to do now, the most urgent first."""
     yield from _missing(study, families, rows)
     yield from _no_verdict(families)
@@ -61,31 +62,30 @@ def next_steps(study: Study, families: Families, rows: Sequence[ArmRow], effects
     yield from _confounded(study, families, effects)
     if study.document["variant"]:
         yield (
-            f"This is a variant ({study.document['variant']}) of the study: what it shows holds for it. "
-            f"`cifar-ablate run` without the overlay answers the question for the recipes as written."
+            f"This is a variant ({study.document['variant']}) of the study: its verdicts hold for the variant only. "
+            "`cifar-ablate run` without the overlay answers the question for the recipes as written."
         )
 
 
-def _confounded(study: Study, families: Families, effects: Sequence[Effect]) -> Iterator[str]:
-    """Arms that differ in several things from all that they are compared with, and whose design tells no effects."""
-    told = {one.contrast.arm for one in families.comparisons if not one.is_confounded}
-    told |= {arm for effect in effects for arm in effect.weights}
+def _confounded(study: RecordedStudy, families: Families, effects: Sequence[Effect]) -> Iterator[str]:
+    """Arms whose every comparison is confounded, in a design that estimates no effects."""
+    clear = {one.contrast.arm for one in families.comparisons if not one.is_confounded}
+    clear |= {arm for effect in effects for arm in effect.weights}
     closest = {one.contrast.arm: one.contrast for one in families.comparisons}  # the parent's family is the last one
     said: list[str] = []
     for arm, contrast in closest.items():
-        if arm not in told:
+        if arm not in clear:
             keys = [one.key for one in between(study, contrast.reference, arm).changes]
-            listed = ", ".join(keys[:4]) + (", ..." if len(keys) > 4 else "")
             verb = "" if said else " differs"
-            said.append(f"{arm}{verb} from {contrast.reference} in {len(keys)} ({listed})")
+            said.append(f"{arm}{verb} from {contrast.reference} in {len(keys)} ({listed(keys, most=4)})")
     if said:
         yield (
-            f"To know what a difference is due to, add arms that differ in one thing each. Now {_listed(said, '; ')}."
+            f"To know what a difference is due to, add arms that differ in one thing each. Now {listed(said, '; ')}."
         )
 
 
 def _no_verdict(families: Families) -> Iterator[str]:
-    """Where seeds are too few, runs diverged, or nothing varies."""
+    """Too few seeds, diverged runs, no spread, or nothing left to decide."""
     contrasts = [one.contrast for one in families.comparisons]
     if any(_is_too_short(one) for one in contrasts):
         yield "Too few seeds for a verdict: state `seeds: 5` or more; `cifar-ablate plan` says what they can detect."
@@ -93,13 +93,16 @@ def _no_verdict(families: Families) -> Iterator[str]:
         yield f"Look at why runs diverged ({', '.join(names)}): a lower learning rate or a warmup is the usual cure."
     if names := sorted({one.reference for one in contrasts if one.num_diverged_reference}):
         yield (
-            f"Runs of {', '.join(names)} diverged, and what is compared with it has no verdict: compare with a "
-            "recipe that trains."
+            f"Runs of {', '.join(names)} diverged, so comparisons with it have no verdict: compare with a recipe that "
+            "trains."
         )
     if any(_has_no_spread(one) and not one.is_even_by_chance for one in contrasts):
-        yield "No spread between seeds was seen: make sure that the seed changes anything in these trainings."
+        yield "No spread between seeds: check that the seed changes something in these trainings."
     if contrasts and all(one.verdict in CLEAR for one in contrasts):
-        yield "All is decided. To be believed elsewhere, repeat what matters on other data or with another network."
+        yield (
+            "All comparisons are decided. Repeat the ones that matter on other data or with another network before you "
+            "rely on them there."
+        )
 
 
 def _has_no_spread(one: Contrast) -> bool:
@@ -114,7 +117,7 @@ def _is_too_short(one: Contrast) -> bool:
 CLEAR = (Verdict.BETTER, Verdict.WORSE, Verdict.EQUIVALENT)
 
 
-def _missing(study: Study, families: Families, rows: Sequence[ArmRow]) -> Iterator[str]:
+def _missing(study: RecordedStudy, families: Families, rows: Sequence[ArmRow]) -> Iterator[str]:
     waiting = missing_runs(study, families)
     if not rows or not waiting:
         return
@@ -128,8 +131,8 @@ def _missing(study: Study, families: Families, rows: Sequence[ArmRow]) -> Iterat
     )
 
 
-def missing_runs(study: Study, families: Families) -> list[tuple[str, int]]:
-    """Runs (arm, seed) that the study wants at present and that have no result."""
+def missing_runs(study: RecordedStudy, families: Families) -> list[tuple[str, int]]:
+    """Runs (arm, seed) that the study plans at present and that have no result."""
     there = {(run.arm, run.seed) for run in study.ended}
     numbers = {name: len(arm["seeds"]) for name, arm in study.arms.items()}
     if families.looks is not None:
@@ -138,7 +141,7 @@ def missing_runs(study: Study, families: Families) -> list[tuple[str, int]]:
     return [run for run in wanted if run not in there]
 
 
-def _open(study: Study, families: Families, rows: Sequence[ArmRow]) -> Iterator[str]:
+def _open(study: RecordedStudy, families: Families, rows: Sequence[ArmRow]) -> Iterator[str]:
     if families.looks is not None and families.looks.pending is not None:
         yield (
             f"The look at {families.looks.pending.num_seeds} seeds is next: `{run_command(study.document)}` buys its "
@@ -157,30 +160,25 @@ def _open(study: Study, families: Families, rows: Sequence[ArmRow]) -> Iterator[
             else "Declare them before the first run, as `seeds: {looks: [...]}`, or train a study with fresh seeds"
         )
         yield (
-            f"Open, with the seeds per arm still wanted to detect {in_points(margin)}: {_listed(named)}"
+            f"Open, with the additional seeds per arm to detect {in_points(margin)}: {listed(named)}"
             f"{_cost(near, rows)}. {how}: seeds added after a verdict was read are a second look at the same data, and "
             "are marked as such."
         )
     if far:
         named = [f"{one.arm} against {one.reference}" for one in far]
         yield (
-            f"Not a matter of seeds: {_listed(named)}. With this spread a difference of {in_points(margin)} takes "
+            f"Not a matter of seeds: {listed(named)}. With this spread a difference of {in_points(margin)} takes "
             f"{_range([one.num_more_seeds for one in far])} more seeds per arm{_now(far)}. State the margin that "
             "really matters, if it is larger, or lower the spread: longer trainings and more images spread less."
         )
 
 
 MANY_SEEDS = 100
-"""More seeds per arm than anyone is sent off to train."""
+"""Maximum number of additional seeds per arm to recommend."""
 
 
 def _is_open(contrast: Contrast) -> bool:
     return contrast.verdict in RULED and not contrast.verdict.is_decided
-
-
-def _listed(names: Sequence[str], mark: str = ", ", *, most: int = 6) -> str:
-    more = f"{mark}and {len(names) - most} more" if len(names) > most else ""
-    return mark.join(names[:most]) + more
 
 
 def _range(numbers: Sequence[int | None]) -> str:
@@ -193,7 +191,7 @@ def _range(numbers: Sequence[int | None]) -> str:
 
 
 def _now(open_ones: Sequence[Contrast]) -> str:
-    """What the present seeds would have shown."""
+    """The differences that the present seeds detect."""
     shown = [found for found in map(points_detected, open_ones) if found is not None]
     if not shown:
         return ""
@@ -202,12 +200,12 @@ def _now(open_ones: Sequence[Contrast]) -> str:
 
 
 def _unique(families: Families) -> list[Comparison]:
-    """Contrasts without those that both families have."""
+    """Comparisons of both families, each once."""
     return list({(one.contrast.arm, one.contrast.reference): one for one in families.comparisons}.values())
 
 
 def _cost(open_ones: Sequence[Contrast], rows: Sequence[ArmRow]) -> str:
-    """What the seeds cost at the recorded pace, all open arms and their references together."""
+    """Training time of the additional seeds of all open arms and their references, at the recorded pace."""
     seconds = {row.name: row.train_seconds for row in rows}
     more: dict[str, int] = {}
     for one in open_ones:

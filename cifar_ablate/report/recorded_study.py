@@ -1,29 +1,31 @@
-"""Runs of a study as rows, tables for the analysis, and spreads over seeds."""
+"""A recorded study as its report reads it: runs, tables for the analysis, and what each part needs, computed once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from pydantic import ValidationError
 
-from cifar_ablate.analysis import Contrast, compare
+from cifar_ablate.analysis import Contrast
+from cifar_ablate.analysis.contrasts import compare, outliers
 from cifar_ablate.analysis.looks import LooksTaken, take_looks
-from cifar_ablate.analysis.outliers import outliers
 from cifar_ablate.errors import RecordError
 from cifar_ablate.records import Predictions, RecordedRun, StudyRecord, families_of, frame_of
-from cifar_ablate.report.types import RunRow, Spread
-from cifar_ablate.spec.tune import Tuned
+from cifar_ablate.report.types import MeanSd, RunRow
+from cifar_ablate.spec.schema import Tuned
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Compared:
+class StudyContrasts:
     """The contrasts of a study's families, as of its last look."""
 
     families: Mapping[str, tuple[Contrast, ...]]
@@ -33,12 +35,12 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Study:
-    """A record with what several parts of its report read from it, each computed once."""
+class RecordedStudy:
+    """A record, with everything that several parts of its report read from it."""
 
     record: StudyRecord
     runs: Sequence[RecordedRun] = field(default_factory=list)
-    """Current runs only."""
+    """Current runs only: without those of recipes or seeds that the study no longer has."""
 
     @property
     def document(self) -> Mapping[str, Any]:
@@ -54,7 +56,7 @@ class Study:
 
     @cached_property
     def tuned(self) -> Tuned | None:
-        """Where the arms' values come from; None where nothing was searched."""
+        """The search that set the arms' values; None where nothing was searched."""
         if (found := self.document.get("tuned")) is None:
             return None
         try:
@@ -67,7 +69,7 @@ class Study:
             ) from None
 
     @cached_property
-    def compared(self) -> Compared:
+    def compared(self) -> StudyContrasts:
         """Every contrast of the study's families."""
         declared, margin = families_of(self.document), self.document["margin"]
         if self.looks:
@@ -78,13 +80,13 @@ class Study:
                 families=list(declared.values()),
                 margin=margin,
             )
-            return Compared(dict(zip(declared, taken.families, strict=True)), taken)
+            return StudyContrasts(dict(zip(declared, taken.families, strict=True)), taken)
         baseline = self.document["baseline"]
         found = {
             name: compare(self.frame, baseline=baseline, references=pairs, margin=margin)
             for name, pairs in declared.items()
         }
-        return Compared(found, None)
+        return StudyContrasts(found, None)
 
     @cached_property
     def finished(self) -> list[RecordedRun]:
@@ -92,82 +94,34 @@ class Study:
 
     @cached_property
     def ended(self) -> list[RecordedRun]:
+        """Runs with a result, in their order: finished or diverged."""
         done = {run.run_id for run in self.finished}
         return [run for run in self.runs if run.run_id in done or run.outcome == "diverged"]
+
+    @cached_property
+    def runs_of(self) -> Mapping[str, Sequence[RecordedRun]]:
+        """Current runs by arm."""
+        return _by_arm(self.runs)
+
+    @cached_property
+    def finished_of(self) -> Mapping[str, Sequence[RecordedRun]]:
+        """Finished runs by arm."""
+        return _by_arm(self.finished)
 
     @cached_property
     def frame(self) -> pd.DataFrame:
         """One row per run with a result, as ``analysis.compare`` takes it."""
         return frame_of(self.ended)
 
-    @cached_property
-    def _predictions(self) -> tuple[Predictions | None, str]:
-        try:
-            return self.record.details.predictions(self.finished), ""
-        except RecordError as error:
-            return None, str(error)
+    def by_seed(self, arm: str, metric: str) -> dict[int, float]:
+        """A metric of an arm's finished runs."""
+        runs = self.finished_of.get(arm, ())
+        return {run.seed: run.metrics[metric] for run in runs if metric in run.metrics}
 
-    @property
-    def predictions(self) -> Predictions | None:
-        """Of all finished runs, in their order; None where they cannot be had."""
-        return self._predictions[0]
-
-    @property
-    def why_no_predictions(self) -> str:
-        return self._predictions[1]
-
-    @cached_property
-    def correct(self) -> Mapping[str, Mapping[int, npt.NDArray[np.bool_]]]:
-        """For each arm and seed, [images]; empty without predictions."""
-        found: dict[str, dict[int, npt.NDArray[np.bool_]]] = {}
-        if self.predictions is not None:
-            right = self.predictions.predicted == self.predictions.labels
-            for run, row in zip(self.finished, right, strict=True):
-                found.setdefault(run.arm, {})[run.seed] = row
-        return found
-
-    @cached_property
-    def class_names(self) -> tuple[str, ...]:
-        for environment in self.environments.values():
-            return tuple(environment.get("classes", ()))
-        return ()
-
-    def class_name(self, label: int) -> str:
-        """The class's name, or its number where names were not recorded."""
-        return self.class_names[label] if label < len(self.class_names) else f"class {label}"
-
-    @cached_property
-    def _environments(self) -> tuple[Mapping[str, Mapping[str, Any]], str]:
-        try:
-            return self.record.details.environments(self.ended), ""
-        except RecordError as error:
-            return {}, str(error)
-
-    @property
-    def environments(self) -> Mapping[str, Mapping[str, Any]]:
-        """By fingerprint; empty where they cannot be read."""
-        return self._environments[0]
-
-    @property
-    def why_no_environments(self) -> str:
-        return self._environments[1]
-
-    @cached_property
-    def _curves(self) -> tuple[pd.DataFrame | None, str]:
-        try:
-            table = self.record.details.curves(self.ended)
-        except RecordError as error:
-            return None, str(error)
-        return (table if "test_accuracy" in table else None), ""
-
-    @property
-    def curves(self) -> pd.DataFrame | None:
-        """Columns fingerprint, epoch, test_accuracy and more, of every run with a result; None where unreadable."""
-        return self._curves[0]
-
-    @property
-    def why_no_curves(self) -> str:
-        return self._curves[1]
+    def mean_sd(self, arm: str, metric: str) -> MeanSd | None:
+        """The same over seeds; None without a finished run."""
+        values = list(self.by_seed(arm, metric).values())
+        return MeanSd(fmean(values), stdev(values) if len(values) > 1 else None, len(values)) if values else None
 
     def accuracies(self, arm: str) -> pd.Series:
         """Test accuracy by seed of an arm's finished runs."""
@@ -178,28 +132,72 @@ class Study:
         """For each arm, seeds of runs far from its others."""
         return {arm: outliers(self.accuracies(arm)) for arm in self.arms}
 
-    def by_seed(self, arm: str, metric: str) -> dict[int, float]:
-        """A metric of an arm's finished runs."""
-        runs = self.finished_of.get(arm, ())
-        return {run.seed: run.metrics[metric] for run in runs if metric in run.metrics}
+    @cached_property
+    def _predictions(self) -> tuple[Predictions | None, str]:
+        return _read(lambda: self.record.details.predictions(self.finished))
+
+    @property
+    def predictions(self) -> Predictions | None:
+        """Predictions of all finished runs, in their order; None where they cannot be read."""
+        return self._predictions[0]
+
+    @property
+    def why_no_predictions(self) -> str:
+        return self._predictions[1]
 
     @cached_property
-    def finished_of(self) -> Mapping[str, Sequence[RecordedRun]]:
-        """Finished runs by arm: to look through all of them for each arm would take the square of their number."""
-        return _by_arm(self.finished)
-
-    @cached_property
-    def rows_of(self) -> Mapping[str, Sequence[int]]:
-        """Rows of the predictions by arm."""
-        found: dict[str, list[int]] = {}
-        for index, run in enumerate(self.finished):
-            found.setdefault(run.arm, []).append(index)
+    def correct(self) -> Mapping[str, Mapping[int, npt.NDArray[np.bool_]]]:
+        """Whether each image is right, [images], for each arm and seed; empty without predictions."""
+        found: dict[str, dict[int, npt.NDArray[np.bool_]]] = {}
+        if self.predictions is not None:
+            right = self.predictions.predicted == self.predictions.labels
+            for run, row in zip(self.finished, right, strict=True):
+                found.setdefault(run.arm, {})[run.seed] = row
         return found
 
     @cached_property
-    def runs_of(self) -> Mapping[str, Sequence[RecordedRun]]:
-        """Current runs by arm."""
-        return _by_arm(self.runs)
+    def _environments(self) -> tuple[Mapping[str, Mapping[str, Any]] | None, str]:
+        return _read(lambda: self.record.details.environments(self.ended))
+
+    @property
+    def environments(self) -> Mapping[str, Mapping[str, Any]]:
+        """By fingerprint; empty where they cannot be read."""
+        return self._environments[0] or {}
+
+    @property
+    def why_no_environments(self) -> str:
+        return self._environments[1]
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:
+        """Empty where they were not recorded."""
+        return next((tuple(one.get("classes", ())) for one in self.environments.values()), ())
+
+    def class_name(self, label: int) -> str:
+        """The class's name, or its number where names were not recorded."""
+        return self.class_names[label] if label < len(self.class_names) else f"class {label}"
+
+    @cached_property
+    def _curves(self) -> tuple[pd.DataFrame | None, str]:
+        return _read(lambda: self.record.details.curves(self.ended))
+
+    @property
+    def curves(self) -> pd.DataFrame | None:
+        """Columns fingerprint, epoch, test_accuracy and more, of every run with a result; None where unreadable."""
+        table = self._curves[0]
+        return None if table is None or "test_accuracy" not in table else table
+
+    @property
+    def why_no_curves(self) -> str:
+        return self._curves[1]
+
+
+def _read(read: Callable[[], T]) -> tuple[T | None, str]:
+    """What was read, or None and why not: a report is made from what is left of a record."""
+    try:
+        return read(), ""
+    except RecordError as error:
+        return None, str(error)
 
 
 def _by_arm(runs: Iterable[RecordedRun]) -> dict[str, list[RecordedRun]]:
@@ -210,7 +208,7 @@ def _by_arm(runs: Iterable[RecordedRun]) -> dict[str, list[RecordedRun]]:
 
 
 def run_row(run: RecordedRun) -> RunRow:
-    """A run as the report shows it; figures of runs that did not finish are left out."""
+    """A run as the report shows it; metrics of runs that did not finish are left out."""
     metrics = run.metrics if run.outcome == "finished" else {}
     return RunRow(
         arm=run.arm,
@@ -225,11 +223,3 @@ def run_row(run: RecordedRun) -> RunRow:
         ece=metrics.get("test_ece"),
         train_seconds=metrics.get("train_seconds"),
     )
-
-
-def spread(values: Iterable[float]) -> Spread | None:
-    """Mean and standard deviation of some values; None of none."""
-    numbers = list(values)
-    if not numbers:
-        return None
-    return Spread(fmean(numbers), stdev(numbers) if len(numbers) > 1 else None, len(numbers))
