@@ -42,7 +42,7 @@ WITHOUT_SCHEDULE = (
 )
 GRID = (("pruner: none", "pruner: {name: median, startup_trials: 1, warmup: 0}"), (SAMPLER, "grid"))
 MIXED = (*GRID, (RATE, "[0.02, 0.05, 1.0e-7, 1.0e+30]"), WITHOUT_SCHEDULE)
-"""Trials of every kind: complete, pruned and failed."""
+"""A study with complete, pruned and failed trials."""
 
 
 def parent_and_children(label: str = "small/tuning") -> tuple[Any, list[Any]]:
@@ -56,7 +56,7 @@ def parent_and_children(label: str = "small/tuning") -> tuple[Any, list[Any]]:
 def test_commands_that_end_at_the_same_moment_all_bring_the_parent_up_to_date(workshop: Workshop) -> None:
     """A tag of the best trial before was deleted twice, and one of the commands ended with "not delivered"."""
     tracking = Tracking()
-    opened = open_tuning(tracking, "small/tuning", "baseline", "0", {})
+    tuning = open_tuning(tracking, "small/tuning", "baseline", "0", {})
     together = threading.Barrier(NUM_AT_ONCE)
 
     def close(_: int) -> None:
@@ -64,7 +64,7 @@ def test_commands_that_end_at_the_same_moment_all_bring_the_parent_up_to_date(wo
             together.wait(timeout=30)
             points = [("val_accuracy", float(trial), 1000 * trial, trial) for trial in range(best + 2)]
             tags = {f"{BEST}field_{best}": "1"}
-            close_tuning(tracking, opened.run_id, "0", is_done=True, tags=tags, points=points, files=[])
+            close_tuning(tracking, tuning, is_done=True, tags=tags, points=points, files=[])
 
     with ThreadPoolExecutor(NUM_AT_ONCE) as pool:
         list(pool.map(close, range(NUM_AT_ONCE)))

@@ -54,12 +54,14 @@ def _was_trained(fingerprint: str) -> bool:
     return False
 
 
-def open_tracking() -> Tracking:
-    """The tracking store; raises TrackingError if it does not answer."""
+def open_tracking(
+    offline: str = "train with --offline, and deliver with `cifar-ablate sync` later",
+) -> Tracking:
+    """The tracking store; raises TrackingError, with how to do without it (``offline``), if it does not answer."""
     try:
         return Tracking()
     except TrackingError as error:
-        raise TrackingError(f"{error}; or train with --offline, and deliver with `cifar-ablate sync` later") from None
+        raise TrackingError(f"{error}; or {offline}") from None
 
 
 def describe_places(places: Sequence[Place], why: str = "") -> str:

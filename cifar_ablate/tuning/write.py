@@ -65,7 +65,7 @@ def write_tuned(source: Path, results: Sequence[ArmResult], path: Path, overlay:
 
 def _tuned_recipe(result: ArmResult) -> Recipe:
     plan, best = result.plan, result.best
-    if best is None or best.is_present:
+    if best is None or best.is_untuned:
         return plan.recipe
     return Recipe.model_validate(compose(plan.space, plan.values, lambda one: best.values[one.name])[0])
 
@@ -73,7 +73,7 @@ def _tuned_recipe(result: ArmResult) -> Recipe:
 def _set_best(values: Plain, result: ArmResult) -> None:
     """Set the values of the best trial, unless it is the recipe as it was written."""
     best = result.best
-    if best is None or best.is_present:
+    if best is None or best.is_untuned:
         return
     for one in result.plan.space:
         if one.name in best.values:
