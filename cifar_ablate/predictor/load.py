@@ -233,8 +233,8 @@ def _require_finished(run: RecordedRun) -> None:
     if run.outcome != "finished":
         why = f": {run.reason}" if run.reason else ""
         raise RecordError(
-            f"run {run.run_id} ({run.arm} seed {run.seed}) has no weights, for it is {run.outcome}{why}; "
-            "name another one, that has finished"
+            f"run {run.run_id} ({run.arm} seed {run.seed}) has no weights because it is {run.outcome}{why}; "
+            "name another one that has finished"
         )
 
 

@@ -256,7 +256,7 @@ def _choice(
             f"it is the cheapest to train; the mean of {leader} is higher, which is not shown to be more than chance "
             f"({_points(pair.value)}{interval})"
         )
-    return f"{by} do not tell {chosen} from {others}; {chosen} was taken, for {why}."
+    return f"{by} do not tell {chosen} from {others}; {chosen} was chosen because {why}."
 
 
 def _left_out(record: StudyRecord, judged: Sequence[str]) -> list[str]:
