@@ -27,6 +27,7 @@ import scipy.stats
 from cifar_ablate.registry import FORMATS
 from cifar_ablate.report.build import build_report
 from cifar_ablate.report.document import Section, build_document, walk
+from cifar_ablate.report.figures import draw_figures
 from cifar_ablate.report.formats.latex import escape as latex_escape
 from cifar_ablate.report.formats.markdown import escape, keep_code
 from cifar_ablate.report.types import Comparison, Report
@@ -109,6 +110,14 @@ def test_the_example_of_the_guide_for_contributors_is_a_whole_format(
     assert "mixup+affine\t5/5\t50.80" in written
     assert FORMATS.summary("text") == "Headings, sentences and tables as plain text."
     assert format_of(None, Path("report.text")) == "text"
+
+
+def test_a_name_that_xml_has_no_characters_for_is_drawn(reports: Mapping[str, Report]) -> None:
+    study = reports["pilot"].studies[0]
+    runs = tuple(replace(run, arm="a\uffff<&") for run in study.runs)
+    rows = tuple(replace(row, name="a\uffff<&") for row in study.rows)
+    drawn = draw_figures(replace(study, rows=rows, runs=runs, families=(), class_effects=(), calibration=(), curves={}))
+    assert "a\N{REPLACEMENT CHARACTER}&lt;&amp;" in next(one.svg for one in drawn if one.title == "Seeds")
 
 
 def test_figures_hold_no_more_decimals_than_can_be_seen(reports: Mapping[str, Report]) -> None:
@@ -197,8 +206,6 @@ def test_a_page_says_names_as_they_are(text: Text) -> None:
 
 
 def test_a_page_holds_every_figure_and_every_verdict(text: Text, reports: Mapping[str, Report]) -> None:
-    from cifar_ablate.report.figures import draw_figures
-
     page = Page(text("html", "pilot"))
     words = "".join(page.words)
     drawn = draw_figures(reports["pilot"].studies[0])

@@ -174,7 +174,7 @@ def test_the_move_of_a_difference_is_that_of_its_four_arms(report: Report) -> No
 def test_runs_that_both_studies_share_count_once_and_move_nothing() -> None:
     tuning = tuning_of(only=())
     assert all(one.move is not None and (one.move.estimate, one.move.ci95) == (0, None) for one in tuning.comparisons)
-    assert "Both are of the same recipes: the search changed neither arm." in tuning.comparisons[0].text
+    assert "Both have the same recipes: the search changed neither arm." in tuning.comparisons[0].text
     half = tuning_of({"+cutmix": 1.0}, only=("+cutmix",))
     moved = comparison(half, "+cutmix", "baseline").move
     assert moved is not None
@@ -211,7 +211,8 @@ def test_with_looks_differences_are_set_side_by_side_and_no_move_is_given() -> N
     assert comparison(both, "aggressive", "+cutmix").shared is not None
     assert all(one.move is None and "moved by" not in one.text for one in both.comparisons)
     assert both.unlike == ()
-    assert tuning_of(POINTS, looks).unlike == ("one of the two has other looks, so their intervals have other levels.",)
+    said = "the two have different looks, so their intervals have different levels."
+    assert tuning_of(POINTS, looks).unlike == (said,)
 
 
 def test_too_few_seeds_move_nothing_and_flip_nothing() -> None:
@@ -221,7 +222,7 @@ def test_too_few_seeds_move_nothing_and_flip_nothing() -> None:
     found = build_report([two(tuned_record(POINTS))], shared_recipes=[two(shared_record())]).studies[0].tuning
     assert found is not None
     assert all(one.move is None and one.change is Change.UNKNOWN for one in found.comparisons)
-    assert "whether the verdict stands cannot be said without both" in found.comparisons[0].text
+    assert "whether the verdict stands is not known without both" in found.comparisons[0].text
     assert not any("flip" in sentence for sentence in found.sentences)
 
 
@@ -384,11 +385,11 @@ def test_records_that_differ_in_more_than_tuned_values_are_not_like_with_like() 
 
     tuning = tuning_of(edit=edit)
     assert tuning.unlike == (
-        "values were searched without an overlay, and these runs are under pilot.",
+        "the values were searched without an overlay, these runs are under pilot.",
         "seeds 0, 1, 2, 3, 4 with the shared recipe, 0, 1, 2, 3 here.",
         "the margin is 0.2 points with the shared recipe, 1 point here.",
-        "other images (data digest): mixup+affine.",
-        "+cutmix differs from its shared recipe in what was not searched, too: epochs 9 -> 12.",
+        "different images (data digest): mixup+affine.",
+        "+cutmix differs from its shared recipe also in what was not searched: epochs 9 -> 12.",
     )
     assert [f"Not like with like: {one}" for one in tuning.unlike] == list(tuning.sentences[1:6])
     assert tuning_of().unlike == ()
@@ -400,7 +401,7 @@ def test_a_shared_record_with_missing_runs_or_other_arms_is_said_to_have_them() 
     shared = replace(shared, runs=[run for run in shared.runs if (run.arm, run.seed) != ("baseline", 3)])
     tuning = tuning_of(beside=shared)
     assert tuning.unlike == (
-        "only one of the two has label-smoothing, so the families have other sizes.",
+        "only one of the two has label-smoothing, so the families differ in size.",
         "with the shared recipe 1 of 20 planned runs has no result yet.",
     )
     lone = comparison(tuning, "label-smoothing", "baseline")
@@ -415,7 +416,7 @@ def test_an_arm_that_was_not_tuned_must_be_as_it_was() -> None:
 
     tuning = tuning_of(edit=edit, only=ARMS[:4])
     assert tuning.unlike == (
-        "label-smoothing differs from its shared recipe in what was not searched, too: optimizer.lr 0.01 -> 0.5.",
+        "label-smoothing differs from its shared recipe also in what was not searched: optimizer.lr 0.01 -> 0.5.",
     )
 
 

@@ -166,7 +166,8 @@ def slug(label: str) -> str:
 
 
 def short(text: str, limit: int = 28) -> str:
-    """A name that fits beside a figure."""
+    """A name that fits beside a figure, in characters that XML allows."""
+    text = re.sub("[\ufffe\uffff]", "\N{REPLACEMENT CHARACTER}", text)
     return text if len(text) <= limit else f"{text[: limit - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
