@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cifar_ablate.analysis import compare
+from cifar_ablate.analysis.contrasts import compare
 from cifar_ablate.analysis.power import noise_floor
 from cifar_ablate.compact import load_predictions, save_record
 from cifar_ablate.report.recommendations import noise_text
