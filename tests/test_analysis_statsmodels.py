@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 import pytest
-from cifar_ablate.predictor.load import wilson
 
 from cifar_ablate.analysis.contrasts import holm
 from cifar_ablate.analysis.divergence import clopper_pearson
 from cifar_ablate.analysis.engine import fit_arms
 from cifar_ablate.analysis.images import benjamini_hochberg, mcnemar, new_image_interval
 from cifar_ablate.analysis.power import power_of, seeds_to_detect
+from cifar_ablate.predictor.load import wilson
 from tests.accuracies import WORKED, runs
 
 P_VALUES = [0.04, 0.001, 0.02, 0.3, 0.02, 0.9, 0.012]
