@@ -23,7 +23,7 @@ CASES = [
     ("unknown field", RATE, "optimiser.lr: {low: 0.1, high: 1.0}", "18:5", "optimiser.lr", "did you mean 'optimizer'?"),
     ("unknown option", RATE, "optimizer.rate: {low: 0.1, high: 1.0}", "18:5", "optimizer.rate", "unknown key 'rate'"),
     ("option of another", RATE, "optimizer.betas: [[0.9, 0.99]]", "18:5", "optimizer.betas", "at least two values"),
-    ("low over high", "low: 0.001", "low: 0.9", "18:20", "optimizer.lr.low", "low 0.9 is more than high 0.5; exchange"),
+    ("low over high", "low: 0.001", "low: 0.9", "18:20", "optimizer.lr.low", "low 0.9 is more than high 0.5; swap"),
     ("one number", "low: 0.001", "low: 0.5", "18:30", "optimizer.lr.high", "low and high are both 0.5"),
     ("log from 0", "low: 0.001", "low: 0", "18:20", "optimizer.lr.low", "a log range starts above 0 (got 0)"),
     ("log with step", "log: true}", "log: true, step: 0.1}", "18:54", "optimizer.lr.step", "a log range has no step"),
