@@ -58,6 +58,13 @@ def test_nine_hundred_arms_may_each_build_on_the_next(tmp_path: Path) -> None:
     assert study.arm("a0").recipe.batch_size == 64
 
 
+def test_of_three_thousand_arms_that_build_on_the_next_the_first_too_many_is_told(tmp_path: Path) -> None:
+    last = "{epochs: 9999, batch_size: 64}"
+    text = HEAD + RECIPE + arms(3000, lambda i: f"{{epochs: {i + 5}, from: a{i + 1}}}" if i < 2999 else last)
+    [line] = told(tmp_path, text)
+    assert "with this arm, the merged arms have over 20,000 values;" in line
+
+
 def test_a_circle_of_nine_hundred_arms_is_told_once_at_its_first_arm_and_not_with_all_names(tmp_path: Path) -> None:
     [line] = told(tmp_path, HEAD + RECIPE + arms(900, lambda i: f"{{epochs: {i + 5}, from: a{(i + 1) % 900}}}"))
     assert line.startswith(":6:19: arms.a0.from: forms a circle: a0 -> a1 -> a2 -> a3 -> a4 -> ... -> a0;")
