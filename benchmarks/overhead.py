@@ -32,14 +32,15 @@ from typing import Any
 from benchmarks.task import two_cores
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import Place, find_device, find_places
-from cifar_ablate.folder import RunFolder
+from cifar_ablate.folder import RUNS_ROOT, RunFolder
 from cifar_ablate.plan import Plan, load_all_data, make_plan
-from cifar_ablate.runner.execute import RUNS_ROOT, run_plans
+from cifar_ablate.runner.run import run_plans
 from cifar_ablate.spec.load import load_study
 from cifar_ablate.tracking import Tracking
 from cifar_ablate.training.batches import to_device
-from cifar_ablate.training.epoch import Watcher, finish, train_epoch
+from cifar_ablate.training.epoch import train_epoch
 from cifar_ablate.training.evaluate import accuracy, predict_logits
+from cifar_ablate.training.events import finish
 from cifar_ablate.training.fit import Fit, checkpoint_fit, set_up
 
 STUDY = """
@@ -59,16 +60,6 @@ CASES = {
     "short epochs": "{name: resnet18-compact, width: 8}",
     "large checkpoint": "resnet18",
 }
-
-
-class Alone(Watcher):
-    """Nobody watches."""
-
-    def on_start(self, *_: Any) -> None: ...
-    def on_step(self, *_: Any) -> None: ...
-    def on_epoch(self, *_: Any) -> None: ...
-    def should_stop(self) -> bool:
-        return False
 
 
 Way = Callable[[Plan, dict[str, DataSet], list[Place]], tuple[float, float]]
@@ -105,7 +96,7 @@ def bare(plan: Plan, data: dict[str, DataSet], places: list[Place]) -> tuple[flo
     labels = fit.data.test_labels.cpu()
     last = 0.0
     while fit.epochs_done < fit.recipe.epochs:
-        finish(train_epoch(fit, Alone()))
+        finish(train_epoch(fit))
         fit.epochs_done, fit.steps_done, fit.epoch_seconds = fit.epochs_done + 1, 0, 0.0
         last = accuracy(predict_logits(fit.model, fit.data.test_images, fit.pipeline, fit.precision), labels)
     predict_logits(fit.model, fit.data.train_images, fit.pipeline, fit.precision)
@@ -134,7 +125,7 @@ def checkpoint_ms(plan: Plan, data: dict[str, DataSet], places: list[Place]) -> 
     """Median time of writing a checkpoint after a step."""
     fit = ready(plan, data, places)
     fit.epochs_done = fit.recipe.epochs - 1
-    finish(train_epoch(fit, Alone()))
+    finish(train_epoch(fit))
     folder = RunFolder(Path("checkpoints"))
     folder.create({}, {})
     return 1000 * statistics.median(seconds_of(lambda: checkpoint_fit(fit, folder)) for _ in range(5))

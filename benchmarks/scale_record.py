@@ -92,10 +92,9 @@ class Writer:
         self.images, self.database = images, database
         self.rng = np.random.default_rng(0)
         folder, _ = self.write_folder(run)
-        delivery = tracking.deliver(experiment, run, folder)
-        delivery.confirm()
-        delivery.finish(folder.result())
-        self.run_id = delivery.run_id
+        upload = tracking.upload(experiment, run, folder)
+        upload.update("finished")
+        self.run_id = upload.run_id
         self.place = tracking.client.get_run(self.run_id).info.artifact_uri.removeprefix("file://")
         self.experiment = experiment
         self.rows = {table: self._rows(table) for table in ("runs", "tags", "params", "metrics", "latest_metrics")}

@@ -59,9 +59,7 @@ def worker(root: Path, number: int, num_runs: int, start_at: float) -> None:
         begun = time.perf_counter()
         for _ in range(MAX_TRIES):
             try:
-                delivery = tracking.deliver(experiment, run, folder)
-                delivery.confirm()
-                delivery.finish(folder.result())
+                tracking.upload(experiment, run, folder).update("finished")
                 break
             except AblateError:
                 num_errors += 1

@@ -30,13 +30,13 @@ from scipy import stats
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import find_device, find_places
 from cifar_ablate.plan import DataKey, load_all_data
-from cifar_ablate.runner.executor import Wish
+from cifar_ablate.runner.executor import ExecutorConfig
 from cifar_ablate.runner.executors.local import Local
-from cifar_ablate.runner.stopping import Stops
+from cifar_ablate.runner.stop import StopSignal
 from cifar_ablate.spec.load import load_study
 from cifar_ablate.spec.schema import Study, Tune
 from cifar_ablate.tracking import Tracking
-from cifar_ablate.tuning.events import TuningEvents
+from cifar_ablate.tuning.display import TuningDisplay
 from cifar_ablate.tuning.plan import plan_tuning
 from cifar_ablate.tuning.result import ArmResult
 from cifar_ablate.tuning.run import tune_arms
@@ -155,10 +155,10 @@ def _tuned(
         plans,
         url="sqlite:///optuna.db",
         tracking=tracking,
-        executor=Local(Wish()),
+        executor=Local(ExecutorConfig()),
         places=find_places(find_device("cpu"), jobs, 1),
-        events=TuningEvents(Console(file=io.StringIO())),
-        stops=Stops(),
+        display=TuningDisplay(Console(file=io.StringIO())),
+        stop=StopSignal(),
     )
     if summary.stopped_because:
         raise RuntimeError(summary.stopped_because)

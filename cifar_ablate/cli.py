@@ -5,7 +5,6 @@ Everything heavier than typer is imported inside the command that needs it, so t
 
 from __future__ import annotations
 
-import gc
 import io
 import sys
 from functools import partial
@@ -17,7 +16,6 @@ import typer
 from cifar_ablate import __version__
 from cifar_ablate.cli_options import (
     Address,
-    Checkpoints,
     CheckpointSeconds,
     DeviceName,
     ExecutorName,
@@ -31,8 +29,8 @@ from cifar_ablate.cli_options import (
 )
 from cifar_ablate.cli_predictor import package, predict, promote, serve
 from cifar_ablate.cli_tune import tune
+from cifar_ablate.console import fail, leaving_at_once, make_console, without_collecting, write
 from cifar_ablate.registry import FORMATS
-from cifar_ablate.shell import fail, leaving_at_once, make_console, without_collecting, write
 
 if TYPE_CHECKING:
     from cifar_ablate.training.engine import Choice
@@ -71,6 +69,9 @@ def run(
     seed: Annotated[list[int] | None, typer.Option(help="Train only this seed (may be repeated).")] = None,
     retry: Annotated[str | None, typer.Option(metavar="failed", help="Try failed runs again.")] = None,
     fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop everything when a run fails.")] = False,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Also train runs that MLflow shows as RUNNING on hosts that are gone.")
+    ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Leave MLflow alone; deliver later with sync.")] = False,
     executor: ExecutorName = "local",
     address: Address = None,
@@ -81,33 +82,40 @@ def run(
     compile: OnOff = "auto",
     capture: OnOff = "auto",
     checkpoint_seconds: CheckpointSeconds = 60.0,
-    checkpoints: Checkpoints = "folder",
 ) -> None:
     """Train what the record lacks: every arm over every seed; the same command again does what is left."""
     from cifar_ablate.errors import UsageError
 
     if retry not in (None, "failed"):
         raise UsageError(f"--retry {retry}: only failed runs can be tried again; write --retry failed")
-    from cifar_ablate.runner.closing import exit_code, lines_of
-    from cifar_ablate.runner.execute import RunOptions
-    from cifar_ablate.runner.executor import Wish
+    from cifar_ablate.runner.executor import ExecutorConfig
     from cifar_ablate.runner.jobs import parse_jobs
-    from cifar_ablate.runner.start import Wanted, choose_executor, keeps_in_mlflow, run_studies
+    from cifar_ablate.runner.run import RunOptions, choose_executor, run_studies
+    from cifar_ablate.runner.summary import exit_code, lines_of
     from cifar_ablate.training.engine import EngineOptions
 
     console = make_console()
     engine = EngineOptions(cast("Choice", compile), cast("Choice", capture))
-    keeps = keeps_in_mlflow(checkpoints, offline=offline)
-    options = RunOptions(retry == "failed", fail_fast, checkpoint_seconds, engine, keeps)
-    wanted = Wanted(profile, settings, arm, seed, offline)
-    with choose_executor(executor, Wish(device, parse_jobs(jobs), threads, address, gpus_per_run)) as where:
-        summary = run_studies(files, wanted, where, options, console)
+    options = RunOptions(retry == "failed", fail_fast, take_over, checkpoint_seconds, engine)
+    with choose_executor(executor, ExecutorConfig(device, parse_jobs(jobs), threads, address, gpus_per_run)) as where:
+        summary = run_studies(
+            files,
+            profile,
+            settings,
+            arm,
+            seed,
+            offline=offline,
+            executor=where,
+            options=options,
+            console=console,
+        )
     for line in lines_of(summary):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(exit_code(summary))
 
 
 @app.command()
+@without_collecting()
 def plan(
     files: Files,
     profile: Profile = None,
@@ -118,15 +126,13 @@ def plan(
 ) -> None:
     """List every run, what is done already, and a time estimate measured on this device. Trains nothing."""
     from cifar_ablate.device import find_device
-    from cifar_ablate.runner.execute import runs_left
-    from cifar_ablate.runner.jobs import choose_places, parse_jobs
+    from cifar_ablate.runner.jobs import parse_jobs
     from cifar_ablate.runner.preflight import prepare
     from cifar_ablate.runner.show_plan import show_plan
 
     console, num_jobs = make_console(), parse_jobs(jobs)
     ready = prepare(files, profile, settings, device=partial(find_device, device), console=console)
-    places, _ = choose_places(runs_left(ready.plans), ready.data, ready.device, num_jobs, threads)
-    show_plan(ready.plans, ready.data, places, console)
+    show_plan(ready.plans, ready.data, ready.device, num_jobs, threads, console)
 
 
 app.command()(tune)
@@ -144,18 +150,18 @@ def preview(
     output: Annotated[Path | None, typer.Option(metavar="PNG", help="Default: reports/preview-STUDY.png")] = None,
 ) -> None:
     """Draw what each arm's network sees: the first images of an epoch, augmented, with their targets."""
-    from cifar_ablate.runner.preview import Wanted, draw_preview
+    from cifar_ablate.runner.preview import PreviewOptions, draw_preview
 
-    console, wanted = make_console(), Wanted(arm, seed, epoch, images)
-    path = draw_preview(study, profile, settings, wanted, output, console)
+    console, options = make_console(), PreviewOptions(arm, seed, epoch, images)
+    path = draw_preview(study, profile, settings, options, output, console)
     console.print(str(path), highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
 def sync() -> None:
     """Deliver to MLflow what run folders hold and it has missed, after it did not answer. Trains nothing."""
-    from cifar_ablate.runner.closing import lines_of_sync
-    from cifar_ablate.runner.execute import RUNS_ROOT
+    from cifar_ablate.folder import RUNS_ROOT
+    from cifar_ablate.runner.summary import lines_of_sync
     from cifar_ablate.runner.sync import sync as sync_folders
     from cifar_ablate.tracking import Tracking
 
@@ -185,19 +191,17 @@ def report(
     """
     from cifar_ablate.errors import OutputError, UsageError
     from cifar_ablate.report.build import build_report
-    from cifar_ablate.report.check import check as check_report
-    from cifar_ablate.report.deliver import REPORTS, format_of, render, write_files, write_report
-    from cifar_ablate.report.gathered import from_folder, from_tracking
+    from cifar_ablate.report.load import from_folder, from_tracking
+    from cifar_ablate.report.write import REPORTS, check_report, format_of, render, write_files, write_report
     from cifar_ablate.tracking import existing
 
     format = format_of(format, output)
     if check and output is None and format != "markdown":
         raise UsageError(f"--check --format {format}: name the report to check with --output PATH")
-    records, beside = (
+    records, shared_recipes = (
         from_folder(record, studies or ()) if record is not None else from_tracking(existing(), studies or ())
     )
-    gc.freeze()  # statsmodels collects before it corrects for many comparisons: 0.3 s
-    found = build_report(records, beside=beside)
+    found = build_report(records, shared_recipes=shared_recipes)
     rendered = render(found, format)
     if check:
         path = output or REPORTS / "summary.md"

@@ -24,6 +24,3 @@ OnOff = Annotated[str, typer.Option(metavar="auto|on|off", help="Forced, or what
 CheckpointSeconds = Annotated[
     float, typer.Option(min=0, help="Checkpoint at the end of an epoch when the last one is so old.")
 ]
-Checkpoints = Annotated[
-    str, typer.Option(metavar="folder|mlflow", help="mlflow: there, too, so that any machine can go on with a run.")
-]

@@ -12,7 +12,6 @@ import typer
 
 from cifar_ablate.cli_options import (
     Address,
-    Checkpoints,
     CheckpointSeconds,
     DeviceName,
     ExecutorName,
@@ -23,7 +22,7 @@ from cifar_ablate.cli_options import (
     Settings,
     Threads,
 )
-from cifar_ablate.shell import make_console
+from cifar_ablate.console import make_console
 
 if TYPE_CHECKING:
     from cifar_ablate.training.engine import Choice
@@ -51,36 +50,35 @@ def tune(
     compile: OnOff = "auto",
     capture: OnOff = "auto",
     checkpoint_seconds: CheckpointSeconds = 60.0,
-    checkpoints: Checkpoints = "folder",
 ) -> None:
     """Search better values for what the study's `tune` section names, judged on a part of the training images."""
     _check(arm, output, retry, all_arms=all_arms, write=write)
-    from cifar_ablate.runner.executor import Wish
+    from cifar_ablate.runner.executor import ExecutorConfig
     from cifar_ablate.runner.jobs import parse_jobs
-    from cifar_ablate.runner.start import choose_executor, keeps_in_mlflow
+    from cifar_ablate.runner.run import choose_executor
     from cifar_ablate.training.engine import EngineOptions
     from cifar_ablate.tuning.closing import exit_code, lines_of, under_way
     from cifar_ablate.tuning.history import write_history
     from cifar_ablate.tuning.run import TuneOptions
-    from cifar_ablate.tuning.start import Wanted, tune_study
+    from cifar_ablate.tuning.start import TuneSelection, tune_study
     from cifar_ablate.tuning.target import target_of
     from cifar_ablate.tuning.write import write_tuned
 
     console = make_console()
     engine = EngineOptions(cast("Choice", compile), cast("Choice", capture))
     target = target_of(study, output)
-    wanted = Wanted(profile, settings, arm, all_arms, trials, target if write else None, history)
-    options = TuneOptions(retry == "failed", checkpoint_seconds, engine, keeps_in_mlflow(checkpoints, offline=offline))
-    with choose_executor(executor, Wish(device, parse_jobs(jobs), threads, address, gpus_per_run)) as where:
+    selection = TuneSelection(profile, settings, arm, all_arms, trials, target if write else None, history)
+    options = TuneOptions(retry == "failed", checkpoint_seconds, engine)
+    with choose_executor(executor, ExecutorConfig(device, parse_jobs(jobs), threads, address, gpus_per_run)) as where:
         summary = tune_study(
-            study, wanted, storage=storage, offline=offline, executor=where, options=options, console=console
+            study, selection, storage=storage, offline=offline, executor=where, options=options, console=console
         )
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     is_written = write and not summary.stopped_because and not under_way(summary)
     for line in lines_of(summary, is_written=is_written):
         say(line)
     if is_written:
-        write_tuned(study, summary.results, target, wanted.overlay, shlex.join(["cifar-ablate", *sys.argv[1:]]))
+        write_tuned(study, summary.results, target, selection.overlay, shlex.join(["cifar-ablate", *sys.argv[1:]]))
         say(f"{target}: each arm at its best values")
     if history is not None:
         say(f"{write_history(summary.results, history)}: every trial, and figures")

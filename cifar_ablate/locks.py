@@ -1,42 +1,78 @@
-"""Locks between processes of one machine, as files; a lock ends with the process that holds it."""
+"""Locks between processes, as files (filelock); a lock ends with the process that holds it."""
 
 from __future__ import annotations
 
 import os
-import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-ATTEMPTS, PAUSE_SECONDS = 3, 0.02
-"""A look at a lock (``holder``) holds it for an instant; nobody shall be turned away by that."""
+from filelock import BaseFileLock, FileLock, Timeout
+
+PATIENCE_SECONDS, POLL_SECONDS = 0.05, 0.01
+"""``holder`` holds a lock for an instant while it looks; a process that wants the lock waits that long."""
 
 
 @contextmanager
-def lock(path: Path, *, note: str = "", on_wait: Callable[[], None] | None = None) -> Iterator[bool]:
-    """Hold the lock file ``path`` for the block, with ``note`` in it; gives whether it is held.
+def lock(path: Path, *, owner: str = "", on_wait: Callable[[], None] | None = None) -> Iterator[bool]:
+    """Hold the lock file ``path`` for the block and note its ``owner``; yields whether it is held.
 
-    Where another process holds it: with ``on_wait``, call that and wait; without, give False at once. Where there can
-    be no lock (a read-only folder, a file system without locks), each process works as if it were alone.
+    If another process holds it: with ``on_wait``, call that and wait; without, yield False at once. Where no lock is
+    possible (a read-only folder, a file system without locks), each process works as if it were alone.
     """
-    with ExitStack() as stack:
-        held = True
-        if sys.platform != "win32":
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context(open_to_append(path))
-                held = _take(file, on_wait)
-                if held and note:
-                    _write(file, note)
-            except OSError:
-                held = True
-        yield held
+    file_lock = FileLock(path, fallback_to_soft=False)
+    try:
+        is_held = _acquire(file_lock, path, on_wait)
+        if is_held and owner:
+            with suppress(OSError), open(_note(path), "w", encoding="utf-8", opener=_no_link) as file:
+                file.write(owner)
+    except (OSError, NotImplementedError):
+        is_held = True
+    try:
+        yield is_held
+    finally:
+        file_lock.release()
+
+
+def _acquire(file_lock: BaseFileLock, path: Path, on_wait: Callable[[], None] | None) -> bool:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file_lock.acquire(timeout=PATIENCE_SECONDS, poll_interval=POLL_SECONDS)
+    except Timeout:
+        if on_wait is None:
+            return False
+        on_wait()
+        file_lock.acquire()
+    return True
+
+
+def holder(path: Path) -> str | None:
+    """The owner of the lock ``path``; empty if unknown, None if the lock is free."""
+    if not path.exists():
+        return None
+    file_lock = FileLock(path, fallback_to_soft=False)
+    try:
+        file_lock.acquire(blocking=False)
+    except Timeout:
+        return last_owner(path)
+    except (OSError, NotImplementedError):
+        return None
+    file_lock.release()
+    return None
+
+
+def last_owner(path: Path) -> str:
+    """The owner that last held the lock ``path``, also after it ended; empty if unknown."""
+    for note in (_note(path), path):  # version 0.1.0 wrote it into the lock file
+        with suppress(OSError, UnicodeDecodeError):
+            if text := note.read_text(encoding="utf-8"):
+                return text
+    return ""
 
 
 def open_to_append(path: Path) -> IO[str]:
-    """A file to write at the end of; where a link lies in its place, OSError: it may lead to anybody's file."""
+    """Open a file to append to; raises OSError if a link lies in its place, which could lead to any file."""
     return open(path, "a", encoding="utf-8", opener=_no_link)
 
 
@@ -44,42 +80,5 @@ def _no_link(name: str, flags: int) -> int:
     return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
-def holder(path: Path) -> str | None:
-    """The note of the process that holds the lock ``path``; None where nobody does."""
-    if sys.platform == "win32":
-        return None
-    import fcntl
-
-    try:
-        with path.open("r") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read()
-    except OSError:
-        pass
-    return None
-
-
-def _take(file: IO[str], on_wait: Callable[[], None] | None) -> bool:
-    import fcntl
-
-    for attempt in range(ATTEMPTS):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if attempt < ATTEMPTS - 1:
-                time.sleep(PAUSE_SECONDS)
-        else:
-            return True
-    if on_wait is None:
-        return False
-    on_wait()
-    fcntl.flock(file, fcntl.LOCK_EX)
-    return True
-
-
-def _write(file: IO[str], note: str) -> None:
-    with suppress(OSError):  # a full disk: the lock holds without its note
-        os.ftruncate(file.fileno(), 0)
-        os.write(file.fileno(), note.encode())  # not into the buffer, which would be written again at the end
+def _note(path: Path) -> Path:
+    return path.with_name(f"{path.name}.owner")

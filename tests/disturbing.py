@@ -22,10 +22,9 @@ from typing import Any
 import psutil
 import pytest
 
-from cifar_ablate.folder import RunFolder
+from cifar_ablate.folder import RunFolder, read_progress
 from cifar_ablate.records import RunIdentity
 from cifar_ablate.runner.kept_plans import kept_plans
-from cifar_ablate.training.checkpoint import read_progress
 from tests import comparing
 from tests.comparing import bits, leftovers, runs_of, snapshot, without_speed
 from tests.conftest import Workshop
@@ -54,7 +53,7 @@ ONE_RUN = ("--arm", "flip", "--seed", "0")
 forked = multiprocessing.get_context("forkserver")
 forked.set_forkserver_preload(
     [
-        *("cifar_ablate.cli", "cifar_ablate.terminal", "cifar_ablate.runner.show_plan", "cifar_ablate.runner.closing"),
+        *("cifar_ablate.cli", "cifar_ablate.console", "cifar_ablate.runner.show_plan", "cifar_ablate.runner.summary"),
         *("cifar_ablate.runner.executors.local", "cifar_ablate.training.train", "cifar_ablate.tracking.store"),
         *("mlflow.store.tracking.sqlalchemy_store", "sklearn.datasets", "timm", "matplotlib.figure", "pytest"),
     ]
@@ -285,9 +284,8 @@ def assert_undisturbed(folder: Path, undisturbed: Undisturbed, *, only: Sequence
     assert found == {name: undisturbed.bits[name] for name in wanted}
     assert leftovers(folder) == []
     assert without_speed("tiny") == [run for run in undisturbed.record if not only or " ".join(run[:2]) in only]
-    for _, status, tags, _, metrics, _ in snapshot("tiny"):
+    for _, status, _, _, metrics, _ in snapshot("tiny"):
         assert status == "FINISHED"
-        assert not [tag for tag in tags if tag.startswith("ablate.claim.")]
         for points in metrics.values():
             assert len({step for step, _ in points}) == len(points)
 

@@ -26,12 +26,13 @@ from safetensors.torch import load_file, save_file
 
 from cifar_ablate.data import load_data
 from cifar_ablate.errors import OutputError
-from cifar_ablate.folder import RunFolder
+from cifar_ablate.folder import RunFolder, read_progress
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training.batches import DeviceData, to_device
-from cifar_ablate.training.checkpoint import load_checkpoint, read_progress, save_weights
+from cifar_ablate.training.checkpoint import load_checkpoint, save_weights
 from cifar_ablate.training.epoch import Stopped
 from cifar_ablate.training.evaluate import EVAL_BATCH
+from cifar_ablate.training.events import Stepped, TrainingEvent
 from cifar_ablate.training.fit import Fit, checkpoint_fit, resume, set_up
 from tests.test_training import CPU, EVERYTHING, SGD, Diary, Run, metadata_of, same, train_in
 from tests.test_training import recipe as small_recipe
@@ -129,7 +130,7 @@ def stopped(
     checkpoint_seconds: float = math.inf,
     **more: Any,
 ) -> Diary:
-    """Train until the watcher asks to stop; gives what it saw."""
+    """Train until it is told to stop; gives what was seen."""
     diary = Diary(stop=stop)
     with pytest.raises(Stopped):
         train_in(folder, chosen, data, diary=diary, checkpoint_seconds=checkpoint_seconds, **more)
@@ -157,6 +158,9 @@ def generations(folder: RunFolder) -> list[bytes]:
 
 def leftovers(folder: RunFolder) -> set[str]:
     return {path.name for path in folder.path.glob(".*")} - {".lock"}
+
+
+BOTH = ["checkpoint.safetensors", "checkpoint-before.safetensors"]
 
 
 def epochs_of(run: Run) -> list[int]:
@@ -351,7 +355,7 @@ def test_a_run_killed_between_the_two_renames_goes_on_from_the_checkpoint_before
 
 
 class Deadly(Diary):
-    """A watcher that kills its process in the middle of the third epoch."""
+    """Kills its process in the middle of the third epoch."""
 
     def should_stop(self) -> bool:
         if after_step(*MIDDLE_OF_EPOCH_3)(self):
@@ -464,7 +468,7 @@ def test_one_altered_byte_is_noticed_and_the_run_goes_on_from_the_checkpoint_bef
         shutil.copytree(left_in_epoch_3, folder.path)
         folder.checkpoint.write_bytes(altered(content, position, 1 << position % 8))
         resumed = train_in(folder, dropout_recipe(), data)
-        assert resumed.diary.damaged == [folder.checkpoint], f"byte {position} of {len(content)}"
+        assert resumed.diary.damaged == [folder.checkpoint.name], f"byte {position} of {len(content)}"
         assert resumed.diary.started_after == [2]
         assert resumed.diary.steps[0] == (3, 1, NUM_STEPS)
         assert resumed.equals(reference)
@@ -529,7 +533,7 @@ def test_a_pickle_in_place_of_a_checkpoint_is_damaged_and_never_run(
     assert read_progress(two_generations.checkpoint) is None
     again = train_in(two_generations, dropout_recipe(), data)
     assert not sign.exists()
-    assert again.diary.damaged == [two_generations.checkpoint, two_generations.checkpoint_before]
+    assert again.diary.damaged == BOTH
     assert again.equals(reference)
     write(two_generations.checkpoint, sign)
     content = two_generations.checkpoint.read_bytes()
@@ -598,7 +602,7 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_or_foreign_one(
 ) -> None:
     damage(two_generations.checkpoint, data)
     resumed = train_in(two_generations, dropout_recipe(), data)
-    assert resumed.diary.damaged == [two_generations.checkpoint]
+    assert resumed.diary.damaged == [two_generations.checkpoint.name]
     assert resumed.diary.started_after == [2]
     assert resumed.diary.steps[0] == (3, 1, NUM_STEPS)
     assert resumed.equals(reference)
@@ -611,7 +615,7 @@ def test_a_run_whose_checkpoints_are_both_damaged_or_foreign_starts_over(
     damage(two_generations.checkpoint, data)
     damage(two_generations.checkpoint_before, data)
     again = train_in(two_generations, dropout_recipe(), data)
-    assert again.diary.damaged == [two_generations.checkpoint, two_generations.checkpoint_before]
+    assert again.diary.damaged == BOTH
     assert epochs_of(again) == [1, 2, 3]
     assert again.equals(reference)
 
@@ -677,7 +681,7 @@ def test_a_short_history_beside_a_damaged_checkpoint_still_ends_equal(
     folder.checkpoint.write_bytes(b"")
     resumed = train_in(folder, dropout_recipe(), data)
     assert resumed.diary.started_after == [1]
-    assert resumed.diary.damaged == [folder.checkpoint]
+    assert resumed.diary.damaged == [folder.checkpoint.name]
     assert resumed.equals(reference)
 
 
@@ -824,13 +828,14 @@ def test_a_leftover_on_a_read_only_disk_is_an_output_error(disk: Path) -> None:
 
 
 class Slow(Diary):
-    """A watcher that takes its time, so that every step is at least this long."""
+    """Takes its time, so that every step is at least this long."""
 
     seconds = 0.03
 
-    def on_step(self, epoch: int, step: int, num_steps: int, loss: Callable[[], float]) -> None:
-        super().on_step(epoch, step, num_steps, loss)
-        time.sleep(self.seconds)
+    def note(self, event: TrainingEvent) -> None:
+        super().note(event)
+        if isinstance(event, Stepped):
+            time.sleep(self.seconds)
 
 
 def test_times_of_a_stopped_and_resumed_run_are_sums(data: DeviceData, folder: RunFolder) -> None:

@@ -17,7 +17,7 @@ from cifar_ablate.data import load_data
 from cifar_ablate.device import Device, find_device, first_cause, is_out_of_memory
 from cifar_ablate.errors import DeviceError, UsageError
 from cifar_ablate.folder import RunFolder
-from cifar_ablate.runner.turns import Crowded, Turn, take_turns
+from cifar_ablate.runner.train_group import OutOfMemoryWhenShared, RunSteps, TimeSlice, take_turns
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training import engine as engine_module
 from cifar_ablate.training import step as step_module
@@ -30,8 +30,9 @@ from cifar_ablate.training.engine import (
     draws_at_random,
     has_cpp_compiler,
 )
-from cifar_ablate.training.epoch import Steps, Stopped
+from cifar_ablate.training.epoch import Stopped
 from cifar_ablate.training.evaluate import predict_logits
+from cifar_ablate.training.events import finish
 from cifar_ablate.training.fit import set_up
 from cifar_ablate.training.step import Stepper, optimize
 from cifar_ablate.training.train import train_run
@@ -325,18 +326,18 @@ def test_trainings_that_take_turns_give_the_bits_of_trainings_alone(
     shared = Engine()
     ended = {}
 
-    def steps_of(seed: int) -> Callable[[Turn], Steps[None]]:
-        def steps(turn: Turn) -> Steps[None]:
+    def steps_of(seed: int) -> Callable[[TimeSlice], RunSteps[None]]:
+        def steps(time_slice: TimeSlice) -> RunSteps[None]:
             folder = RunFolder(tmp_path / f"turn-{seed}")
             folder.create({}, {})
-            training = train_run(
-                arms[seed], seed, data, precision="fp32", folder=folder, watcher=Diary(), engine=shared, lane=turn.lane
-            )
-            ended[seed] = Run(folder, (yield from training), Diary())
+            stream = time_slice.stream
+            for _ in train_run(arms[seed], seed, data, precision="fp32", folder=folder, engine=shared, lane=stream):
+                yield None
+            ended[seed] = Run(folder, folder.result(), Diary())  # type: ignore[arg-type]
 
         return steps
 
-    assert take_turns([steps_of(seed) for seed in range(len(arms))], 3) == []
+    assert finish(take_turns([steps_of(seed) for seed in range(len(arms))], 3)) == []
     for seed, arm in enumerate(arms):
         assert ended[seed].equals(trained(arm, seed=seed))
 
@@ -344,38 +345,38 @@ def test_trainings_that_take_turns_give_the_bits_of_trainings_alone(
 def test_one_that_finds_no_room_beside_the_others_is_given_back_and_the_others_go_on() -> None:
     done = []
 
-    def work(number: int) -> Callable[[Turn], Steps[None]]:
-        def steps(turn: Turn) -> Steps[None]:
+    def work(number: int) -> Callable[[TimeSlice], RunSteps[None]]:
+        def steps(time_slice: TimeSlice) -> RunSteps[None]:
             for _ in range(3 + number % 2):
-                yield
-            if number == 1 and turn.num_lanes > 1:
-                raise Crowded
+                yield None
+            if number == 1 and time_slice.num_slices > 1:
+                raise OutOfMemoryWhenShared
             done.append(number)
 
         return steps
 
-    left = take_turns([work(number) for number in range(4)], 2)  # 0 has ended and 2 is on its way when 1 gives up
+    left = finish(take_turns([work(number) for number in range(4)], 2))  # 0 has ended when 1 gives up
     assert sorted(done) == [0, 2, 3]
-    assert take_turns(left, 1) == []
+    assert finish(take_turns(left, 1)) == []
     assert sorted(done) == [0, 1, 2, 3]
 
 
 def test_an_error_of_one_closes_the_others() -> None:
     closed = []
 
-    def failing(_: Turn) -> Steps[None]:
-        yield
+    def failing(_: TimeSlice) -> RunSteps[None]:
+        yield None
         raise RuntimeError("broken")
 
-    def long(_: Turn) -> Steps[None]:
+    def long(_: TimeSlice) -> RunSteps[None]:
         try:
             while True:
-                yield
+                yield None
         finally:
             closed.append(True)
 
     with pytest.raises(RuntimeError, match="broken"):
-        take_turns([long, failing], 2)
+        finish(take_turns([long, failing], 2))
     assert closed == [True]
 
 

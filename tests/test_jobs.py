@@ -15,12 +15,12 @@ from rich.console import Console
 
 from cifar_ablate.device import Device, Place, find_device
 from cifar_ablate.errors import UsageError
-from cifar_ablate.folder import RunFolder
-from cifar_ablate.runner import estimate, jobs, trainer
+from cifar_ablate.folder import RUNS_ROOT, RunFolder
+from cifar_ablate.runner import estimate, jobs, train_group
 from cifar_ablate.runner.estimate import measure_rates
-from cifar_ablate.runner.execute import RUNS_ROOT, run_plans
 from cifar_ablate.runner.jobs import best, choose_places, parse_jobs
 from cifar_ablate.runner.preflight import prepare
+from cifar_ablate.runner.run import run_plans
 from cifar_ablate.training import step
 from cifar_ablate.training.engine import Mode
 from tests.comparing import runs_of
@@ -148,7 +148,7 @@ def test_a_run_without_room_beside_the_others_is_trained_alone_in_the_end(
 ) -> None:
     study = workshop.write("tiny.yaml", STUDY)
     expected = run_in_turn(study, 1)
-    train, refused = trainer.train_run, []
+    train, refused = train_group.train_run, []
 
     def crowded(*arguments: Any, lane: int, **options: Any) -> Any:
         if lane == 1 and not refused:
@@ -157,7 +157,7 @@ def test_a_run_without_room_beside_the_others_is_trained_alone_in_the_end(
             raise MemoryError
         return (yield from train(*arguments, lane=lane, **options))
 
-    monkeypatch.setattr(trainer, "train_run", crowded)
+    monkeypatch.setattr(train_group, "train_run", crowded)
     assert run_in_turn(study, 2) == expected
     assert len(refused) == 1
 
@@ -211,7 +211,7 @@ def test_a_step_that_could_not_be_captured_is_recorded_as_what_it_was(
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(step, "_captured", refuse)
-    monkeypatch.setattr(trainer, "choose_mode", lambda *_: Mode(capture=True, why="a GPU"))
+    monkeypatch.setattr(train_group, "choose_mode", lambda *_: Mode(capture=True, why="a GPU"))
     workshop.write("tiny.yaml", STUDY)
     assert workshop("run", "tiny.yaml", "--arm", "baseline", "--seed", "0").code == 0
     (run,) = runs_of("tiny")

@@ -16,11 +16,12 @@ from cifar_ablate.data import DataSet
 from cifar_ablate.data.cifar import CIFAR10_DIGEST
 from cifar_ablate.device import Device
 from cifar_ablate.errors import DataError, UsageError
+from cifar_ablate.folder import RunFolder
 from cifar_ablate.plan import TRAINER_VERSION, Plan, data_key, fingerprint, make_plan
 from cifar_ablate.records import RecordedRun
 from cifar_ablate.registry import AUGMENTATIONS, MODELS, OPTIMIZERS, SCHEDULES
-from cifar_ablate.runner.execute import grouped
-from cifar_ablate.runner.reconcile import reconcile
+from cifar_ablate.runner.run import grouped
+from cifar_ablate.runner.status import by_training, status
 from cifar_ablate.spec.load import load_study
 from cifar_ablate.spec.schema import Arm, Recipe, Study
 
@@ -159,29 +160,30 @@ def recorded(plan: Plan, index: int, outcome: str, run_id: str = "r") -> Recorde
     return RecordedRun(run_id, run.arm, run.seed, run.fingerprint, run.recipe_id, outcome, "why", {})
 
 
-def test_what_is_left_is_the_plan_minus_results() -> None:
+def kind(folder: Path, *records: RecordedRun) -> str:
+    return status(records, RunFolder(folder / "no-folder")).kind
+
+
+def test_finished_and_diverged_runs_are_done_and_killed_ones_are_left(tmp_path: Path) -> None:
     plan = plan_of(baseline=recipe(), flip=recipe(augment={"hflip": {}}))
-    outcomes = ["finished", "diverged", "failed", "killed"]
-    record = [recorded(plan, index, outcome) for index, outcome in enumerate(outcomes)]
-    status = reconcile(plan.runs, record)
-    assert [run.fingerprint for run in status.done] == [run.fingerprint for run in plan.runs[:2]]
-    assert [(run.seed, why) for run, why in status.failed] == [(0, "why")]
-    assert [run.fingerprint for run in status.todo] == [plan.runs[3].fingerprint]
-    assert len(reconcile(plan.runs, record, retry_failed=True).todo) == 2
-    assert len(reconcile(plan.runs, []).todo) == 4
+    expected = {"finished": "recorded", "diverged": "recorded", "failed": "failed", "killed": "interrupted"}
+    for index, (outcome, found) in enumerate(expected.items()):
+        assert kind(tmp_path, recorded(plan, index, outcome)) == found
+    assert status([recorded(plan, 0, "failed")], RunFolder(tmp_path / "no-folder")).reason == "why"
+    assert kind(tmp_path) == "to do"
 
 
-def test_of_several_records_of_one_training_a_result_counts() -> None:
+def test_of_several_records_of_one_training_a_result_counts(tmp_path: Path) -> None:
     plan = plan_of(baseline=recipe())
+    attempts = [recorded(plan, 0, outcome) for outcome in ("killed", "finished", "failed")]
     for order in ([0, 1, 2], [2, 1, 0]):
-        attempts = [recorded(plan, 0, outcome) for outcome in ("killed", "finished", "failed")]
-        assert len(reconcile(plan.runs[:1], [attempts[index] for index in order]).done) == 1
+        assert kind(tmp_path, *(attempts[index] for index in order)) == "recorded"
 
 
 def test_a_result_of_another_arm_with_the_same_training_is_not_this_arms_record() -> None:
-    plan = plan_of(baseline=recipe())
-    other = replace(recorded(plan, 0, "finished"), arm="renamed")
-    assert len(reconcile(plan.runs[:1], [other]).todo) == 1
+    run = plan_of(baseline=recipe()).runs[0]
+    other = replace(recorded(plan_of(baseline=recipe()), 0, "finished"), arm="renamed")
+    assert (run.arm, run.fingerprint) not in by_training([other])
 
 
 @pytest.mark.parametrize(

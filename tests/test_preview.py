@@ -25,7 +25,8 @@ from cifar_ablate.spec.load import load_study
 from cifar_ablate.spec.schema import Arm, Study
 from cifar_ablate.training import step as training_step
 from cifar_ablate.training.batches import to_device
-from cifar_ablate.training.epoch import Stopped, finish
+from cifar_ablate.training.epoch import Stopped
+from cifar_ablate.training.events import finish
 from cifar_ablate.training.train import train_run
 from tests.conftest import Workshop
 
@@ -49,22 +50,6 @@ STUDY = """
       other images: {train_size: 100, epochs: 4}
 """
 DOCUMENTED = Path(__file__).parent.parent / "docs" / "augmentations.yaml"
-
-
-class Watching:
-    """Watches a training and stops it after so many steps."""
-
-    def __init__(self, num_steps: int) -> None:
-        self.num_steps = num_steps
-
-    def on_start(self, *_: object) -> None: ...
-    def on_epoch(self, *_: object) -> None: ...
-
-    def on_step(self, *_: object) -> None:
-        self.num_steps -= 1
-
-    def should_stop(self) -> bool:
-        return self.num_steps <= 0
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +82,9 @@ def test_the_first_batch_is_the_one_that_the_network_gets_in_training(
     folder = RunFolder(tmp_path / "run")
     folder.create(recipe.as_dict(), {})
     with pytest.raises(Stopped):
-        finish(train_run(recipe, 3, data, precision="fp32", folder=folder, watcher=Watching(steps_before + 1)))
+        finish(
+            train_run(recipe, 3, data, precision="fp32", folder=folder, should_stop=lambda: len(seen) > steps_before)
+        )
     batch = first_batch(recipe, data, 3, epoch)
     assert torch.equal(batch.images, seen[steps_before][0])
     assert torch.equal(batch.targets, seen[steps_before][1])

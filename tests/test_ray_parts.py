@@ -17,11 +17,11 @@ from cifar_ablate.folder import RunFolder
 from cifar_ablate.owner import this_process
 from cifar_ablate.runner.cluster import connection, node
 from cifar_ablate.runner.cluster.connection import Share
-from cifar_ablate.runner.cluster.mailbox import Lent, Mailbox
-from cifar_ablate.runner.cluster.node import Line, Mirror, NodeInfo
-from cifar_ablate.runner.executor import Executor, Wish
+from cifar_ablate.runner.cluster.mailbox import Lent, RunActor
+from cifar_ablate.runner.cluster.node import CommandLink, FolderSync, NodeInfo
+from cifar_ablate.runner.executor import Executor, ExecutorConfig
 from cifar_ablate.runner.executors.ray import Ray
-from cifar_ablate.runner.start import fitting_device
+from cifar_ablate.runner.run import fitting_device
 from cifar_ablate.training.engine import EngineOptions
 
 GPU = Device("cuda", "a GPU", fast_bf16=True)
@@ -34,7 +34,7 @@ GPU = Device("cuda", "a GPU", fast_bf16=True)
 def test_runs_that_share_a_gpu_take_turns_in_one_task_that_asks_for_all_their_shares(
     each: float | None, in_turn: int, taken: float
 ) -> None:
-    executor = Ray(Wish(gpus_per_run=each))
+    executor = Ray(ExecutorConfig(gpus_per_run=each))
     executor.found = GPU
     share, number = executor.share()
     assert number == in_turn
@@ -59,7 +59,7 @@ def test_an_error_that_travels_between_processes_keeps_its_words() -> None:
 def test_a_share_is_refused_before_anything_is_started() -> None:
     for each in (-1, 0, 0.0001, 1.5):
         with pytest.raises(UsageError, match="a run uses one GPU"):
-            Ray(Wish(gpus_per_run=each))
+            Ray(ExecutorConfig(gpus_per_run=each))
 
 
 @pytest.mark.parametrize(("jobs", "at_a_time"), [(1, 1), (2, 2), (3, 2), (5, 4), (9, 8)])
@@ -67,7 +67,7 @@ def test_jobs_is_never_exceeded_where_runs_share_a_gpu(
     monkeypatch: pytest.MonkeyPatch, jobs: int, at_a_time: int
 ) -> None:
     monkeypatch.setattr(connection, "alive", lambda: [{"Resources": {"CPU": 64.0, "GPU": 8.0}}])
-    executor = Ray(Wish(gpus_per_run=0.5, jobs=jobs))
+    executor = Ray(ExecutorConfig(gpus_per_run=0.5, jobs=jobs))
     executor.found = GPU
     places, said = executor.places([], {}, EngineOptions())
     assert sum(place.side_by_side for place in places) == at_a_time
@@ -81,7 +81,7 @@ def test_a_command_on_a_machine_without_a_gpu_trains_on_those_of_the_nodes() -> 
         def device(self) -> Device:
             return GPU
 
-    executor = Elsewhere(Wish())
+    executor = Elsewhere(ExecutorConfig())
     assert fitting_device(executor, EngineOptions()) == GPU
     assert fitting_device(executor, EngineOptions(capture="on", compile="on")) == GPU
     with pytest.raises(UsageError, match="--compile always"):
@@ -92,40 +92,40 @@ def test_a_person_is_told_where_results_depend_on_the_nodes_that_are_there() -> 
     def info(kind: str = "cuda", *, fast_bf16: bool = True, instructions: str = "AVX2") -> NodeInfo:
         return NodeInfo("a", Device(kind, "it", fast_bf16), {}, instructions)
 
-    assert connection._remark([info(), info(instructions="AVX512")], 0) == ""
-    assert "fp32" in connection._remark([info(), info(fast_bf16=False)], 0)
-    assert "without 2 busy nodes" in connection._remark([info()], 2)
-    assert "AVX2, AVX512" in connection._remark([info("cpu"), info("cpu", instructions="AVX512")], 0)
+    assert connection.remark_on([info(), info(instructions="AVX512")], 0) == ""
+    assert "fp32" in connection.remark_on([info(), info(fast_bf16=False)], 0)
+    assert "without 2 busy nodes" in connection.remark_on([info()], 2)
+    assert "AVX2, AVX512" in connection.remark_on([info("cpu"), info("cpu", instructions="AVX512")], 0)
 
 
 @pytest.fixture
-def mailbox(tmp_path: Path) -> Mailbox:
-    return Mailbox(tmp_path, this_process())
+def actor(tmp_path: Path) -> RunActor:
+    return RunActor(tmp_path, this_process())
 
 
-def test_a_folder_that_was_lent_is_lent_again_to_who_asks_again_and_to_nobody_else(mailbox: Mailbox) -> None:
-    assert not mailbox.lend("task-1", "f").held_by
-    assert not mailbox.lend("task-1", "f").held_by  # the first answer was lost on its way
-    assert mailbox.lend("task-2", "f").held_by
-    mailbox.take_back("task-1")
-    assert not mailbox.lend("task-2", "f").held_by
+def test_a_folder_that_was_lent_is_lent_again_to_who_asks_again_and_to_nobody_else(actor: RunActor) -> None:
+    assert not actor.lend("task-1", "f").held_by
+    assert not actor.lend("task-1", "f").held_by  # the first answer was lost on its way
+    assert actor.lend("task-2", "f").held_by
+    actor.take_back("task-1")
+    assert not actor.lend("task-2", "f").held_by
 
 
-def test_a_node_that_finds_the_newest_checkpoint_damaged_leaves_the_one_before(mailbox: Mailbox) -> None:
-    folder = RunFolder(mailbox.runs_root / "f")
-    mailbox.lend("task-1", "f")
+def test_a_node_that_finds_the_newest_checkpoint_damaged_leaves_the_one_before(actor: RunActor) -> None:
+    folder = RunFolder(actor.runs_root / "f")
+    actor.lend("task-1", "f")
     for content in (b"first", b"second"):
-        assert mailbox.keep("task-1", "f", {"checkpoint.safetensors": content}, []) is None
-    assert mailbox.keep("task-1", "f", {}, ["checkpoint.safetensors"]) is None
+        assert actor.keep("task-1", "f", {"checkpoint.safetensors": content}, []) is None
+    assert actor.keep("task-1", "f", {}, ["checkpoint.safetensors"]) is None
     assert not folder.checkpoint.exists()
     assert folder.checkpoint_before.read_bytes() == b"first"
-    assert mailbox.keep("task-1", "f", {"checkpoint.safetensors": b"third"}, []) is None
-    assert mailbox.keep("task-1", "f", {"result.json": b"{}"}, ["checkpoint.safetensors"]) is None
+    assert actor.keep("task-1", "f", {"checkpoint.safetensors": b"third"}, []) is None
+    assert actor.keep("task-1", "f", {"result.json": b"{}"}, ["checkpoint.safetensors"]) is None
     assert not folder.checkpoint_before.exists()
 
 
 class Box:
-    """A mailbox whose answers need no Ray, and in which others hold folders for a while."""
+    """An actor whose answers need no Ray, and in which others hold folders for a while."""
 
     def __init__(self, held: dict[str, int]) -> None:
         self.held, self.lent = held, list[str]()
@@ -145,11 +145,11 @@ class Box:
 def test_tasks_take_the_folders_of_their_trials_in_one_order_so_that_no_two_wait_for_each_other(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, order: str
 ) -> None:
-    monkeypatch.setattr(node, "_answer", lambda ask, *_: ask())
+    monkeypatch.setattr(node, "call_actor", lambda ask, *_: ask())
     monkeypatch.setattr(node, "WAIT_SECONDS", 0)
     group: Sequence[Any] = [SimpleNamespace(fingerprint=name, key=(name, at)) for at, name in enumerate(order)]
     box = Box({"a": 2})
-    borrowed = Mirror(Line(box, "task"), tmp_path, group).borrow(waits=True)
+    borrowed = FolderSync(CommandLink(box, "task"), tmp_path, group).borrow(waits=True)
     assert box.lent == sorted(set(order))
     assert borrowed == group
 
@@ -166,7 +166,7 @@ def test_a_command_that_cannot_be_reached_for_a_moment_is_asked_again_and_no_run
 
     monkeypatch.setattr(ray, "get", get)
     monkeypatch.setattr(node, "POLL_SECONDS", 0)
-    assert node._answer(lambda: answers.pop(0)) == frozenset({None})
+    assert node.call_actor(lambda: answers.pop(0)) == frozenset({None})
     ended: list[int] = []
 
     def leave(code: int) -> None:
@@ -176,5 +176,5 @@ def test_a_command_that_cannot_be_reached_for_a_moment_is_asked_again_and_no_run
     monkeypatch.setattr(node.os, "_exit", leave)
     for error in (ray.exceptions.ActorDiedError(), ray.exceptions.ObjectStoreFullError()):
         with pytest.raises(SystemExit):
-            node._answer(lambda error=error: error)
+            node.call_actor(lambda error=error: error)
     assert ended == [1, 1]

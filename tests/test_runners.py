@@ -16,7 +16,7 @@ import pytest
 
 from cifar_ablate.device import Device, Place
 from cifar_ablate.errors import DeviceError
-from cifar_ablate.runner.messages import Channel, Ended, Message, Noted
+from cifar_ablate.runner.events import Ended, Noted, RunEvent, RunEvents
 from cifar_ablate.runner.workers import train_in_workers
 from tests.comparing import bits, runs_of, snapshot
 from tests.conftest import Tried, Workshop
@@ -91,7 +91,7 @@ def test_plan_says_who_trains_what_and_where_the_rest_stands(workshop: Workshop,
     assert {states(answer.out)[run] for run in ("baseline 1", "flip 0", "flip 1")} == {"to do"}
     assert "4 runs: 0 done, 1 running, 0 failed, 3 to do" in answer.out
     after = workshop("plan", *long)
-    assert re.fullmatch(r"interrupted at epoch \d+/60", states(after.out)["baseline 0"])
+    assert re.fullmatch(r"interrupted at epoch \d+/60 \(from epoch \d+\)", states(after.out)["baseline 0"])
     assert "4 runs: 0 done, 0 failed, 1 interrupted, 3 to do" in after.out
     assert workshop("run", *long, "--arm", "baseline", "--seed", "0").code == 0
     assert states(workshop("plan", *long).out)["baseline 0"] == "done"
@@ -202,8 +202,8 @@ def test_workers_end_with_a_command_that_is_killed(workshop: Workshop, begin: Be
 
 def test_a_place_where_no_worker_can_live_is_given_up_and_the_others_do_its_work(workshop: Workshop) -> None:
     told = train_with_dying_workers(workshop.folder, num_dying=5, num_places=2)
-    assert [message.key for message in told if isinstance(message, Ended)] == RUNS
-    (note,) = [message.text for message in told if isinstance(message, Noted)]
+    assert [key for key, event in told if isinstance(event, Ended)] == RUNS
+    (note,) = [event.text for _, event in told if isinstance(event, Noted)]
     assert note.startswith("one worker less: 3 in its place ended before they trained; the last ended with exit code 7")
 
 
@@ -214,7 +214,7 @@ def test_workers_that_all_die_before_they_train_end_the_command_with_the_cure(wo
 
 def test_what_cannot_be_sent_to_a_worker_ends_the_command_instead_of_waiting_for_ever() -> None:
     with pytest.raises(DeviceError, match="try --jobs 1"):
-        train_in_workers([RUNS], lambda *_: None, [PLACE, PLACE], Told())  # type: ignore[list-item]
+        list(train_in_workers([RUNS], lambda *_: None, [PLACE, PLACE], lambda key: False))  # type: ignore[list-item]
 
 
 RUNS = [("tiny", "flip", str(number)) for number in range(4)]
@@ -224,22 +224,6 @@ PLACE = Place(Device("cpu", "a CPU", fast_bf16=False), 1)
 @dataclass(frozen=True)
 class NamedRun:
     key: tuple[str, str, str]
-
-
-class Told(Channel):
-    """Keeps what it is told, and leaves a mark for the workers when it was told a note."""
-
-    def __init__(self, mark: Path | None = None) -> None:
-        self.messages: list[Message] = []
-        self.mark = mark
-
-    def tell(self, message: Message) -> None:
-        self.messages.append(message)
-        if self.mark is not None and isinstance(message, Noted):
-            self.mark.touch()
-
-    def should_stop(self, key: Any = None) -> bool:
-        return False
 
 
 def dying(tally: Path, num_dying: int) -> Any:
@@ -264,17 +248,21 @@ class Dying:
     def __call__(self, *_: Any) -> None: ...
 
 
-def tell_that_all_is_done(group: Any, place: Place, channel: Channel) -> None:
+def tell_that_all_is_done(group: Any, place: Place, should_stop: Any) -> RunEvents:
     for run in group:
-        channel.tell(Ended(run.key, "finished"))
+        yield run.key, Ended("finished")
 
 
-def train_with_dying_workers(folder: Path, *, num_dying: int, num_places: int) -> list[Message]:
-    """Four groups of one run each; gives what was told."""
-    told = Told(folder / "noted")
+def train_with_dying_workers(folder: Path, *, num_dying: int, num_places: int) -> list[RunEvent]:
+    """Four groups of one run each; gives what was told, and leaves a mark for the workers at a note."""
+    told = []
     groups: Any = [[NamedRun(key)] for key in RUNS]
-    train_in_workers(groups, Dying(folder / "tally", num_dying), [PLACE] * num_places, told)
-    return told.messages
+    places = [PLACE] * num_places
+    for key, event in train_in_workers(groups, Dying(folder / "tally", num_dying), places, lambda key: False):
+        told.append((key, event))
+        if isinstance(event, Noted):
+            (folder / "noted").touch()
+    return told
 
 
 # ---------------------------------------------------------------------------------- runs that fail by themselves

@@ -14,7 +14,7 @@ from urllib.parse import quote, quote_plus, unquote
 
 import pytest
 
-from cifar_ablate.shell import make_console
+from cifar_ablate.console import make_console
 from cifar_ablate.text_safety import redact, redact_url, remember_secret
 from tests.conftest import Answer, Workshop
 from tests.tuning import write
@@ -215,7 +215,7 @@ def test_a_traceback_has_no_password(workshop: Workshop) -> None:
     """Of what is ours to mend and no sentence, Python tells all it knows; libraries quote the address they got."""
     code = """
         import os
-        from cifar_ablate.shell import leaving_at_once
+        from cifar_ablate.console import leaving_at_once
         address = os.environ["MLFLOW_TRACKING_URI"]
         with leaving_at_once():
             raise RuntimeError(f"{address} or {address.partition(':')[2]}: \\x1b[2J")

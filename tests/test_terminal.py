@@ -7,10 +7,12 @@ import io
 import pytest
 from rich.console import Console
 
+from cifar_ablate.console import duration
 from cifar_ablate.folder import RunResult
 from cifar_ablate.plan import PlannedRun
+from cifar_ablate.runner.display import Pace, TerminalDisplay
 from cifar_ablate.spec.schema import Recipe
-from cifar_ablate.terminal import Pace, Terminal, duration
+from cifar_ablate.training.events import Stepped
 
 RECIPE = Recipe.model_validate(
     {"data": "digits", "model": "resnet18-compact", "epochs": 2, "optimizer": {"name": "sgd", "lr": 0.1}}
@@ -28,7 +30,7 @@ def test_durations_read_like_a_clock(seconds: float, said: str) -> None:
 
 def test_time_left_follows_the_pace_of_this_start(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("cifar_ablate.terminal.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("cifar_ablate.runner.display.time.monotonic", lambda: now[0])
     pace = Pace(1000, done=500)
     assert pace.left() == "?"
     now[0] += 10
@@ -39,13 +41,13 @@ def test_time_left_follows_the_pace_of_this_start(monkeypatch: pytest.MonkeyPatc
 def shown(*, live: bool) -> str:
     out = io.StringIO()
     console = Console(file=out, force_terminal=live, width=160, soft_wrap=True)
-    with Terminal(console, lambda _: 100.0) as terminal:
+    with TerminalDisplay(console, lambda _: 100.0) as terminal:
         terminal.on_plan([RUN], num_done=4, num_failed=1)
         terminal.on_start(RUN, epochs_done=0)
         for step in range(1, 11):
-            terminal.on_step(RUN, 1, step, 10, 1.5)
+            terminal.on_step(RUN, Stepped(1, step, 10, 1.5))
         terminal.on_epoch(RUN, LINE)
-        terminal.on_step(RUN, 2, 1, 10, 1.4)
+        terminal.on_step(RUN, Stepped(2, 1, 10, 1.4))
         terminal.progress.refresh()
         metrics = {"test_accuracy": 61.25}
         terminal.on_end(RUN, RunResult("finished", 2, 75.0, 1.0, metrics))

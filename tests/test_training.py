@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from cifar_ablate.training import step as step_module
 from cifar_ablate.training import train
 from cifar_ablate.training.batches import DeviceData, plan_epoch, slices, to_device
 from cifar_ablate.training.engine import Engine
-from cifar_ablate.training.epoch import Steps, finish
 from cifar_ablate.training.evaluate import (
     accuracy,
     expected_calibration_error,
@@ -34,6 +33,7 @@ from cifar_ablate.training.evaluate import (
     precision_context,
     predict_logits,
 )
+from cifar_ablate.training.events import Started, Stepped, Steps, TrainingEvent, finish
 from cifar_ablate.training.fit import Fit, set_up
 from cifar_ablate.training.step import Network, optimize
 from cifar_ablate.training.train import train_run
@@ -59,7 +59,7 @@ def data() -> DeviceData:
 
 @dataclass
 class Diary:
-    """A watcher that remembers, and leaves the training where it is told to."""
+    """Follows a training and remembers, and leaves it where it is told to."""
 
     interrupt_after: int | None = None
     """The epoch after which the keyboard interrupts: unlike a stop, that writes no checkpoint."""
@@ -70,20 +70,29 @@ class Diary:
     losses: list[float] = field(default_factory=list)
     lines: list[dict[str, Any]] = field(default_factory=list)
     started_after: list[int] = field(default_factory=list)
-    damaged: list[Path] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
 
-    def on_start(self, epochs_done: int, damaged: Sequence[Path]) -> None:
-        self.started_after.append(epochs_done)
-        self.damaged.extend(damaged)
+    def follow(self, steps: Steps[RunResult]) -> RunResult:
+        """Take all steps, and note what they tell."""
+        while True:
+            try:
+                event = next(steps)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            if event is not None:
+                self.note(event)
 
-    def on_step(self, epoch: int, step: int, num_steps: int, loss: Callable[[], float]) -> None:
-        self.steps.append((epoch, step, num_steps))
-        self.losses.append(loss())
-
-    def on_epoch(self, line: dict[str, Any]) -> None:
-        self.lines.append(line)
-        if line["epoch"] == self.interrupt_after:
-            raise KeyboardInterrupt
+    def note(self, event: TrainingEvent) -> None:
+        if isinstance(event, Started):
+            self.started_after.append(event.epochs_done)
+            self.damaged.extend(event.damaged)
+        elif isinstance(event, Stepped):
+            self.steps.append((event.epoch, event.step, event.num_steps))
+            self.losses.append(event.loss)
+        else:
+            self.lines.append(dict(event.line))
+            if event.line["epoch"] == self.interrupt_after:
+                raise KeyboardInterrupt
 
     def should_stop(self) -> bool:
         self.asked += 1
@@ -131,14 +140,15 @@ def train_in(
     """Train a recipe in a new folder, or in that of an earlier attempt."""
     folder.create(chosen.as_dict(), {})
     diary = diary or Diary()
-    result = finish(
+    result = diary.follow(
         train_run(
             chosen,
             seed,
             images,
             precision=precision,
             folder=folder,
-            watcher=diary,
+            should_stop=diary.should_stop,
+            step_seconds=0.0,
             checkpoint_seconds=checkpoint_seconds,
             engine=engine,
         )
@@ -307,8 +317,8 @@ def test_checkpoint_every_keeps_the_weights_of_those_epochs(run: Trainer) -> Non
 def test_the_headline_is_the_last_epoch_even_if_an_earlier_one_was_better(
     run: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spoiled(fit: Fit, watcher: train.Watcher) -> Steps[tuple[float, float]]:
-        ended = yield from train_epoch(fit, watcher)
+    def spoiled(fit: Fit, *options: Any) -> Steps[tuple[float, float]]:
+        ended = yield from train_epoch(fit, *options)
         if fit.epochs_done == 3:
             with torch.no_grad():
                 fit.model.head.weight.neg_()
@@ -391,7 +401,7 @@ def test_digits_are_learnt_in_seconds(tmp_path: Path) -> None:
     chosen = recipe(epochs=6, batch_size=32, optimizer=SGD | {"lr": 0.05}, schedule="cosine", eval_every=0)
     folder = RunFolder(tmp_path / "run")
     folder.create(chosen.as_dict(), {})
-    result = finish(train_run(chosen, 0, images, precision="fp32", folder=folder, watcher=Diary()))
+    result = finish(train_run(chosen, 0, images, precision="fp32", folder=folder))
     assert result.metrics["test_accuracy"] > 85
     assert result.metrics["train_accuracy"] > result.metrics["test_accuracy"] - 2
 

@@ -15,7 +15,7 @@ import pytest
 from optuna.trial import TrialState
 
 from cifar_ablate.data import load_data
-from cifar_ablate.data.validation import validation_part
+from cifar_ablate.data.canonical import validation_part
 from cifar_ablate.device import find_device
 from cifar_ablate.errors import DataError, TrackingError
 from cifar_ablate.registry import PRUNERS, SAMPLERS

@@ -1,4 +1,4 @@
-"""What is drawn from a finished run's folder for people to look at in MLflow."""
+"""Files for people that are made from a run's folder: the history as CSV and the confusion matrix as PNG."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cifar_ablate.locks import lock
 
 
 def write_artifacts(folder: RunFolder, class_names: Sequence[str]) -> None:
-    """Write history.csv and the confusion matrix into the folder; raises RecordError where it is damaged."""
+    """Write history.csv and the confusion matrix into the folder; raises RecordError if it is damaged."""
     folder.recipe(), folder.environment()
     _write_history(folder)
     result = folder.result()
@@ -22,9 +22,9 @@ def write_artifacts(folder: RunFolder, class_names: Sequence[str]) -> None:
 
 
 def write_missing_artifacts(folder: RunFolder) -> None:
-    """Write what the process that wrote the result was ended before; for whoever delivers a folder that nobody trains.
+    """Write the artifacts that are missing because the training process ended too early.
 
-    Raises RecordError where the folder is damaged, OutputError where it cannot be written.
+    Raises RecordError if the folder is damaged, OutputError if it cannot be written.
     """
     result = folder.result()
     if result is None or not folder.is_begun():
@@ -48,7 +48,11 @@ def _write_history(folder: RunFolder) -> None:
 
 
 def draw_confusion(folder: RunFolder, class_names: Sequence[str]) -> None:
-    """Confusion matrix of the test images as a PNG: rows are true classes, cells percent of the row."""
+    """Draw the confusion matrix of the test images as a PNG: rows are true classes, cells percent of the row.
+
+    scikit-learn's ConfusionMatrixDisplay is not used: its import adds 4 s and 150 MB to each training process, it draws
+    with pyplot, and it parses a class name such as ``$x`` as mathematics.
+    """
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
     try:
@@ -65,7 +69,7 @@ def draw_confusion(folder: RunFolder, class_names: Sequence[str]) -> None:
     figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
     if num <= 20:
         axes.set_xticks(range(num), class_names, rotation=45, ha="right", parse_math=False)
-        axes.set_yticks(range(num), class_names, parse_math=False)  # a class may be called $x$
+        axes.set_yticks(range(num), class_names, parse_math=False)  # a class name may contain $
         for row, column in np.ndindex(num, num):
             shade = "white" if percent[row, column] > 50 else "black"
             axes.text(column, row, f"{percent[row, column]:.0f}", ha="center", va="center", color=shade, fontsize=7)

@@ -1,40 +1,53 @@
-"""What a runner tells while it works; the terminal shows it, tests record it."""
+"""The events of trainings: from where runs are trained to the command that trains them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
+from cifar_ablate.device import Place
 from cifar_ablate.folder import RunResult
 from cifar_ablate.plan import PlannedRun
+from cifar_ablate.records import Key
+from cifar_ablate.training.events import EpochEnded, Started, Stepped
+
+Group = Sequence[PlannedRun]
+"""Runs of one shape: they can share a compiled step, and take turns on one device."""
 
 
-class Events:
-    """Hooks that do nothing; override what you want to see."""
+@dataclass(frozen=True)
+class Ended:
+    """A run ended, or will not be trained by this command."""
 
-    step_seconds: float | None = None
-    """Time between two steps that are worth telling; None: none is."""
+    kind: Literal["finished", "diverged", "failed", "shared", "stopped", "elsewhere", "damaged"]
+    """finished, diverged, failed: trained now; shared: the folder already held the result; stopped: can be resumed;
+    elsewhere: another process trains it; damaged: the folder cannot be used."""
+    reason: str = ""
+    result: RunResult | None = None
+    halts: bool = False
+    """The cause is not the run's own and will meet the next run too, such as a full disk."""
 
-    def on_plan(self, todo: Sequence[PlannedRun], num_done: int, num_failed: int) -> None:
-        """The record was compared with the plan: these runs are to be trained. Told again when a look asks for more."""
 
-    def on_look(self, text: str) -> None:
-        """A study's look was taken: what it says of one contrast, and what follows."""
+@dataclass(frozen=True)
+class Lost:
+    """The process that trained a run died."""
 
-    def on_start(self, run: PlannedRun, epochs_done: int) -> None:
-        """A run starts, or resumes after ``epochs_done`` epochs."""
+    reason: str
 
-    def on_step(self, run: PlannedRun, epoch: int, step: int, num_steps: int, loss: float) -> None:
-        """A step was taken."""
 
-    def on_epoch(self, run: PlannedRun, line: Mapping[str, Any]) -> None:
-        """An epoch ended."""
+@dataclass(frozen=True)
+class Noted:
+    """A note for the user that concerns no single run."""
 
-    def on_end(self, run: PlannedRun, result: RunResult) -> None:
-        """A run ended."""
+    text: str
 
-    def on_not_trained(self, run: PlannedRun, why: str) -> None:
-        """A run was not trained by this command, or not to its end, and why."""
 
-    def on_note(self, text: str) -> None:
-        """Something that concerns more than one run; may come from another thread."""
+Event = Started | Stepped | EpochEnded | Ended | Lost | Noted
+RunEvent = tuple[Key | None, Event]
+"""An event and the key of its run; None for Noted."""
+RunEvents = Generator[RunEvent, None, None]
+ShouldStop = Callable[[Key | None], bool]
+"""Must this run (None: everything) stop with a checkpoint? Asked after every step, so it must answer at once."""
+TrainGroup = Callable[[Group, Place, ShouldStop], RunEvents]
+"""Trains the runs of a group at a place and yields their events; can be pickled and sent to another process."""

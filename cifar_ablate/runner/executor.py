@@ -2,78 +2,110 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import length_hint
 from typing import TYPE_CHECKING, ClassVar
 
 from cifar_ablate.errors import UsageError
 
-if TYPE_CHECKING:  # ``--help`` lists the executors, and shall not wait for torch
+if TYPE_CHECKING:  # `--help` lists the executors and must not wait for torch
     from types import TracebackType
 
     from cifar_ablate.data import DataSet
     from cifar_ablate.device import Device, Place
     from cifar_ablate.plan import DataKey, PlannedRun
-    from cifar_ablate.runner.messages import Channel, Group, TrainGroup
+    from cifar_ablate.runner.events import Group, RunEvents, ShouldStop, TrainGroup
     from cifar_ablate.training.engine import EngineOptions
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What a command line says of where runs are trained."""
+class ExecutorConfig:
+    """Where the command line wants runs to be trained."""
 
     device: str = "auto"
     jobs: int | None = None
-    """Runs at a time; None: as many as pay."""
+    """Number of runs at a time; None: measured."""
     threads: int | None = None
     """CPU threads of each run."""
     address: str | None = None
-    """Of a cluster."""
+    """Address of a cluster."""
     gpus_per_run: float | None = None
-    """Share of a GPU, for an executor that counts them."""
+    """Share of a GPU for each run, for an executor that counts GPUs."""
 
 
 class Executor:
-    """Trains groups of runs in this process; others differ in where. Used in a ``with`` block."""
+    """Trains groups of runs in this process; subclasses train them elsewhere. Use it in a ``with`` block."""
 
     trains_here: ClassVar[bool] = True
-    """On this machine, with its devices?"""
+    """Does it train on this machine, with its devices?"""
     growth: int = 1
-    """So many times more places there may be later on: groups are cut small enough for them."""
+    """Factor by which the number of places may grow; groups are cut small enough for that."""
 
-    def __init__(self, wish: Wish) -> None:
-        """Raises UsageError where the wish is for another executor."""
-        for option, value in (("--address", wish.address), ("--gpus-per-run", wish.gpus_per_run)):
+    def __init__(self, config: ExecutorConfig) -> None:
+        """Raises UsageError if the options are meant for another executor."""
+        for option, value in (("--address", config.address), ("--gpus-per-run", config.gpus_per_run)):
             if value is not None:
                 raise UsageError(f"{option} {value}: that is for a cluster; add --executor ray")
-        self.wish = wish
+        self.config = config
 
     def __enter__(self) -> Executor:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Nothing is trained any more."""
+        """Release what the executor holds; nothing is trained after this."""
 
     def device(self) -> Device:
-        """What runs are trained on: it decides their precision. Raises AblateError where there is no such device."""
+        """The device that runs are trained on, which decides their precision; raises AblateError if there is none."""
         from cifar_ablate.device import find_device
 
-        return find_device(self.wish.device)
+        return find_device(self.config.device)
 
     def places(
         self, runs: Sequence[PlannedRun], data: Mapping[DataKey, DataSet], options: EngineOptions
     ) -> tuple[Sequence[Place], str]:
-        """A place for each group that is trained at the same time, and what a person is told of them."""
+        """One place for each group that is trained at the same time, and a line for the user about them."""
         from cifar_ablate.runner.jobs import choose_places
         from cifar_ablate.runner.preflight import describe_places
 
-        places, why = choose_places(runs, data, self.device(), self.wish.jobs, self.wish.threads, options)
+        places, why = choose_places(runs, data, self.device(), self.config.jobs, self.config.threads, options)
         return places, describe_places(places, why)
 
     def train(
-        self, groups: Iterable[Group], train_group: TrainGroup, places: Sequence[Place], channel: Channel
-    ) -> None:
-        """Train all groups; a group is asked for when there is a place for it, for a trial may depend on the last."""
+        self, groups: Iterable[Group], train_group: TrainGroup, places: Sequence[Place], should_stop: ShouldStop
+    ) -> RunEvents:
+        """Train all groups and yield their events; override this.
+
+        A group is requested when a place is free: a trial may depend on the one before.
+        """
         for group in groups:
-            if not channel.should_stop():
-                train_group(group, places[0], channel)
+            if not should_stop(None):
+                yield from train_group(group, places[0], should_stop)
+
+
+class PendingGroups:
+    """Groups that wait for a place; each is requested when a place is free."""
+
+    def __init__(self, groups: Iterable[Group]) -> None:
+        self.fresh: Iterator[Group] = iter(groups)
+        self.returned: deque[Group] = deque()
+        """What is left of the groups of processes that died."""
+
+    @property
+    def may_have_more(self) -> bool:
+        """For a list this is known; for a generator only when there is no next group."""
+        return bool(self.returned) or length_hint(self.fresh, 1) > 0
+
+    def take(self) -> Group | None:
+        group = self.returned.popleft() if self.returned else next(self.fresh, None)
+        if group is None:
+            self.fresh = iter(())
+        return group
+
+    def give_back(self, groups: Sequence[Group]) -> None:
+        self.returned.extendleft(groups)
+
+    def clear(self) -> None:
+        self.fresh = iter(())
+        self.returned.clear()

@@ -1,77 +1,52 @@
-"""Which runs a study's looks ask for, and what each look says; derived from what is recorded, each time anew.
+"""Which runs a study's looks ask for, and what each look says; derived from what is recorded, every time.
 
-Nothing is kept between two looks, so a command that was killed, another one beside it, and one on another machine all
-come to the same. What decides is ``cifar_ablate.analysis.looks``.
+Nothing is kept between two looks, so a command that was killed, one that runs beside it, and one on another machine
+decide the same. The decision itself is ``cifar_ablate.analysis.looks``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cifar_ablate.errors import RecordError
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.plan import Plan, PlannedRun
-from cifar_ablate.records import RecordedRun, families_of, frame_of, worth
+from cifar_ablate.records import Key, RecordedRun, families_of, frame_of
+from cifar_ablate.runner.status import RunStatus, by_training, status
 
 if TYPE_CHECKING:
     from cifar_ablate.analysis.looks import LooksTaken
-    from cifar_ablate.analysis.types import Contrast
+    from cifar_ablate.analysis.verdicts import Contrast
 
-ENDED = ("finished", "diverged")
 MAX_NAMED = 3
 
 
-def results_of(plan: Plan, recorded: Sequence[RecordedRun], runs_root: Path) -> list[RecordedRun]:
-    """The plan's runs that ended in a result, from the record, and from their folders where that lacks it."""
-    best: dict[tuple[str, str], RecordedRun] = {}
-    for record in sorted(recorded, key=worth):
-        best[record.arm, record.fingerprint] = record
-    found = []
-    for run in plan.runs:
-        known = best.get((run.arm, run.fingerprint))
-        mine = known if known is not None and known.outcome in ENDED else _from_folder(run, runs_root)
-        if mine is not None:
-            found.append(mine)
-    return found
-
-
-def _from_folder(run: PlannedRun, runs_root: Path) -> RecordedRun | None:
-    with suppress(RecordError):  # a damaged folder holds no result; who trains the run tells of it
-        result = RunFolder(runs_root / run.fingerprint).result()
-        if result is not None and result.status in ENDED:
-            metrics = {**result.metrics, "train_seconds": result.train_seconds}
-            return RecordedRun(
-                "", run.arm, run.seed, run.fingerprint, run.recipe_id, result.status, result.reason, metrics
-            )
-    return None
-
-
 @dataclass(frozen=True)
-class Standing:
-    """Where a study's looks stand. A study without looks asks for all its runs."""
+class LookState:
+    """Which runs a study wants now; a study without looks wants all its runs."""
 
     plan: Plan
+    statuses: Mapping[Key, RunStatus]
     results: Sequence[RecordedRun]
+    """Runs of the plan that have a result."""
     looks: LooksTaken | None
     """None in a study without looks."""
 
     def asks_for(self, run: PlannedRun) -> bool:
-        """Is this run wanted by now?"""
+        """Is this run wanted now?"""
         return self.looks is None or self.plan.study.seeds.index(run.seed) < self.looks.wanted.get(run.arm, 0)
 
     def may_ask_for(self, run: PlannedRun) -> bool:
-        """Is this run wanted if a contrast of its arm stays open?"""
+        """Will this run be wanted if a contrast of its arm stays open?"""
         pending = self.looks.pending if self.looks is not None else None
         if pending is None or self.asks_for(run):
             return False
         return self.looks is not None and self.looks.wanted[run.arm] == pending.num_seeds
 
     def look_before(self, run: PlannedRun) -> int:
-        """Seeds of the look after which a run may be asked for."""
+        """Number of seeds of the look after which a run may be wanted."""
         index = self.plan.study.seeds.index(run.seed)
         return max((look for look in self.plan.study.looks if look <= index), default=0)
 
@@ -83,7 +58,7 @@ class Standing:
         return [run for run in self.plan.runs if self.asks_for(run) and (run.arm, run.seed) not in there]
 
     def taken(self) -> list[int]:
-        """Seeds of the looks that were complete."""
+        """Number of seeds of each completed look."""
         return [look.num_seeds for look in self.looks.taken] if self.looks is not None else []
 
     def runs_of_look(self, num_seeds: int) -> list[RecordedRun]:
@@ -92,7 +67,7 @@ class Standing:
         return [run for run in self.results if run.seed in first]
 
     def said_at(self, num_seeds: int) -> list[str]:
-        """One line for each contrast that was open at this look: its sentence, and what follows."""
+        """One line for each contrast that was open at this look: its sentence, and what comes next."""
         at = _take(self.plan, self.runs_of_look(num_seeds))
         follows = f"Goes on to {at.pending.num_seeds} seeds." if at.pending else "Not decided at the last look."
         return [
@@ -108,10 +83,15 @@ def _closed(contrast: Contrast) -> str:
     return "Closed: a run diverged, and more seeds give no verdict." if contrast.is_diverged else "Decided."
 
 
-def stand(plan: Plan, recorded: Sequence[RecordedRun], runs_root: Path) -> Standing:
-    """Where a study's looks stand by what the record and the run folders hold."""
-    results = results_of(plan, recorded, runs_root)
-    return Standing(plan, results, _take(plan, results) if plan.study.looks else None)
+def look_state(plan: Plan, recorded: Sequence[RecordedRun], runs_root: Path) -> LookState:
+    """Which runs a study wants, given its runs in MLflow and in the run folders."""
+    known = by_training(recorded)
+    statuses = {
+        run.key: status(known.get((run.arm, run.fingerprint), ()), RunFolder(runs_root / run.fingerprint))
+        for run in plan.runs
+    }
+    results = [one for run in plan.runs if (one := statuses[run.key].as_recorded(run)) is not None]
+    return LookState(plan, statuses, results, _take(plan, results) if plan.study.looks else None)
 
 
 def _take(plan: Plan, results: Sequence[RecordedRun]) -> LooksTaken:
@@ -127,15 +107,15 @@ def _take(plan: Plan, results: Sequence[RecordedRun]) -> LooksTaken:
 LEFT_OUT = "left out by --arm or --seed"
 
 
-def waiting_line(standing: Standing, why: Callable[[PlannedRun], str]) -> str:
-    """Which runs the next look waits for, and why each of them is not there; empty where it waits for none."""
-    missing = standing.missing()
-    if not missing or standing.looks is None or standing.looks.pending is None:
+def waiting_line(state: LookState, why: Callable[[PlannedRun], str]) -> str:
+    """Which runs the next look waits for, and why each is missing; empty if it waits for none."""
+    missing = state.missing()
+    if not missing or state.looks is None or state.looks.pending is None:
         return ""
     reasons = [why(run) for run in missing]
     named = [f"{run.arm} seed {run.seed} ({reason})" for run, reason in zip(missing[:MAX_NAMED], reasons, strict=False)]
     named += [f"{len(missing) - MAX_NAMED} more"] if len(missing) > MAX_NAMED else []
     runs = "1 run" if len(missing) == 1 else f"{len(missing)} runs"
-    look = f"the look at {standing.looks.pending.num_seeds} seeds"
+    look = f"the look at {state.looks.pending.num_seeds} seeds"
     cure = "without --arm and --seed it gets them" if LEFT_OUT in reasons else "the same command goes on then"
-    return f"{standing.plan.study.label}: {look} waits for {runs}: {', '.join(named)}; {cure}."
+    return f"{state.plan.study.label}: {look} waits for {runs}: {', '.join(named)}; {cure}."

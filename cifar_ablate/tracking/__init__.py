@@ -1,10 +1,6 @@
-"""The only door to MLflow: deliver run folders, find and load what is recorded."""
+"""The only door to MLflow: upload run folders, find and load what is recorded."""
 
-from cifar_ablate.tracking.checkpoints import Kept
-from cifar_ablate.tracking.courier import Courier
-from cifar_ablate.tracking.delivery import Delivery
-from cifar_ablate.tracking.ledger import noted
-from cifar_ablate.tracking.parcel import Parcel
-from cifar_ablate.tracking.store import Tracking, existing, is_empty
+from cifar_ablate.tracking.store import Tracking, existing, is_empty, noted
+from cifar_ablate.tracking.writer import MlflowWriter, PendingUpload
 
-__all__ = ["Courier", "Delivery", "Kept", "Parcel", "Tracking", "existing", "is_empty", "noted"]
+__all__ = ["MlflowWriter", "PendingUpload", "Tracking", "existing", "is_empty", "noted"]

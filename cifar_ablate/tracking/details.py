@@ -1,4 +1,4 @@
-"""What a report needs beside the runs' metrics: curves, environments and predictions, from the runs' artifacts."""
+"""What a report needs besides metrics: curves, environments and predictions, from the runs' artifacts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from urllib.parse import unquote, urlparse
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from cifar_ablate.compact import load_array
 from cifar_ablate.errors import RecordError
@@ -21,21 +20,28 @@ from cifar_ablate.records import CURVES, Predictions, RecordedRun, environment_o
 from cifar_ablate.text_safety import sanitize_values
 
 if TYPE_CHECKING:
-    from cifar_ablate.tracking.store import Tracking
+    import pandas as pd
 
 Part = TypeVar("Part")
 
 
 class TrackedDetails:
-    """Details of runs that MLflow holds. Artifacts on this machine's disk are read where they are."""
+    """Details of runs in MLflow. Artifacts on this machine's disk are read directly."""
 
-    def __init__(self, tracking: Tracking, places: Mapping[str, str]) -> None:
-        """``places``: artifact location of each run, by its id."""
-        self.tracking = tracking
+    def __init__(
+        self,
+        curves: Callable[[str, Sequence[str]], Mapping[str, Sequence[tuple[int, float]]]],
+        artifact: Callable[[str, str, Path], Path],
+        places: Mapping[str, str],
+    ) -> None:
+        """``curves``: points of a run's metrics. ``artifact``: downloads one. ``places``: artifact locations by run."""
+        self.curves_of, self.artifact_of = curves, artifact
         self.folders = {run_id: _folder(place) for run_id, place in places.items()}
 
     def curves(self, runs: Sequence[RecordedRun]) -> pd.DataFrame:
         """Columns fingerprint, arm, seed, epoch and one per metric; one row per run and epoch."""
+        import pandas as pd
+
         lines = self._each(self._history, runs)
         whole = [(run, line) for run, of_run in zip(runs, lines, strict=True) for line in of_run]
         columns: dict[str, list[Any]] = {
@@ -50,7 +56,7 @@ class TrackedDetails:
             return {run.fingerprint: self._environment(run, Path(folder)) for run in runs}
 
     def predictions(self, runs: Sequence[RecordedRun]) -> Predictions | None:
-        """Predictions of finished runs; None of none. Raises RecordError where they were tested on different images."""
+        """Predictions of finished runs; None if there are none. Raises RecordError if their test images differ."""
         if not runs:
             return None
         with tempfile.TemporaryDirectory() as place:
@@ -70,7 +76,7 @@ class TrackedDetails:
         return Predictions(tuple(run.fingerprint for run in runs), labels.astype(np.int64), predicted, loss, confidence)
 
     def _each(self, read: Callable[[RecordedRun], Part], runs: Sequence[RecordedRun]) -> list[Part]:
-        """Something of each run: a server is asked by several threads, which on a disk only wait for each other."""
+        """Read something of each run; with several threads from a server, where each request waits."""
         if all(self.folders.get(run.run_id) for run in runs):
             return [read(run) for run in runs]
         with ThreadPoolExecutor() as pool:
@@ -89,10 +95,10 @@ class TrackedDetails:
         if path is not None:
             try:
                 return _lines(path)
-            except (OSError, ValueError, TypeError, csv.Error):  # it was cut off, or others wrote it
+            except (OSError, ValueError, TypeError, csv.Error):  # cut off, or written by something else
                 raise _damaged(run, "history.csv") from None
         lines: dict[int, dict[str, float]] = {}
-        for name, points in self.tracking.curves(run.run_id, CURVES).items():
+        for name, points in self.curves_of(run.run_id, CURVES).items():
             for epoch, value in points:
                 lines.setdefault(epoch, {"epoch": epoch})[name] = value
         return [lines[epoch] for epoch in sorted(lines)]
@@ -109,10 +115,10 @@ class TrackedDetails:
         if local is not None:
             return local
         folder.mkdir(exist_ok=True)
-        return self.tracking.artifact(run.run_id, name, folder)
+        return self.artifact_of(run.run_id, name, folder)
 
     def _local(self, run: RecordedRun, name: str) -> Path | None:
-        """The artifact on this machine's disk; asking MLflow for it costs 10 ms."""
+        """The artifact on this machine's disk: asking MLflow for it costs 10 ms."""
         folder = self.folders.get(run.run_id)
         return folder / name if folder is not None and (folder / name).is_file() else None
 
@@ -131,7 +137,7 @@ def _lines(path: Path) -> list[dict[str, float]]:
 
 
 def _folder(place: str) -> Path | None:
-    """The folder of a location on this machine's disk; None of others."""
+    """The folder of a location on this machine's disk; None for other locations."""
     parts = urlparse(place)
     if parts.scheme not in ("", "file") or not parts.path:
         return None

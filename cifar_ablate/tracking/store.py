@@ -1,4 +1,4 @@
-"""What is recorded in MLflow: studies, their runs, curves and artifacts."""
+"""The MLflow tracking store: studies, their runs, curves, artifacts and ledgers."""
 
 from __future__ import annotations
 
@@ -7,36 +7,40 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_ablate.errors import OutputError, RecordError, TrackingError, UnknownNameError, not_written
 from cifar_ablate.locks import lock
 from cifar_ablate.records import (
+    ABANDONED,
     LedgerEntry,
     RecordedRun,
     RunIdentity,
     StudyRecord,
     check_document,
+    is_fingerprint,
+    ledger_entry,
+    seed_of,
 )
-from cifar_ablate.text_safety import redact_url, sanitize_values
-from cifar_ablate.tracking import checkpoints
-from cifar_ablate.tracking.answering import answering, store_error
-from cifar_ablate.tracking.checkpoints import Kept
-from cifar_ablate.tracking.delivery import TUNING, Delivery
+from cifar_ablate.text_safety import redact_url, sanitize, sanitize_line, sanitize_values
 from cifar_ablate.tracking.details import TrackedDetails
-from cifar_ablate.tracking.ledger import as_tag, entries_in, entry_now
-from cifar_ablate.tracking.recorded import recorded
+from cifar_ablate.tracking.mlflow_errors import answering, store_error
+from cifar_ablate.tracking.upload import TUNING, RunUpload, owner_of
 
 if TYPE_CHECKING:
     from cifar_ablate.folder import RunFolder
+    from cifar_ablate.owner import Owner
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-# a courier tries again by itself; with MLflow's own 7 attempts and 120 s each, a dead server is found out in minutes
+# MlflowWriter tries again by itself; with MLflow's own 7 attempts of 120 s, a dead server is noticed after minutes
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
@@ -45,18 +49,27 @@ PAGE = 1000
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 DOCUMENT = "ablate.study"
 """Experiment tag that points at the study's document: its digest and in how many pieces it is kept."""
+LEDGER = "ablate.ledger."
+"""Prefix of the experiment tags that hold the ledger: who read the test accuracies, when, and what was set before.
+
+One tag for each entry, named after its content: writing it again changes nothing. Entries are never overwritten.
+"""
+STATELESS = frozenset({"margin"})
+"""Kinds of ledger entries of which only the first for a detail counts, whatever had been trained by then."""
+OURS = ("ablate.arm", "ablate.seed", "ablate.fingerprint", "ablate.recipe")
+"""Tags that every run of ours has."""
 
 
 class Tracking:
-    """A tracking store: MLFLOW_TRACKING_URI where it is set, else what plain ``mlflow ui`` shows here."""
+    """A tracking store: MLFLOW_TRACKING_URI if set, else the database that plain ``mlflow ui`` shows here."""
 
     def __init__(self) -> None:
         import mlflow
 
-        for name in ("mlflow", "alembic"):  # after the import, which sets levels of its own
+        for name in ("mlflow", "alembic"):  # after the import, which sets its own levels
             logging.getLogger(name).setLevel(logging.WARNING)
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for what our errors say
-        with answering(ImportError, ValueError):  # a driver that is not there, an address that is none
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # our errors already say it
+        with answering(ImportError, ValueError):  # a missing driver, an invalid address
             uri = mlflow.get_tracking_uri()
             self.uri = redact_url(uri)
             _make_database(uri)
@@ -65,7 +78,7 @@ class Tracking:
             self.client.search_experiments(max_results=1)
 
     def answers(self) -> bool:
-        """Does the store answer at this moment?"""
+        """Does the store answer?"""
         try:
             with answering():
                 self.client.search_experiments(max_results=1)
@@ -74,10 +87,10 @@ class Tracking:
         return True
 
     def open_study(self, label: str, document: Mapping[str, Any]) -> str:
-        """Id of the experiment of a study's variant, created where needed, with the study as planned now.
+        """Id of the experiment of a study's variant, created if needed, with the study as planned now.
 
         The document is kept in pieces under its digest; the tag that points at them is written last, so a reader finds
-        the old document or the new one, and never parts of both.
+        the old or the new document, never parts of both.
         """
         from mlflow.exceptions import MlflowException
 
@@ -105,7 +118,7 @@ class Tracking:
         return experiment_id
 
     def _tag(self, experiment_id: str, name: str, value: str) -> None:
-        """Set a tag of an experiment; of two processes that do so at once, MLflow lets one fail (UNIQUE constraint)."""
+        """Set a tag of an experiment; if two processes do so at once, one fails in MLflow (UNIQUE constraint)."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -120,7 +133,7 @@ class Tracking:
             return sorted(item.name for item in found if DOCUMENT in item.tags and item.name.isprintable())
 
     def load(self, label: str) -> StudyRecord:
-        """Everything recorded under a label; raises UnknownNameError where nothing is."""
+        """Everything recorded under a label; raises UnknownNameError if there is nothing."""
         with answering():
             experiment = self.client.get_experiment_by_name(label)
             if experiment is not None and experiment.lifecycle_stage == "deleted":
@@ -138,7 +151,7 @@ class Tracking:
             ledger = entries_in(label, experiment.tags)
             found = self._recorded_runs(str(experiment.experiment_id))
             places = {run.info.run_id: run.info.artifact_uri for run in found}
-            details = TrackedDetails(self, places)
+            details = TrackedDetails(self.curves, self.artifact, places)
             return StudyRecord(label, document, [recorded(run) for run in found], details, ledger)
 
     def tags_of(self, run_id: str) -> dict[str, str]:
@@ -147,7 +160,7 @@ class Tracking:
             return dict(self.client.get_run(run_id).data.tags)
 
     def study_of(self, run_id: str) -> str:
-        """Label of the study that a run belongs to; raises RecordError where it is none of ours."""
+        """Label of the study that a run belongs to; raises RecordError for other runs."""
         from mlflow.exceptions import MlflowException
 
         with answering():
@@ -166,9 +179,9 @@ class Tracking:
             return str(tags["ablate.study"])
 
     def note(self, label: str, kind: str, detail: str, runs: Iterable[RecordedRun]) -> LedgerEntry | None:
-        """Enter in a study's ledger what was done with these ``runs``; None where that is there already.
+        """Enter into a study's ledger what was done with these ``runs``; None if the entry exists.
 
-        One request where it is, two otherwise. Raises UnknownNameError where nothing is recorded under the label.
+        Raises UnknownNameError if nothing is recorded under the label.
         """
         name, entry = entry_now(kind, detail, runs)
         with answering():
@@ -189,26 +202,17 @@ class Tracking:
         found = self.pages(self.client.search_runs, experiment_ids=[experiment_id])
         return [run for run in found if "ablate.recipe" in run.data.tags]
 
-    def deliver(self, experiment_id: str, planned: RunIdentity, folder: RunFolder, **options: Any) -> Delivery:
-        """Start, or take up again, the delivery of a run's folder; options are those of ``Delivery``."""
-        return Delivery(self.client, experiment_id, planned, folder, **options)
-
-    def kept_checkpoints(self, experiment_id: str) -> dict[str, Kept]:
-        """Checkpoints of unfinished runs that the store keeps, by fingerprint: the furthest of each."""
-        found: dict[str, Kept] = {}
-        with answering():
-            query = f"tags.`{checkpoints.TAG}` LIKE '%'"
-            for run in self.pages(self.client.search_runs, experiment_ids=[experiment_id], filter_string=query):
-                kept = checkpoints.kept_from(run.data.tags, run.info.run_id)
-                fingerprint = run.data.tags.get("ablate.fingerprint", "")
-                if kept is not None and (fingerprint not in found or kept.progress >= found[fingerprint].progress):
-                    found[fingerprint] = kept
-        return found
-
-    def fetch_checkpoint(self, kept: Kept, folder: RunFolder) -> None:
-        """Write a kept checkpoint into a run's folder; raises RecordError, OutputError."""
-        with answering():
-            checkpoints.fetch(self.client, kept, folder)
+    def upload(
+        self,
+        experiment_id: str,
+        run: RunIdentity,
+        folder: RunFolder,
+        *,
+        replaces: Owner | None = None,
+        on_success: Callable[[], None] = lambda: None,
+    ) -> RunUpload:
+        """The upload of a run's folder; nothing is sent before its ``update`` (see ``RunUpload``)."""
+        return RunUpload(self.client, experiment_id, run, folder, replaces=replaces, on_success=on_success)
 
     def curves(self, run_id: str, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
         """Points (epoch, value) of each named metric of a run."""
@@ -219,7 +223,7 @@ class Tracking:
             }
 
     def artifact(self, run_id: str, name: str, into: Path) -> Path:
-        """Download one artifact into a folder; raises RecordError where the run has none of that name."""
+        """Download one artifact into a folder; raises RecordError if the run has none of that name."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -233,7 +237,7 @@ class Tracking:
             raise store_error(error, "give") from None
 
     def experiment_id(self, label: str) -> str:
-        """Id of a study's experiment; raises TrackingError where there is none."""
+        """Id of a study's experiment; raises TrackingError if there is none."""
         experiment = self.client.get_experiment_by_name(label)
         if experiment is None:
             raise TrackingError(f"the tracking store at {self.uri} refuses to create {label!r}; look at its log")
@@ -251,7 +255,7 @@ class Tracking:
 
 
 def is_empty() -> bool:
-    """Is the store a database file that nobody has made yet? Finding that out makes none."""
+    """Is the store a database file that does not exist yet? The check does not create it."""
     import mlflow
 
     path = _database_file(mlflow.get_tracking_uri())
@@ -259,7 +263,7 @@ def is_empty() -> bool:
 
 
 def existing() -> Tracking:
-    """The tracking store, for what only reads; raises RecordError where nothing was ever recorded, and makes none."""
+    """The tracking store for reading; raises RecordError, and creates none, if nothing was ever recorded."""
     if is_empty():
         raise RecordError("nothing is recorded in this folder yet; start with `cifar-ablate run STUDY.yaml`")
     return Tracking()
@@ -270,10 +274,10 @@ def _database_file(uri: str) -> Path | None:
 
 
 def _make_database(uri: str) -> None:
-    """Make a fresh SQLite database whole or not at all.
+    """Create a SQLite database completely or not at all.
 
-    MLflow builds its tables in steps; interrupted between them, or by two processes at once, it leaves a file that no
-    command can use any more. So it is built under another name, under a lock, and then takes its place.
+    MLflow creates its tables in steps; interrupted between them, or run by two processes at once, it leaves an unusable
+    file. So the database is created under another name, under a lock, and then renamed.
     """
     import mlflow
 
@@ -290,10 +294,93 @@ def _make_database(uri: str) -> None:
 
 
 def _ask_once(uri: str) -> None:
-    """Raise SQLAlchemyError where a database server does not answer: MLflow itself would try for three minutes."""
+    """Raise SQLAlchemyError if a database server does not answer: MLflow itself would try for three minutes."""
     from sqlalchemy import create_engine
     from sqlalchemy.pool import NullPool
 
     if not uri.startswith(("postgresql", "mysql", "mssql")):
         return
     create_engine(uri, poolclass=NullPool).connect().close()
+
+
+def recorded(run: Any) -> RecordedRun:
+    """A run of MLflow as a RecordedRun; raises RecordError if this program cannot have written it."""
+    tags = {name: sanitize(value) for name, value in run.data.tags.items()}
+    wrong = [name for name in OURS if name not in tags]
+    wrong += [name for name in ("ablate.fingerprint", "ablate.recipe") if not is_fingerprint(tags.get(name))]
+    if wrong or not _is_seed(tags["ablate.seed"]) or not is_fingerprint(run.info.run_id):
+        raise RecordError(
+            f"run {sanitize_line(run.info.run_id)} in MLflow was not written by this program (look at its tags "
+            f"{', '.join(OURS)}); delete it there"
+        )
+    states = {"RUNNING": "running", "SCHEDULED": "running", "KILLED": "killed", "FAILED": "failed"}
+    outcome = states.get(run.info.status) or tags.get("ablate.outcome", "failed")
+    reason = tags.get("ablate.reason", "")
+    owner = None
+    if outcome == "running":  # MLflow leaves a run RUNNING for ever when its process is killed
+        owner = owner_of(tags)
+        if owner is None or (owner.is_here() and not owner.is_alive()):
+            outcome, reason = "killed", ABANDONED
+        else:
+            reason = ""
+    return RecordedRun(
+        run_id=run.info.run_id,
+        arm=tags["ablate.arm"],
+        seed=seed_of(tags["ablate.seed"]),
+        fingerprint=tags["ablate.fingerprint"],
+        recipe_id=tags["ablate.recipe"],
+        outcome=outcome,
+        reason=reason,
+        metrics=dict(run.data.metrics),
+        owner=owner if outcome == "running" else None,
+    )
+
+
+def _is_seed(text: str) -> bool:
+    try:
+        return seed_of(text) >= 0
+    except ValueError:
+        return False
+
+
+def entry_now(kind: str, detail: str, runs: Iterable[RecordedRun]) -> tuple[str, LedgerEntry]:
+    """The tag's name and the ledger entry as of now; only finished ``runs`` count."""
+    finished = [run for run in runs if run.outcome == "finished"]
+    state = [] if kind in STATELESS else sorted({run.fingerprint for run in finished})
+    digest = hashlib.sha256(json.dumps([detail, state]).encode()).hexdigest()[:8]
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    return f"{LEDGER}{kind}.{digest}", LedgerEntry(
+        kind, when, detail, num_seeds=len({run.seed for run in finished}), num_runs=len(finished)
+    )
+
+
+def noted(tracking: Tracking, record: StudyRecord, kind: str, detail: str) -> StudyRecord:
+    """The record with this reading in its ledger; a read-only store is no reason not to read."""
+    with suppress(TrackingError, OutputError):
+        entry = tracking.note(record.label, kind, detail, record.current())
+        return record if entry is None else replace(record, ledger=[*record.ledger, entry])
+    return record
+
+
+def as_tag(entry: LedgerEntry) -> str:
+    """The value of an entry's tag."""
+    return json.dumps(asdict(entry))
+
+
+def entries_in(label: str, tags: Mapping[str, str]) -> tuple[LedgerEntry, ...]:
+    """All ledger entries among an experiment's tags, the oldest first; raises RecordError for a damaged one."""
+    found = []
+    for name, value in tags.items():
+        if name.startswith(LEDGER):
+            try:
+                found.append(ledger_entry(sanitize_values(json.loads(value))))
+            except (ValueError, TypeError, RecursionError):
+                raise RecordError(
+                    f"the tag {name} that MLflow keeps of {label!r} is damaged; remove it, and its entry is lost"
+                ) from None
+    return tuple(sorted(found, key=_order))
+
+
+def _order(entry: LedgerEntry) -> tuple[str, bool, int, str, str]:
+    """By time; within a second the margin first, because a command sets it before it reads anything."""
+    return entry.when, entry.kind != "margin", entry.num_runs, entry.kind, entry.detail

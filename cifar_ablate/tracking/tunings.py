@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from cifar_ablate.locks import lock
-from cifar_ablate.tracking.answering import answering
-from cifar_ablate.tracking.claims import claims_of
-from cifar_ablate.tracking.delivery import TUNING
+from cifar_ablate.tracking.mlflow_errors import answering
 from cifar_ablate.tracking.store import Tracking
+from cifar_ablate.tracking.upload import TUNING
 
 PARENT, TRIAL = "mlflow.parentRunId", "ablate.trial"
 """Tags of a trial's runs."""
@@ -108,8 +107,6 @@ def end_lost(tracking: Tracking, opened: OpenedTuning, identity: str, reasons: M
             number = run.data.tags.get(TRIAL, "")
             if run.info.status != "RUNNING" or not number.isdigit() or int(number) not in reasons:
                 continue
-            for claim in claims_of(run.data.tags):
-                _delete_tag(client, run.info.run_id, claim.tag)
             client.set_tag(run.info.run_id, "ablate.outcome", "killed")
             client.set_tag(run.info.run_id, "ablate.reason", reasons[int(number)])
             client.set_terminated(run.info.run_id, "KILLED")

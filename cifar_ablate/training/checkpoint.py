@@ -79,19 +79,6 @@ def save_checkpoint(
         _write(temporary, tensors, metadata | {CHECKSUM: _digest(tensors, metadata)})
 
 
-def read_progress(path: Path) -> dict[str, Any] | None:
-    """What a checkpoint's header says of its progress, for somebody who only wants to know; nothing is verified."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            progress = dict(json.loads((file.metadata() or {})["progress"]))
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError):
-        return None
-    counts = (progress.get("epochs"), progress.get("steps"))
-    seconds = (progress.get("train_seconds"), progress.get("eval_seconds"))
-    is_ours = all(type(one) is int for one in counts) and all(isinstance(one, int | float) for one in seconds)
-    return progress if is_ours else None
-
-
 def load_checkpoint(
     paths: Sequence[Path], model: nn.Module, optimizer: torch.optim.Optimizer, *, max_epochs: int
 ) -> tuple[Progress | None, list[Path]]:

@@ -3,55 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Sequence
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from cifar_ablate.keys import key
+from cifar_ablate.training.events import Stepped, Steps
 from cifar_ablate.training.fit import Fit
 
-Result = TypeVar("Result")
-Steps = Generator[None, None, Result]
-"""Work that can be left and taken up between two steps, so that several trainings may take turns on one device."""
+ShouldStop = Callable[[], bool]
+"""Asked after every step and before every evaluated batch; True: write a checkpoint and raise Stopped."""
 
 
-def finish(steps: Steps[Result]) -> Result:
-    """Take all steps, one after the other; gives what they come to."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-
-
-class Watcher(Protocol):
-    """What a training tells while it goes on, and asks."""
-
-    def on_start(self, epochs_done: int, damaged: Sequence[Path]) -> None:
-        """Training starts, or goes on after ``epochs_done`` epochs; ``damaged`` checkpoints were passed over."""
-
-    def on_step(self, epoch: int, step: int, num_steps: int, loss: Callable[[], float]) -> None:
-        """A step has been issued; calling ``loss`` waits for the device, so call it seldom."""
-
-    def on_epoch(self, line: dict[str, Any]) -> None:
-        """An epoch has ended and its line is in the folder's history."""
-
-    def should_stop(self) -> bool:
-        """Asked after every step and before every batch that is evaluated; True: checkpoint and raise Stopped."""
+def never() -> bool:
+    """The answer of a training that nothing stops."""
+    return False
 
 
 class Stopped(Exception):  # noqa: N818  no error: what was asked for
     """Training was asked to stop; where it stood is in the folder's checkpoint."""
 
 
-def train_epoch(fit: Fit, watcher: Watcher) -> Steps[tuple[float, float]]:
-    """The steps that are left of an epoch; gives its mean loss and running accuracy (percent, on augmented images).
+def train_epoch(
+    fit: Fit, should_stop: ShouldStop = never, step_seconds: float | None = None
+) -> Steps[tuple[float, float]]:
+    """Take the remaining steps of an epoch; return its mean loss and running accuracy (percent, on augmented images).
 
-    Nothing is waited for on the device before the last step. Raises Stopped between two steps where the watcher asks
-    for it.
+    Yields Stepped at most every ``step_seconds`` (None: never), and None after the other steps. Waits for the device
+    only to read a loss that is reported, and after the last step. Raises Stopped between two steps if asked to stop.
     """
     device, sums = fit.data.mean.device, fit.stepper.sums
     num = len(fit.data.train_labels)
@@ -62,7 +42,7 @@ def train_epoch(fit: Fit, watcher: Watcher) -> Steps[tuple[float, float]]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         _set_random_state(fit, device)
         try:
-            yield from _steps(fit, watcher)
+            yield from _steps(fit, should_stop, step_seconds)
             loss, running = (sums["loss"] / num).item(), (100 * sums["num_right"] / num).item()
         except Stopped:
             sums["loss"].item()  # the device is waited for: the clock is read next
@@ -75,7 +55,7 @@ def train_epoch(fit: Fit, watcher: Watcher) -> Steps[tuple[float, float]]:
     return loss, running
 
 
-def _steps(fit: Fit, watcher: Watcher) -> Steps[None]:
+def _steps(fit: Fit, should_stop: ShouldStop, step_seconds: float | None) -> Steps[None]:
     first = fit.epochs_done * fit.num_steps
     rates = fit.base_lr * fit.lr_factors[first : first + fit.num_steps]
     fit.stepper.load_epoch(fit.seed, fit.epochs_done, rates, fit.steps_done)
@@ -83,13 +63,16 @@ def _steps(fit: Fit, watcher: Watcher) -> Steps[None]:
     for step in range(fit.steps_done, fit.num_steps):
         fit.stepper(step)
         fit.steps_done = step + 1
-        watcher.on_step(fit.epochs_done + 1, step + 1, fit.num_steps, fit.stepper.glance)
-        stop_if_asked(watcher)
-        yield
+        if step_seconds is not None and time.monotonic() - fit.reported >= step_seconds:
+            fit.reported = time.monotonic()
+            yield Stepped(fit.epochs_done + 1, step + 1, fit.num_steps, fit.stepper.glance())
+        else:
+            yield None
+        stop_if_asked(should_stop)
 
 
-def stop_if_asked(watcher: Watcher) -> None:
-    if watcher.should_stop():
+def stop_if_asked(should_stop: ShouldStop) -> None:
+    if should_stop():
         raise Stopped
 
 

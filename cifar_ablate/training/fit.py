@@ -40,6 +40,8 @@ class Fit:
     epoch_seconds: float = 0.0
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
+    reported: float = -math.inf
+    """When a step was last reported, by the monotonic clock."""
 
     @property
     def network(self) -> Network:

@@ -23,13 +23,14 @@ from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training.batches import DeviceData
 from cifar_ablate.training.checkpoint import save_weights
 from cifar_ablate.training.engine import Engine
-from cifar_ablate.training.epoch import Steps, Stopped, Watcher, stop_if_asked, train_epoch
+from cifar_ablate.training.epoch import ShouldStop, Stopped, never, stop_if_asked, train_epoch
 from cifar_ablate.training.evaluate import (
     accuracy,
     expected_calibration_error,
     negative_log_likelihood,
     predict_logits,
 )
+from cifar_ablate.training.events import EpochEnded, Started, Steps
 from cifar_ablate.training.fit import Fit, checkpoint_fit, identity_of, resume, set_up
 
 CHECKPOINT_SECONDS = 60.0
@@ -43,43 +44,50 @@ def train_run(
     *,
     precision: str,
     folder: RunFolder,
-    watcher: Watcher,
+    should_stop: ShouldStop = never,
+    step_seconds: float | None = None,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
     engine: Engine | None = None,
     lane: int = 0,
     keep_network: bool = True,
 ) -> Steps[RunResult]:
-    """Train one run to its end, resuming from the folder's newest usable checkpoint where there is one.
+    """Train one run to its end, resuming from the newest usable checkpoint of its folder.
 
-    A generator, which yields after each step: several may take turns on one device, each in a lane of ``engine``.
-    The result is also written to the folder; weights, logits and training accuracy only where ``keep_network`` is set.
-    A loss that is not finite ends the run as ``diverged``. Raises Stopped, after a checkpoint, when the watcher asks
-    for it: in the middle of an epoch, too.
+    Yields Started, then after each step a Stepped (at most every ``step_seconds``; None: never) or None, and EpochEnded
+    after each epoch; several trainings may take turns on one device, each in a lane of ``engine``. Returns the result,
+    which is also written to the folder; weights, logits and training accuracy only with ``keep_network``. A loss that
+    is not finite ends the run as ``diverged``. If ``should_stop`` says so, writes a checkpoint, also in mid-epoch, and
+    raises Stopped.
     """
     fit = set_up(recipe, seed, data, precision, engine, lane)
     damaged = resume(fit, folder)
-    watcher.on_start(fit.epochs_done, damaged)
+    yield Started(fit.epochs_done, tuple(path.name for path in damaged))
     try:
-        return (yield from _fit(fit, folder, watcher, checkpoint_seconds, keep_network))
+        return (yield from _fit(fit, folder, should_stop, step_seconds, checkpoint_seconds, keep_network))
     except Stopped:
         checkpoint_fit(fit, folder)
         raise
 
 
 def _fit(
-    fit: Fit, folder: RunFolder, watcher: Watcher, checkpoint_seconds: float, keep_network: bool
+    fit: Fit,
+    folder: RunFolder,
+    should_stop: ShouldStop,
+    step_seconds: float | None,
+    checkpoint_seconds: float,
+    keep_network: bool,
 ) -> Steps[RunResult]:
     """All epochs that are left, and the end of the run."""
     recipe, split = fit.recipe, fit.data.split
     checkpointed = time.monotonic()
     metrics: dict[str, float] = {}
     while fit.epochs_done < recipe.epochs:
-        line = yield from _epoch(fit, watcher)
+        line = yield from _epoch(fit, should_stop, step_seconds)
         epoch = line["epoch"]
         if not math.isfinite(line["train_loss"]):
             return _end(fit, folder, epoch, reason=f"the training loss was {line['train_loss']} in epoch {epoch}")
         if epoch == recipe.epochs:
-            metrics = _final_metrics(fit, folder, watcher, keep_network)
+            metrics = _final_metrics(fit, folder, should_stop, keep_network)
             if not math.isfinite(metrics[f"{split}_nll"]):  # the loss is taken before a step: the last one escapes it
                 folder.logits.unlink(missing_ok=True)
                 return _end(fit, folder, epoch, reason="the network's outputs were not finite after the last step")
@@ -91,15 +99,15 @@ def _fit(
         if time.monotonic() - checkpointed >= checkpoint_seconds and epoch < recipe.epochs:
             checkpoint_fit(fit, folder)
             checkpointed = time.monotonic()
-        watcher.on_epoch(line)
+        yield EpochEnded(line)
     if keep_network:
         save_weights(folder.weights, fit.evaluated, identity_of(fit, folder))
     return _end(fit, folder, fit.epochs_done, metrics=metrics)
 
 
-def _epoch(fit: Fit, watcher: Watcher) -> Steps[dict[str, Any]]:
+def _epoch(fit: Fit, should_stop: ShouldStop, step_seconds: float | None) -> Steps[dict[str, Any]]:
     """Train one epoch, evaluate if it is due, and give the line for the history."""
-    loss, running = yield from train_epoch(fit, watcher)
+    loss, running = yield from train_epoch(fit, should_stop, step_seconds)
     epoch = fit.epochs_done + 1
     line: dict[str, Any] = {
         "epoch": epoch,
@@ -112,21 +120,21 @@ def _epoch(fit: Fit, watcher: Watcher) -> Steps[dict[str, Any]]:
     every = fit.recipe.eval_every
     if every and epoch % every == 0 and epoch < fit.recipe.epochs and math.isfinite(loss):
         with _evaluation(fit):
-            logits = _predict(fit, fit.data.test_images, watcher)
+            logits = _predict(fit, fit.data.test_images, should_stop)
             labels = fit.data.test_labels.cpu()
             line[f"{fit.data.split}_accuracy"] = accuracy(logits, labels)
             line[f"{fit.data.split}_nll"] = negative_log_likelihood(logits, labels)
     return line
 
 
-def _predict(fit: Fit, images: Tensor, watcher: Watcher) -> Tensor:
+def _predict(fit: Fit, images: Tensor, should_stop: ShouldStop) -> Tensor:
     return predict_logits(
         fit.evaluated,
         images,
         fit.pipeline,
         fit.precision,
         flip_averaging=fit.recipe.flip_averaging,
-        between=partial(stop_if_asked, watcher),
+        between=partial(stop_if_asked, should_stop),
     )
 
 
@@ -140,11 +148,11 @@ def _evaluation(fit: Fit) -> Iterator[None]:
         fit.eval_seconds += time.perf_counter() - begun
 
 
-def _final_metrics(fit: Fit, folder: RunFolder, watcher: Watcher, keep_network: bool) -> dict[str, float]:
+def _final_metrics(fit: Fit, folder: RunFolder, should_stop: ShouldStop, keep_network: bool) -> dict[str, float]:
     """Headline metrics of the last epoch's network; its logits go to the folder where it is kept."""
     with _evaluation(fit):
         data, split = fit.data, fit.data.split
-        logits, labels = _predict(fit, data.test_images, watcher), data.test_labels.cpu()
+        logits, labels = _predict(fit, data.test_images, should_stop), data.test_labels.cpu()
         metrics = {
             f"{split}_accuracy": accuracy(logits, labels),
             f"{split}_nll": negative_log_likelihood(logits, labels),
@@ -152,7 +160,7 @@ def _final_metrics(fit: Fit, folder: RunFolder, watcher: Watcher, keep_network: 
         }
         if not keep_network:
             return metrics
-        train = _predict(fit, data.train_images, watcher)
+        train = _predict(fit, data.train_images, should_stop)
         # the largest logit of each image becomes 0: the same softmax, and float16 keeps the order and cannot overflow
         kept = (logits - logits.amax(1, keepdim=True)).to(torch.float16)
         for path, values in ((folder.logits, kept), (folder.labels, labels)):

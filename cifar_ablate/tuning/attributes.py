@@ -11,8 +11,6 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from cifar_ablate.owner import owner_from
-from cifar_ablate.tracking import clock
-from cifar_ablate.tracking.claims import STALE_SECONDS
 
 LOST, OWNER, BEAT, REASON, PRESENT = "lost", "owner", "beat", "reason", "is_present_recipe"
 TAKEN_UP, OUTCOME, CRASHED = "taken_up_from", "outcome", "worker_died_before"
@@ -20,6 +18,8 @@ VALUES, SECONDS, EPOCHS, FINGERPRINTS, RECIPE_ID = "values", "seconds", "epochs"
 """Names of a trial's attributes, as optuna-dashboard shows them."""
 RETRIED = "retried"
 """Attribute of a study: numbers of the failed trials that were asked to be tried again, and count no more."""
+STALE_SECONDS = 300.0
+"""A trial of another machine without a heartbeat for this long is lost: ten heartbeats."""
 UNCLAIMED_SECONDS = 60.0
 """A trial that nobody has claimed for so long after it was made belongs to a process that is gone."""
 
@@ -37,17 +37,14 @@ def can_be_retried(one: FrozenTrial) -> bool:
 
 
 def is_alive(one: FrozenTrial) -> bool:
-    """Is a running trial's process there? One of this machine can be looked for, of another its heartbeat tells.
-
-    Heartbeats go by the clock that machines share; Optuna notes the begin of a trial by that of the machine.
-    """
+    """Is the process of a running trial alive? On this machine it is looked up; elsewhere its heartbeat tells."""
     owner = owner_from(one.user_attrs.get(OWNER, ""))
     begun = one.datetime_start.timestamp() if one.datetime_start else 0.0
     if owner is None:
         return time.time() - begun < UNCLAIMED_SECONDS
     if owner.is_here():
         return owner.is_alive()
-    return abs(clock.now() - float(one.user_attrs.get(BEAT, begun))) < STALE_SECONDS
+    return abs(time.time() - float(one.user_attrs.get(BEAT, begun))) < STALE_SECONDS
 
 
 def place_of(study: optuna.Study, trial: FrozenTrial) -> int:

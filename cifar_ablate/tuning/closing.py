@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cifar_ablate.runner.closing import INTERRUPTED, MAX_NAMED
-from cifar_ablate.tuning.events import in_words
+from cifar_ablate.runner.summary import INTERRUPTED, MAX_NAMED
+from cifar_ablate.tuning.display import in_words
 from cifar_ablate.tuning.result import ArmResult
 from cifar_ablate.tuning.run import TuneSummary
 

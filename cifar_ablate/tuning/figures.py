@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cifar_ablate.folder import atomic
 from cifar_ablate.tuning.result import ArmResult
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 INK, BEST, GREY = "#3b6ea5", "#c2571a", "#9aa3ad"
 
@@ -36,8 +41,7 @@ def draw_history(result: ArmResult, path: Path) -> None:
         ylabel=f"accuracy on {len(result.plan.data.test_labels):,} validation images, %",
     )
     axes.legend(loc="best", fontsize=8)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+    _save(figure, path)
 
 
 def draw_importances(result: ArmResult, path: Path) -> None:
@@ -52,5 +56,14 @@ def draw_importances(result: ArmResult, path: Path) -> None:
     axes.set(xlim=(0, 1.1), xlabel="share of the variance of accuracy (fANOVA)")
     title = f"{result.plan.study.label}, {result.plan.arm}: what mattered, of {result.counts['complete']} trials"
     axes.set_title(title, parse_math=False)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write a PNG of 64 colours: a third of the bytes that matplotlib writes, and no difference to see."""
+    from PIL import Image
+
+    drawn = BytesIO()
+    figure.savefig(drawn, dpi=110, format="png")
     with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+        Image.open(drawn).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(temporary, "png", optimize=True)

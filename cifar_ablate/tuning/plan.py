@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from cifar_ablate.data import DataSet
-from cifar_ablate.data.validation import validation_part
+from cifar_ablate.data.canonical import validation_part
 from cifar_ablate.device import Device
 from cifar_ablate.errors import Problem, StudyError, UsageError, suggest
 from cifar_ablate.plan import DataKey, PlannedRun, check_batch_size, data_key, fingerprint
@@ -18,8 +18,8 @@ from cifar_ablate.spec.component import shown
 from cifar_ablate.spec.delta import differences
 from cifar_ablate.spec.schema import Choices, Parameter, Recipe, Study, Tune
 from cifar_ablate.spec.space import MISSING, Values, compose, present, written_at
-from cifar_ablate.tracking.delivery import TUNING
 from cifar_ablate.tracking.tunings import PARENT, TRIAL
+from cifar_ablate.tracking.upload import TUNING
 
 SUFFIX = "/tuning"
 """Behind a study's label: the name of the MLflow experiment with its trials, which is no study's."""

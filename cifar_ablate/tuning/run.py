@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
 from cifar_ablate.analysis.sentences import count
 from cifar_ablate.device import Place
 from cifar_ablate.errors import AblateError, OutputError, RecordError
-from cifar_ablate.folder import RunFolder
+from cifar_ablate.folder import RUNS_ROOT, RunFolder
 from cifar_ablate.owner import this_process
-from cifar_ablate.plan import PlannedRun, data_key
+from cifar_ablate.plan import data_key
 from cifar_ablate.records import RunIdentity
 from cifar_ablate.runner.artifacts import write_missing_artifacts
-from cifar_ablate.runner.checkpoints import bring_checkpoints
-from cifar_ablate.runner.execute import RUNS_ROOT, close
 from cifar_ablate.runner.executor import Executor
-from cifar_ablate.runner.stopping import Stops
-from cifar_ablate.runner.trainer import GroupTrainer
-from cifar_ablate.tracking import Courier, Tracking
+from cifar_ablate.runner.run import close
+from cifar_ablate.runner.stop import StopSignal
+from cifar_ablate.runner.train_group import GroupTrainer
+from cifar_ablate.tracking import MlflowWriter, Tracking
 from cifar_ablate.tracking.tunings import (
     BEST,
     OpenedTuning,
@@ -34,11 +32,11 @@ from cifar_ablate.tracking.tunings import (
 )
 from cifar_ablate.training.engine import EngineOptions
 from cifar_ablate.training.train import CHECKPOINT_SECONDS
-from cifar_ablate.tuning.command import TuneCommand
-from cifar_ablate.tuning.events import TuningEvents
+from cifar_ablate.tuning.display import TuningDisplay
 from cifar_ablate.tuning.history import write_files
 from cifar_ablate.tuning.plan import ArmPlan
 from cifar_ablate.tuning.result import ArmResult, result_of, rows_of
+from cifar_ablate.tuning.session import TuneSession
 from cifar_ablate.tuning.storage import opened as opened_storage
 from cifar_ablate.tuning.trials import ArmTrials
 
@@ -51,8 +49,6 @@ class TuneOptions:
     """Trials that could not be trained are tried again."""
     checkpoint_seconds: float = CHECKPOINT_SECONDS
     engine: EngineOptions = field(default_factory=EngineOptions)
-    keep_checkpoints: bool = False
-    """Also in MLflow: a machine without this folder can then go on with a trial."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +70,14 @@ def tune_arms(
     tracking: Tracking | None,
     executor: Executor,
     places: Sequence[Place],
-    events: TuningEvents,
-    stops: Stops,
+    display: TuningDisplay,
+    stop: StopSignal,
     options: TuneOptions | None = None,
 ) -> TuneSummary:
     """Bring every arm to the trials that are wanted of it; raises AblateError where nothing could be started."""
     with opened_storage(url) as storage:
         arms = [ArmTrials(plan, storage, url) for plan in plans]
-        return _tune(arms, tracking, executor, places, events, stops, options or TuneOptions())
+        return _tune(arms, tracking, executor, places, display, stop, options or TuneOptions())
 
 
 def _tune(
@@ -89,44 +85,37 @@ def _tune(
     tracking: Tracking | None,
     executor: Executor,
     places: Sequence[Place],
-    events: TuningEvents,
-    stops: Stops,
+    display: TuningDisplay,
+    stop: StopSignal,
     options: TuneOptions,
 ) -> TuneSummary:
     plans = [arm.plan for arm in arms]
-    _tell_of_before(arms, events, retry_failed=options.retry_failed)
+    _tell_of_before(arms, display, retry_failed=options.retry_failed)
     opened = {arm.plan.identity: _opened(tracking, arm.plan) for arm in arms} if tracking is not None else {}
     experiments = {arm.plan.label: opened[arm.plan.identity].experiment_id for arm in arms if opened}
-    courier = Courier(
-        tracking,
-        experiments,
-        on_note=events.on_note,
-        on_taken=stops.withdrawn.__setitem__,
-        keeps_checkpoints=options.keep_checkpoints,
-    )
-    damaged = [one for arm in arms if opened for one in _deliver_missed(arm, opened[arm.plan.identity], courier)]
+    writer = MlflowWriter(tracking, experiments, on_note=display.on_note, on_taken=stop.taken.__setitem__)
+    damaged = [one for arm in arms if opened for one in _upload_missed(arm, opened[arm.plan.identity], writer)]
     parents = {identity: each.run_id for identity, each in opened.items()}
     at_a_time = max(place.side_by_side for place in places)
-    bring = partial(_bring, tracking, experiments, events)
-    command = TuneCommand(arms, RUNS_ROOT, courier, events, stops, parents=parents, at_a_time=at_a_time, bring=bring)
+    session = TuneSession(arms, RUNS_ROOT, writer, display, stop, parents=parents, at_a_time=at_a_time)
     train_group = GroupTrainer(
         {data_key(plan.recipe): plan.data for plan in plans},
         RUNS_ROOT.absolute(),
         retry_failed=True,
         checkpoint_seconds=options.checkpoint_seconds,
-        step_seconds=events.step_seconds,
+        step_seconds=display.step_seconds,
         owner=this_process(),
         options=options.engine,
         num_images=_images_by_shape(plans),
         keep_networks=False,
     )
     try:
-        executor.train(command.groups(), train_group, places, command)
+        session.train(executor, session.groups(), train_group, places)
     finally:
-        command.close()
-        left = close(courier, stops)
+        session.close()
+        left = close(writer, stop)
     results = tuple(result_of(arm) for arm in arms)
-    undelivered = [*damaged, *((parcel.run.name, parcel.trouble) for parcel in left if tracking is not None)]
+    undelivered = [*damaged, *((one.run.name, one.trouble) for one in left if tracking is not None)]
     if tracking is not None:
         for arm, result in zip(arms, results, strict=True):
             try:
@@ -134,28 +123,20 @@ def _tune(
                 end_lost(tracking, opened[result.plan.identity], result.plan.identity, arm.lost())
             except AblateError as error:  # the trials are in the storage: the next command records them
                 undelivered.append((f"{result.plan.label} {result.plan.arm}", str(error)))
-    return TuneSummary(results, stops.reason, stops.signal, tuple(undelivered), is_offline=tracking is None)
-
-
-def _bring(
-    tracking: Tracking | None, experiments: Mapping[str, str], events: TuningEvents, runs: Sequence[PlannedRun]
-) -> None:
-    """Fetch what another machine left in MLflow of a trial that is taken up."""
-    if tracking is not None and runs:
-        bring_checkpoints(tracking, experiments[runs[0].study], runs, RUNS_ROOT, events.on_note)
+    return TuneSummary(results, stop.reason, stop.signal, tuple(undelivered), is_offline=tracking is None)
 
 
 def _opened(tracking: Tracking, plan: ArmPlan) -> OpenedTuning:
     return open_tuning(tracking, plan.label, plan.arm, plan.identity, plan.protocol)
 
 
-def _tell_of_before(arms: Sequence[ArmTrials], events: TuningEvents, *, retry_failed: bool) -> None:
+def _tell_of_before(arms: Sequence[ArmTrials], display: TuningDisplay, *, retry_failed: bool) -> None:
     for arm in arms:
         if retry_failed:
-            events.on_note(f"{arm.plan.arm}: {count(arm.retry_failed(), 'failed trial')} to be tried again")
+            display.on_note(f"{arm.plan.arm}: {count(arm.retry_failed(), 'failed trial')} to be tried again")
         for one in rows_of(arm):
             if one.val_accuracy is not None:
-                events.knows(arm.plan, one.val_accuracy, one.number)
+                display.knows(arm.plan, one.val_accuracy, one.number)
 
 
 def _images_by_shape(plans: Sequence[ArmPlan]) -> dict[str, int]:
@@ -168,7 +149,7 @@ def _images_by_shape(plans: Sequence[ArmPlan]) -> dict[str, int]:
     return totals
 
 
-def _deliver_missed(arm: ArmTrials, opened: OpenedTuning, courier: Courier) -> list[tuple[str, str]]:
+def _upload_missed(arm: ArmTrials, opened: OpenedTuning, writer: MlflowWriter) -> list[tuple[str, str]]:
     """Trials that ended while MLflow was away, or offline, are brought to it from their folders; gives damaged ones."""
     plan = arm.plan
     damaged: list[tuple[str, str]] = []
@@ -197,7 +178,7 @@ def _deliver_missed(arm: ArmTrials, opened: OpenedTuning, courier: Courier) -> l
                 fingerprint=fingerprint,
                 tags=plan.tags(row.number, opened.run_id),
             )
-            courier.end(run, folder, outcome, result=result, reason=row.reason)
+            writer.end(run, folder, outcome, row.reason)
     return damaged
 
 

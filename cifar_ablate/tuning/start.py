@@ -14,13 +14,13 @@ from cifar_ablate.errors import OutputError, TrackingError, not_written
 from cifar_ablate.plan import PlannedRun
 from cifar_ablate.runner.executor import Executor
 from cifar_ablate.runner.preflight import prepare
-from cifar_ablate.runner.start import fitting_device
-from cifar_ablate.runner.stopping import Stops, signals_stop
+from cifar_ablate.runner.run import fitting_device
+from cifar_ablate.runner.stop import StopSignal, signals_stop
 from cifar_ablate.spec.load import load_study
 from cifar_ablate.spec.overlay import Overlay, load_overlay
 from cifar_ablate.spec.schema import Study
 from cifar_ablate.tracking import Tracking
-from cifar_ablate.tuning.events import TuningEvents
+from cifar_ablate.tuning.display import TuningDisplay
 from cifar_ablate.tuning.plan import ArmPlan, plan_tuning
 from cifar_ablate.tuning.pruners import can_prune
 from cifar_ablate.tuning.run import TuneOptions, TuneSummary, tune_arms
@@ -29,7 +29,7 @@ from cifar_ablate.tuning.target import check_target
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TuneSelection:
     """What a command line asks to be tuned."""
 
     profile: str | None
@@ -54,7 +54,7 @@ class Wanted:
 
 def tune_study(
     file: Path,
-    wanted: Wanted,
+    selection: TuneSelection,
     *,
     storage: str | None,
     offline: bool,
@@ -64,45 +64,45 @@ def tune_study(
 ) -> TuneSummary:
     """Tune the arms that are wanted of a study; raises AblateError for whatever stands in the way."""
     device = partial(fitting_device, executor, options.engine)
-    ready = prepare([file], wanted.profile, wanted.settings, device=device, console=console)
+    ready = prepare([file], selection.profile, selection.settings, device=device, console=console)
     study = ready.plans[0].study
     tune = study.tune
-    if tune is not None and wanted.trials is not None:
-        tune = tune.model_copy(update={"trials": wanted.trials})
-    plans = plan_tuning(study, wanted.arms_of(study), ready.data, ready.device, tune=tune)
-    _check_outputs(file, wanted, plans)
+    if tune is not None and selection.trials is not None:
+        tune = tune.model_copy(update={"trials": selection.trials})
+    plans = plan_tuning(study, selection.arms_of(study), ready.data, ready.device, tune=tune)
+    _check_outputs(file, selection, plans)
     trainings = [run for plan in plans for run in _trainings(plan)]
     parts = {run.data_key: plan.data for plan in plans for run in plan.runs(plan.recipe, 0)}
     places, said = executor.places(trainings, parts, options.engine)
     console.print(said, highlight=False, markup=False)
     for line in (*_described(plans), *_of_pruning(plans)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    stops = Stops()
+    stop = StopSignal()
     tracking = None if offline else _open_tracking()
-    with TuningEvents(console) as events, signals_stop(stops):
+    with TuningDisplay(console) as display, signals_stop(stop):
         return tune_arms(
             plans,
             url=storage_url(storage),
             tracking=tracking,
             executor=executor,
             places=places,
-            events=events,
-            stops=stops,
+            display=display,
+            stop=stop,
             options=options,
         )
 
 
-def _check_outputs(file: Path, wanted: Wanted, plans: Sequence[ArmPlan]) -> None:
+def _check_outputs(file: Path, selection: TuneSelection, plans: Sequence[ArmPlan]) -> None:
     """A tuning may take hours: what could not be written after it is said before it."""
-    if wanted.write_to is not None:
-        check_target(wanted.write_to, load_study(file), plans, wanted.overlay)
-    if wanted.history is not None:
+    if selection.write_to is not None:
+        check_target(selection.write_to, load_study(file), plans, selection.overlay)
+    if selection.history is not None:
         try:
-            wanted.history.mkdir(parents=True, exist_ok=True)
+            selection.history.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise not_written(wanted.history, error) from None
-        if not os.access(wanted.history, os.W_OK):
-            raise OutputError(wanted.history, "Permission denied", "run where you may write")
+            raise not_written(selection.history, error) from None
+        if not os.access(selection.history, os.W_OK):
+            raise OutputError(selection.history, "Permission denied", "run where you may write")
 
 
 def _open_tracking() -> Tracking:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,6 @@ from cifar_ablate.owner import this_process
 from cifar_ablate.registry import PRUNERS, SAMPLERS
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.spec.space import Values, compose
-from cifar_ablate.tracking import clock
 from cifar_ablate.tuning.attributes import (
     BEAT,
     CRASHED,
@@ -173,7 +173,7 @@ class ArmTrials:
                 return None
             trial = self.study.ask()
             trial.set_user_attr(OWNER, this_process().to_text())
-            trial.set_user_attr(BEAT, clock.now())
+            trial.set_user_attr(BEAT, time.time())
             if self._is_surplus(trial):
                 self._drop(trial._trial_id, SURPLUS)
                 return None
@@ -224,7 +224,7 @@ class ArmTrials:
     def beat(self, asked: Asked) -> None:
         """Say that this process is alive, for other machines."""
         with storing(self.url):
-            asked.trial.set_user_attr(BEAT, clock.now())
+            asked.trial.set_user_attr(BEAT, time.time())
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

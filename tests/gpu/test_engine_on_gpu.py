@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,17 @@ from torch import Tensor
 from cifar_ablate.data import load_data
 from cifar_ablate.device import find_device, is_out_of_memory
 from cifar_ablate.folder import RunFolder
-from cifar_ablate.runner.turns import Turn, take_turns
+from cifar_ablate.runner.train_group import RunSteps, TimeSlice, take_turns
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training import step as step_module
 from cifar_ablate.training.batches import DeviceData, to_device
 from cifar_ablate.training.engine import Engine, EngineOptions, Mode, choose_mode, has_c_compiler
-from cifar_ablate.training.epoch import Steps, Stopped, finish
+from cifar_ablate.training.epoch import Stopped
+from cifar_ablate.training.events import Steps, finish
 from cifar_ablate.training.fit import Fit, set_up
 from cifar_ablate.training.step import optimize
 from cifar_ablate.training.train import train_run
-from tests.gpu.test_training_on_gpu import RECIPE, Silent
+from tests.gpu.test_training_on_gpu import RECIPE
 
 pytestmark = [
     pytest.mark.gpu,
@@ -114,11 +116,9 @@ def test_dropout_of_a_captured_step_draws_anew_each_time(data: DeviceData) -> No
 
 
 def train(folder: RunFolder, chosen: Recipe, data: DeviceData, **options: Any) -> Steps[None]:
-    """All steps of a run in fp32, seed 0, with nobody watching if not said otherwise."""
+    """All steps of a run in fp32, seed 0; captured if not said otherwise."""
     folder.create({}, {})
-    yield from train_run(
-        chosen, 0, data, precision="fp32", folder=folder, **{"watcher": Silent(), "engine": Engine(CAPTURED)} | options
-    )
+    yield from train_run(chosen, 0, data, precision="fp32", folder=folder, **{"engine": Engine(CAPTURED)} | options)
 
 
 def epoch_losses(folder: RunFolder) -> list[float]:
@@ -141,37 +141,28 @@ def test_runs_in_turn_learn_as_runs_alone_do(fields: dict[str, Any], data: Devic
     engine = Engine(CAPTURED)
 
     def work(number: int) -> Any:
-        def steps(turn: Turn) -> Steps[None]:
-            yield from train(RunFolder(tmp_path / f"{number}"), arms[number], data, engine=engine, lane=turn.lane)
+        def steps(time_slice: TimeSlice) -> RunSteps[None]:
+            for _ in train(
+                RunFolder(tmp_path / f"{number}"), arms[number], data, engine=engine, lane=time_slice.stream
+            ):
+                yield None
 
         return steps
 
     streams = partial(engine.stream, device=torch.device("cuda"))
-    assert take_turns([work(number) for number in range(len(arms))], 3, streams) == []
+    assert finish(take_turns([work(number) for number in range(len(arms))], 3, streams)) == []
     for number, arm in enumerate(arms):
         alone = RunFolder(tmp_path / f"{number}-alone")
         finish(train(alone, arm, data, engine=Engine()))
         assert epoch_losses(RunFolder(tmp_path / f"{number}")) == pytest.approx(epoch_losses(alone), rel=2e-2)
 
 
-class Stopping(Silent):
-    """Stops a run after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.left = steps
-
-    def on_step(self, *_: Any) -> None:
-        self.left -= 1
-
-    def should_stop(self) -> bool:
-        return self.left <= 0
-
-
 def test_a_captured_run_goes_on_where_it_was_stopped(data: DeviceData, tmp_path: Path) -> None:
     chosen, engine = recipe(epochs=2, eval_every=1, ema={"decay": 0.9}), Engine(CAPTURED)
     stopped, whole = RunFolder(tmp_path / "stopped"), RunFolder(tmp_path / "whole")
-    with pytest.raises(Stopped):  # in the middle of epoch 2, after an evaluation
-        finish(train(stopped, chosen, data, engine=engine, watcher=Stopping(len(data.train_labels) // 64 + 5)))
+    num_steps, asked = len(data.train_labels) // 64 + 5, count()  # in the middle of epoch 2, after an evaluation
+    with pytest.raises(Stopped):
+        finish(train(stopped, chosen, data, engine=engine, should_stop=lambda: next(asked) >= num_steps))
     finish(train(RunFolder(tmp_path / "between"), recipe(epochs=1), data, engine=engine))
     finish(train(stopped, chosen, data, engine=engine))
     finish(train(whole, chosen, data))

@@ -13,7 +13,7 @@ from cifar_ablate.device import find_device
 from cifar_ablate.folder import RunFolder, RunResult
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training.batches import plan_epoch, to_device
-from cifar_ablate.training.epoch import finish
+from cifar_ablate.training.events import finish
 from cifar_ablate.training.fit import set_up
 from cifar_ablate.training.train import train_run
 
@@ -33,20 +33,12 @@ RECIPE: dict[str, Any] = {
 }
 
 
-class Silent:
-    def on_start(self, *_: Any) -> None: ...
-    def on_step(self, *_: Any) -> None: ...
-    def on_epoch(self, *_: Any) -> None: ...
-    def should_stop(self) -> bool:
-        return False
-
-
 def trained(folder: Path, precision: str = "fp32") -> RunResult:
     run_folder = RunFolder(folder)
     run_folder.create(RECIPE, {})
     data = to_device(load_data("digits", {}), torch.device("cuda"))
     recipe = Recipe.model_validate(RECIPE)
-    return finish(train_run(recipe, 0, data, precision=precision, folder=run_folder, watcher=Silent()))
+    return finish(train_run(recipe, 0, data, precision=precision, folder=run_folder))
 
 
 def test_the_augmented_batch_is_that_of_a_cpu() -> None:

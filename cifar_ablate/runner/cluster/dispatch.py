@@ -1,4 +1,4 @@
-"""The command's side of a cluster: groups become tasks, lost tasks are begun again, stops are passed on."""
+"""The command's side of a cluster: groups become tasks, lost tasks restart, stops are passed on."""
 
 from __future__ import annotations
 
@@ -23,112 +23,127 @@ from cifar_ablate.locks import holder, lock
 from cifar_ablate.plan import PlannedRun
 from cifar_ablate.records import Key
 from cifar_ablate.runner.cluster.connection import SHARE_DIGITS, Share, capacity
-from cifar_ablate.runner.cluster.mailbox import Mailbox, Placed
-from cifar_ablate.runner.cluster.node import Order, Sighting, train_on_node, versions
-from cifar_ablate.runner.messages import Channel, Ended, Group, Lost, Message, Noted, Started
-from cifar_ablate.runner.pending import Pending
-from cifar_ablate.runner.trainer import GroupTrainer
+from cifar_ablate.runner.cluster.mailbox import Placed, RunActor
+from cifar_ablate.runner.cluster.node import SharedFsProbe, TaskSpec, train_on_node, versions
+from cifar_ablate.runner.events import Ended, Group, Lost, Noted, RunEvent, RunEvents, ShouldStop
+from cifar_ablate.runner.executor import PendingGroups
+from cifar_ablate.runner.train_group import GroupTrainer
+from cifar_ablate.training.events import Started
 
 POLL_SECONDS = 0.2
 COUNT_SECONDS = 5.0
-"""Between two looks at how much room the cluster has: nodes come and go."""
-ATTEMPTS = 4
-"""So often a run may be under way when its process is lost: then it is the run that ends processes, not the cluster."""
+"""Interval at which the cluster's room is counted: nodes come and go."""
+MAX_LOST = 4
+"""Maximum number of times that a run is lost with its process; after that the run is at fault, not the cluster."""
 GRACE_SECONDS = 10.0
-"""Where an error ends the command, tasks have so long to write their checkpoints."""
-SIGHTING = ".sighting-"
-"""How files are called that nodes know the folder by."""
+"""Time that tasks get to write their checkpoints if an error ends the command."""
+PROBE = ".sighting-"
+"""Prefix of the files by which nodes recognise the shared folder."""
 PATIENCE_SECONDS = 60.0
-"""A folder that is locked in this command's own name is one of a process that is about to end: it is waited for."""
+"""Maximum wait for a folder that is locked by this command: the process that holds it is about to end."""
 
 
 @dataclass(eq=False)
 class Task:
-    """One group at a time and place that Ray chooses."""
+    """One group, trained when and where Ray chooses."""
 
     name: str
     left: list[PlannedRun]
-    """Runs that have not ended, in their order."""
+    """Runs that have not ended, in order."""
     under_way: set[Key] = field(default_factory=set)
     node: str = ""
-    """Where it runs; empty until it does."""
+    """Node that it runs on; empty until it runs."""
 
 
 class Dispatch:
     """The tasks of one command."""
 
-    def __init__(self, train_group: GroupTrainer, place: Place, share: Share, sighting: Sighting, channel: Channel):
-        self.place, self.share, self.channel = place, share, channel
+    def __init__(
+        self, train_group: GroupTrainer, place: Place, share: Share, probe: SharedFsProbe, should_stop: ShouldStop
+    ):
+        self.place, self.share, self.should_stop = place, share, should_stop
+        self.events: list[RunEvent] = []
+        """Events that were not yielded yet."""
         self.tasks: dict[Any, Task] = {}
-        """By Ray's reference."""
+        """Tasks by Ray's reference."""
         self.num_lost: Counter[Key] = Counter()
         self.numbers = count(1)
         train_group.patience_seconds = PATIENCE_SECONDS
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor: Any = ray.remote(Mailbox)
-        self.box = actor.options(num_cpus=0, max_restarts=0, scheduling_strategy=here).remote(
+        actor: Any = ray.remote(RunActor)
+        self.actor = actor.options(num_cpus=0, max_restarts=0, scheduling_strategy=here).remote(
             train_group.runs_root, train_group.owner
         )
         self.trainer = ray.put(train_group)
-        self.sighting, self.runs_root = sighting, train_group.runs_root
+        self.probe, self.runs_root = probe, train_group.runs_root
         self.train = as_task(train_on_node, uses_gpu=share.num_gpus > 0)
 
     def submit(self, group: Group) -> None:
-        """Let Ray find a place for a group."""
+        """Submit a group as a task."""
         task = Task(f"task-{next(self.numbers)}", list(group))
-        order = Order(self.box, task.name, self.trainer, self.sighting, self.runs_root, versions())
+        spec = TaskSpec(self.actor, task.name, self.trainer, self.probe, self.runs_root, versions())
         in_turn = self.place.side_by_side
         gpus = round(self.share.num_gpus * min(in_turn, len(task.left)) / in_turn, SHARE_DIGITS)
         options = {"num_cpus": self.share.num_cpus, "num_gpus": gpus, "name": f"cifar-ablate {task.left[0].study}"}
-        self.tasks[self.train.options(**options).remote(order, task.left, self.place)] = task
+        self.tasks[self.train.options(**options).remote(spec, task.left, self.place)] = task
 
     def hear(self) -> None:
-        """Pass on what tasks have told, and tell them what shall stop."""
+        """Collect the events of tasks, and tell the tasks what must stop."""
         keys = [run.key for task in self.tasks.values() for run in task.left]
-        stops = frozenset(key for key in (None, *keys) if self.channel.should_stop(key))
+        stops = frozenset(key for key in (None, *keys) if self.should_stop(key))
         by_name = {task.name: task for task in self.tasks.values()}
-        for name, message in ray.get(self.box.exchange.remote(stops)):
-            if name in by_name:  # another one was given up, and its runs with it
-                self._pass_on(by_name[name], message)
+        for name, told in ray.get(self.actor.exchange.remote(stops)):
+            if name in by_name:  # others were given up, with their runs
+                self._take(by_name[name], told)
 
-    def _pass_on(self, task: Task, message: Message | Placed) -> None:
-        if isinstance(message, Placed):
-            task.node = message.node
+    def _take(self, task: Task, told: RunEvent | Placed) -> None:
+        if isinstance(told, Placed):
+            task.node = told.node
             return
-        if isinstance(message, Started):
-            task.under_way.add(message.key)
-        if isinstance(message, Ended):
-            task.under_way.discard(message.key)
-            task.left = [run for run in task.left if run.key != message.key]
-        self.channel.tell(message)
+        key, event = told
+        if isinstance(event, Started) and key is not None:
+            task.under_way.add(key)
+        if isinstance(event, Ended) and key is not None:
+            task.under_way.discard(key)
+            task.left = [run for run in task.left if run.key != key]
+        self.events.append(told)
+
+    def drain(self) -> RunEvents:
+        """The events since the last call."""
+        while self.events:
+            yield self.events.pop(0)
 
     def cancel_waiting(self) -> None:
-        """Tasks that no node has begun shall not begin."""
+        """Cancel the tasks that no node has started."""
         for reference, task in self.tasks.items():
             if not task.node:
                 ray.cancel(reference)
 
-    def settle(self) -> list[Group]:
-        """See which tasks have ended; gives what lost ones have left to do."""
+    def ended(self) -> list[Any]:
+        """References of the tasks that ended; their last events are collected."""
         if not self.tasks:
             return []
         ended, _ = ray.wait(list(self.tasks), num_returns=len(self.tasks), timeout=0)
         if ended:
-            self.hear()  # what a task told before its end
+            self.hear()
+        return list(ended)
+
+    def settle(self, ended: Sequence[Any]) -> list[Group]:
+        """Remove ended tasks; return the groups that lost tasks have left to do."""
         rest: list[Group] = []
         for reference in ended:
             task = self.tasks.pop(reference)
-            ray.get(self.box.take_back.remote(task.name))
+            ray.get(self.actor.take_back.remote(task.name))
             rest += self._end(reference, task)
         return rest
 
     def dismiss(self) -> None:
-        """Nothing is left to do; where an error ends the command, what tasks are at is kept, too."""
+        """There is nothing left to do; if an error ends the command, the runs under way are kept too."""
         with suppress(RayError):
             if self.tasks:
-                ray.get(self.box.exchange.remote(frozenset([None])), timeout=GRACE_SECONDS)
+                ray.get(self.actor.exchange.remote(frozenset([None])), timeout=GRACE_SECONDS)
                 ray.wait(list(self.tasks), num_returns=len(self.tasks), timeout=GRACE_SECONDS)
-            ray.kill(self.box)
+            ray.kill(self.actor)
 
     def _end(self, reference: Any, task: Task) -> list[Group]:
         try:
@@ -136,7 +151,7 @@ class Dispatch:
                 raise DeviceError(f"{why}; take that node out of the cluster, or put it right")
         except TaskCancelledError:
             for run in (run for run in task.left if run.key in task.under_way):  # it had just begun
-                self.channel.tell(Ended(run.key, "stopped"))
+                self.events.append((run.key, Ended("stopped")))
             return []
         except RayTaskError as error:
             if isinstance(error.cause, AblateError):
@@ -149,35 +164,36 @@ class Dispatch:
         return self._wanted(task.left)
 
     def _lost(self, task: Task, error: RayError) -> list[Group]:
-        """A process is gone: its runs go on elsewhere, but for those that have met with that too often."""
+        """A process died: its runs go on elsewhere, except those that were lost too often."""
         lost = [run for run in task.left if run.key in task.under_way] or task.left[:1]
         why = "memory ran out there" if isinstance(error, OutOfMemoryError) else "its process or its node is gone"
         where = f"node {task.node}" if task.node else "a node"
-        if self.channel.should_stop():
+        if self.should_stop(None):
             for run in lost if task.node else ():
-                self.channel.tell(Ended(run.key, "stopped", f"was lost on {where}: {why}"))
+                self.events.append((run.key, Ended("stopped", f"was lost on {where}: {why}")))
             return []
         for run in lost:
             self.num_lost[run.key] += 1
-        given_up = [run for run in lost if self.num_lost[run.key] >= ATTEMPTS]
+        given_up = [run for run in lost if self.num_lost[run.key] >= MAX_LOST]
         for run in given_up:
-            self.channel.tell(Lost(run.key, f"was lost {ATTEMPTS} times; the last time, on {where}, {why}"))
+            self.events.append((run.key, Lost(f"was lost {MAX_LOST} times; the last time, on {where}, {why}")))
         rest = self._wanted([run for run in task.left if run not in given_up])
-        if rest and any(self.num_lost[run.key] > 1 for run in lost):  # which of them it is shows when each is alone
+        if rest and any(self.num_lost[run.key] > 1 for run in lost):  # which run is at fault shows when each is alone
             rest = [[run] for run in rest[0]]
         names = ", ".join(run.name for run in lost if run not in given_up)
         if names:
-            self.channel.tell(Noted(f"{names}: lost on {where} ({why}); begun again from the last checkpoint"))
+            text = f"{names}: lost on {where} ({why}); begun again from the last checkpoint"
+            self.events.append((None, Noted(text)))
         return rest
 
     def _wanted(self, runs: Sequence[PlannedRun]) -> list[Group]:
-        """Those that nobody has stopped meanwhile, as a group: of a pruned trial no other seed is begun."""
-        left = [run for run in runs if not self.channel.should_stop(run.key)]
+        """The runs that must not stop, as a group: no other seed of a pruned trial starts."""
+        left = [run for run in runs if not self.should_stop(run.key)]
         return [left] if left else []
 
 
 def as_task(function: Callable[..., Any], *, uses_gpu: bool) -> Any:
-    """Ray's remote function. Torch stays on the first GPU that a process has seen, and Ray would give it others."""
+    """Ray's remote function. A GPU task gets a fresh process: torch stays on the first GPU that a process sees."""
     return ray.remote(max_retries=0, max_calls=1 if uses_gpu else 0)(function)
 
 
@@ -186,30 +202,34 @@ def train_on_cluster(
     train_group: GroupTrainer,
     places: Sequence[Place],
     share: Share,
-    channel: Channel,
+    should_stop: ShouldStop,
     *,
     is_fixed: bool,
-) -> None:
+) -> RunEvents:
     """Train all groups, as many at a time as there are places; unless ``is_fixed``, as the cluster has room for."""
-    pending, at_a_time, had_room, counted = Pending(groups), len(places), True, time.monotonic()
-    with _sighted(train_group.runs_root) as sighting:
+    pending, at_a_time, had_room, counted = PendingGroups(groups), len(places), True, time.monotonic()
+    with _probe_file(train_group.runs_root) as probe:
         dispatch: Dispatch | None = None
         try:
-            dispatch = Dispatch(train_group, places[0], share, sighting, channel)
+            dispatch = Dispatch(train_group, places[0], share, probe, should_stop)
             while dispatch.tasks or pending.may_have_more:
-                if channel.should_stop():
+                if should_stop(None):
                     pending.clear()
                     dispatch.cancel_waiting()
                 if time.monotonic() - counted > COUNT_SECONDS:
                     room, counted = capacity(share), time.monotonic()
                     if had_room and not room:
-                        channel.tell(Noted("no node of the cluster has room for a run; it goes on when there is one"))
+                        yield None, Noted("no node of the cluster has room for a run; it goes on when there is one")
                     had_room = bool(room)
-                    at_a_time = at_a_time if is_fixed else max(1, room)  # one that waits lets a cluster grow
+                    at_a_time = at_a_time if is_fixed else max(1, room)  # a waiting task lets a cluster grow
                 while len(dispatch.tasks) < at_a_time and (group := pending.take()):
                     dispatch.submit(group)
                 dispatch.hear()
-                pending.give_back(dispatch.settle())
+                yield from dispatch.drain()
+                ended = dispatch.ended()
+                yield from dispatch.drain()  # what an event decides, such as a pruned trial, counts below
+                pending.give_back(dispatch.settle(ended))
+                yield from dispatch.drain()
                 if dispatch.tasks:
                     ray.wait(list(dispatch.tasks), timeout=POLL_SECONDS)
         except RayError as error:
@@ -221,22 +241,22 @@ def train_on_cluster(
 
 
 @contextmanager
-def _sighted(runs_root: Path) -> Iterator[Sighting]:
-    """A file that nodes know the folder of runs by, for the block; those of commands that were killed are removed."""
+def _probe_file(runs_root: Path) -> Iterator[SharedFsProbe]:
+    """A file by which nodes recognise the folder of runs, for the block; removes those of killed commands."""
     word, place = uuid.uuid4().hex, runs_root.parent
-    path = place / f"{SIGHTING}{word}"
-    with lock(path, note=word):
+    path = place / f"{PROBE}{word}"
+    with lock(path):
         try:
-            for other in place.glob(f"{SIGHTING}*"):
+            for other in place.glob(f"{PROBE}*"):
                 if other != path and holder(other) is None:
                     other.unlink(missing_ok=True)
             if path.read_text(encoding="ascii") != word:
                 path.write_text(word, encoding="ascii")
-            with path.open("rb") as file:  # other machines see what a network file system was given
+            with path.open("rb") as file:  # so that other machines see it on a network file system
                 os.fsync(file.fileno())
         except OSError as error:
             raise not_written(path, error) from None
         try:
-            yield Sighting(path, word)
+            yield SharedFsProbe(path, word)
         finally:
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Between the tasks of a command and the command: a Ray actor on the command's machine, beside its run folders."""
+"""The Ray actor between a command and its tasks; it runs on the command's machine, beside the run folders."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from cifar_ablate.folder import RunFolder, atomic
 from cifar_ablate.locks import holder, lock
 from cifar_ablate.owner import Owner, owner_from
 from cifar_ablate.records import Key
-from cifar_ablate.runner.messages import Message
+from cifar_ablate.runner.events import RunEvent
 
 NETWORKS = "weights*.safetensors"
-"""Files of a run's folder that no training reads."""
+"""Files of a run folder that no training reads."""
 
 
 @dataclass(frozen=True)
@@ -27,50 +27,50 @@ class Placed:
 
 @dataclass(frozen=True)
 class Lent:
-    """A run's folder for a node that does not see it, or why it cannot be had."""
+    """A run's folder for a node that does not see it, or the process that holds it."""
 
     files: Mapping[str, bytes]
     held_by: str = ""
 
 
-class Mailbox:
-    """Keeps messages until the command asks, and the command's wishes until tasks ask.
+class RunActor:
+    """Keeps events until the command asks for them, and the command's stops until tasks ask for them.
 
-    For nodes that do not see the run folders it hands these out, holds their locks, and writes what comes back. A task
-    that Ray took for lost, and that is not, finds its folder given to another, and stops.
+    For nodes that do not see the run folders it lends the folders, holds their locks, and writes what comes back. A
+    task that Ray wrongly took for lost finds its folder lent to another task, and stops.
     """
 
     def __init__(self, runs_root: Path, owner: Owner) -> None:
-        """``owner``: the command, in whose name folders are locked."""
+        """``owner``: the command, which holds the locks of the folders."""
         self.runs_root, self.owner = runs_root, owner
-        self.messages: list[tuple[str, Message | Placed]] = []
+        self.events: list[tuple[str, RunEvent | Placed]] = []
         self.stops: frozenset[Key | None] = frozenset()
         self.lent: dict[str, tuple[str, ExitStack]] = {}
-        """By fingerprint: the task that has the folder, and its lock."""
+        """The task that has the folder, and the lock, by fingerprint."""
 
-    def tell(self, task: str, message: Message | Placed) -> None:
+    def tell(self, task: str, event: RunEvent | Placed) -> None:
         """From a task."""
-        self.messages.append((task, message))
+        self.events.append((task, event))
 
-    def exchange(self, stops: frozenset[Key | None]) -> list[tuple[str, Message | Placed]]:
-        """From the command: these runs (None: everything) shall stop; gives what was told since it last asked."""
+    def exchange(self, stops: frozenset[Key | None]) -> list[tuple[str, RunEvent | Placed]]:
+        """From the command: these runs (None: everything) must stop; returns the events since its last call."""
         self.stops = stops
-        told, self.messages = self.messages, []
-        return told
+        events, self.events = self.events, []
+        return events
 
     def wanted_stops(self) -> frozenset[Key | None]:
         """To a task."""
         return self.stops
 
     def lend(self, task: str, fingerprint: str) -> Lent:
-        """Lock a run's folder for a task, and hand out what a training reads of it."""
+        """Lock a run's folder for a task, and return the files that a training reads."""
         folder = RunFolder(self.runs_root / fingerprint)
         if self.lent.get(fingerprint, ("",))[0] != task:  # else the answer was lost on its way
             with ExitStack() as stack:
-                if fingerprint in self.lent or not stack.enter_context(lock(folder.lock, note=self.owner.to_text())):
+                if fingerprint in self.lent or not stack.enter_context(lock(folder.lock, owner=self.owner.to_text())):
                     return Lent({}, str(owner_from(holder(folder.lock) or "") or "another run command"))
                 self.lent[fingerprint] = (task, stack.pop_all())
-        if not folder.path.exists():  # it cannot be made either, which the first write says
+        if not folder.path.exists():  # the first write tells why it cannot be made
             return Lent({})
         folder.tidy()
         unread = {*folder.path.glob(NETWORKS), folder.lock}
@@ -80,7 +80,7 @@ class Mailbox:
     def keep(
         self, task: str, fingerprint: str, files: Mapping[str, bytes], removed: Sequence[str]
     ) -> OutputError | None:
-        """Write what a task's folder has, in this order, and remove what it has no more; gives what went wrong."""
+        """Write files of a task's folder in this order and delete removed ones; returns the error, if any."""
         if self.lent.get(fingerprint, ("",))[0] != task:
             return OutputError(self.runs_root / fingerprint, "it was given to another node", "look there")
         folder = RunFolder(self.runs_root / fingerprint)
@@ -100,7 +100,7 @@ class Mailbox:
         return None
 
     def take_back(self, task: str, fingerprint: str | None = None) -> None:
-        """A task is done with a folder (None: with all that it has)."""
+        """A task is done with a folder (None: with all its folders)."""
         for name in [fingerprint] if fingerprint is not None else list(self.lent):
             if self.lent.get(name, ("",))[0] == task:
                 with suppress(OSError):

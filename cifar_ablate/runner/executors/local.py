@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING
 from cifar_ablate.registry import EXECUTORS
 from cifar_ablate.runner.executor import Executor
 
-if TYPE_CHECKING:  # ``--help`` lists the executors, and shall not wait for torch
+if TYPE_CHECKING:  # `--help` lists the executors and must not wait for torch
     from cifar_ablate.device import Place
-    from cifar_ablate.runner.messages import Channel, Group, TrainGroup
+    from cifar_ablate.runner.events import Group, RunEvents, ShouldStop, TrainGroup
 
 
 @EXECUTORS.register("local")
 class Local(Executor):
-    """Train on this machine: one group at a time, or with --jobs as many as there are worker processes."""
+    """Train on this machine: one group at a time, or with --jobs one in each worker process."""
 
     def train(
-        self, groups: Iterable[Group], train_group: TrainGroup, places: Sequence[Place], channel: Channel
-    ) -> None:
-        if len(places) > 1:
-            from cifar_ablate.runner.workers import train_in_workers
+        self, groups: Iterable[Group], train_group: TrainGroup, places: Sequence[Place], should_stop: ShouldStop
+    ) -> RunEvents:
+        if len(places) == 1:
+            yield from super().train(groups, train_group, places, should_stop)
+            return
+        from cifar_ablate.runner.workers import train_in_workers
 
-            train_in_workers(groups, train_group, places, channel)
-        else:
-            super().train(groups, train_group, places, channel)
+        yield from train_in_workers(groups, train_group, places, should_stop)
