@@ -75,7 +75,14 @@ CASES = [
         "schedule.warmup",
         "to be 'step', which it never is",
     ),
-    ("condition on itself", "{schedule: cosine}", "{schedule.warmup: 0.1}", "20:5", "schedule.warmup", "cannot depend on its own value"),
+    (
+        "condition on itself",
+        "{schedule: cosine}",
+        "{schedule.warmup: 0.1}",
+        "20:5",
+        "schedule.warmup",
+        "cannot depend on its own value",
+    ),
     ("no condition", ", when: {schedule: cosine}", "", "20:5", "schedule.warmup", "write `when: {schedule: [cosine]}`"),
     (
         "not there",
