@@ -656,4 +656,4 @@ def test_a_field_that_leads_too_deep_is_told_with_its_line(workshop: Workshop, f
     write(workshop, (f"optimizer.lr: {RATE}", f"{field}: [1, 2]"))
     answer = workshop(*TUNE)
     assert answer.code == 2
-    assert answer.err.startswith(f"small.yaml:18:5: tune.space.{field}: is no field: ")
+    assert answer.err.startswith(f"small.yaml:18:5: tune.space.{field}: is not a field: ")
