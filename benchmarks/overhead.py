@@ -38,10 +38,10 @@ from cifar_ablate.runner.run import RUNS_ROOT, run_plans
 from cifar_ablate.spec.load import load_study
 from cifar_ablate.tracking import Tracking
 from cifar_ablate.training.batches import to_device
-from cifar_ablate.training.epoch import train_epoch
 from cifar_ablate.training.evaluate import accuracy, predict_logits
 from cifar_ablate.training.events import finish
-from cifar_ablate.training.fit import Fit, checkpoint_fit, set_up
+from cifar_ablate.training.state import TrainState, set_up, write_checkpoint
+from cifar_ablate.training.train import train_epoch
 
 STUDY = """
 study: overhead
@@ -92,18 +92,18 @@ def bare(plan: Plan, data: dict[str, DataSet], places: list[Place]) -> tuple[flo
     """Seconds, and the last test accuracy, of the training alone."""
     places[0].enter()
     begun = time.perf_counter()
-    fit = ready(plan, data, places)
-    labels = fit.data.test_labels.cpu()
+    state = ready(plan, data, places)
+    labels = state.data.test_labels.cpu()
     last = 0.0
-    while fit.epochs_done < fit.recipe.epochs:
-        finish(train_epoch(fit))
-        fit.epochs_done, fit.steps_done, fit.epoch_seconds = fit.epochs_done + 1, 0, 0.0
-        last = accuracy(predict_logits(fit.model, fit.data.test_images, fit.pipeline, fit.precision), labels)
-    predict_logits(fit.model, fit.data.train_images, fit.pipeline, fit.precision)
+    while state.epochs_done < state.recipe.epochs:
+        finish(train_epoch(state))
+        state.epochs_done, state.steps_done, state.epoch_seconds = state.epochs_done + 1, 0, 0.0
+        last = accuracy(predict_logits(state.model, state.data.test_images, state.pipeline, state.precision), labels)
+    predict_logits(state.model, state.data.train_images, state.pipeline, state.precision)
     return time.perf_counter() - begun, last
 
 
-def ready(plan: Plan, data: dict[str, DataSet], places: list[Place]) -> Fit:
+def ready(plan: Plan, data: dict[str, DataSet], places: list[Place]) -> TrainState:
     run = plan.runs[0]
     return set_up(run.recipe, run.seed, to_device(data[run.data_key], places[0].device.torch), run.precision)
 
@@ -123,12 +123,12 @@ def whole(plan: Plan, data: dict[str, DataSet], places: list[Place]) -> tuple[fl
 
 def checkpoint_ms(plan: Plan, data: dict[str, DataSet], places: list[Place]) -> float:
     """Median time of writing a checkpoint after a step."""
-    fit = ready(plan, data, places)
-    fit.epochs_done = fit.recipe.epochs - 1
-    finish(train_epoch(fit))
+    state = ready(plan, data, places)
+    state.epochs_done = state.recipe.epochs - 1
+    finish(train_epoch(state))
     folder = RunFolder(Path("checkpoints"))
     folder.create({}, {})
-    return 1000 * statistics.median(seconds_of(lambda: checkpoint_fit(fit, folder)) for _ in range(5))
+    return 1000 * statistics.median(seconds_of(lambda: write_checkpoint(state, folder)) for _ in range(5))
 
 
 def seconds_of(action: Callable[[], object]) -> float:

@@ -18,7 +18,7 @@ from cifar_ablate.errors import UsageError
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.runner import estimate, jobs, train_group
 from cifar_ablate.runner.estimate import measure_rates
-from cifar_ablate.runner.jobs import best, choose_places, parse_jobs
+from cifar_ablate.runner.jobs import choose_places, fastest, parse_jobs
 from cifar_ablate.runner.preflight import prepare
 from cifar_ablate.runner.run import RUNS_ROOT, run_plans
 from cifar_ablate.training import step
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     ],
 )
 def test_more_runs_at_a_time_must_be_worth_it(rates: dict[int, float], chosen: int) -> None:
-    assert best(rates) == chosen
+    assert fastest(rates) == chosen
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "", "AUTO"])
@@ -65,7 +65,7 @@ def test_a_short_study_starts_no_workers_and_says_so(workshop: Workshop) -> None
     workshop.write("tiny.yaml", STUDY)
     answer = workshop("run", "tiny.yaml", "--jobs", "auto")
     assert answer.code == 0
-    assert "--jobs auto: 1 run at a time, for all takes about" in answer.out
+    assert "--jobs auto: 1 run at a time: all take about" in answer.out
     assert "6 finished" in answer.out
     assert "--jobs auto" not in workshop("run", "tiny.yaml", "--jobs", "auto").out  # all is done: nothing is measured
 
@@ -79,8 +79,8 @@ def test_a_longer_one_is_measured_and_the_figures_are_told(workshop: Workshop, m
     workshop.write("tiny.yaml", STUDY)
     answer = workshop("run", "tiny.yaml", "--jobs", "auto")
     assert answer.code == 0
-    assert "--jobs auto: 2 at a time (no more, for lack of cores):" in answer.out
-    assert "(images per second together)" in answer.out
+    assert "--jobs auto: 2 at a time (limited by cores):" in answer.out
+    assert "(images per second in total)" in answer.out
     shutil.rmtree(workshop.folder / "mlruns" / "runs")
     workshop.write("again.yaml", STUDY.replace("study: tiny", "study: again"))
     assert "6 finished" in workshop("run", "again.yaml", "--jobs", "1").out
@@ -150,12 +150,12 @@ def test_a_run_without_room_beside_the_others_is_trained_alone_in_the_end(
     expected = run_in_turn(study, 1)
     train, refused = train_group.train_run, []
 
-    def crowded(*arguments: Any, lane: int, **options: Any) -> Any:
-        if lane == 1 and not refused:
+    def crowded(*arguments: Any, stream: int, **options: Any) -> Any:
+        if stream == 1 and not refused:
             refused.append(arguments)
             yield
             raise MemoryError
-        return (yield from train(*arguments, lane=lane, **options))
+        return (yield from train(*arguments, stream=stream, **options))
 
     monkeypatch.setattr(train_group, "train_run", crowded)
     assert run_in_turn(study, 2) == expected
@@ -168,8 +168,8 @@ def losses_of(study: str) -> dict[str, float]:
 
 def test_memory_limits_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "_available_bytes", lambda: 2.5 * jobs.WORKER_BYTES)
-    assert jobs._fitting(0) == 2
-    assert jobs._fitting(10 * jobs.WORKER_BYTES) == 1
+    assert jobs._num_in_memory(0) == 2
+    assert jobs._num_in_memory(10 * jobs.WORKER_BYTES) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to a core")

@@ -14,7 +14,7 @@ from cifar_ablate.device import Place, is_out_of_memory, on_stream
 from cifar_ablate.plan import DataKey, PlannedRun
 from cifar_ablate.training.batches import DeviceData, to_device
 from cifar_ablate.training.engine import Engine, EngineOptions, choose_mode, draws_at_random
-from cifar_ablate.training.fit import set_up
+from cifar_ablate.training.state import set_up
 
 EVAL_SHARE = 1 / 3
 """Cost of evaluating one image over training on it: the forward pass without the backward one."""
@@ -60,7 +60,7 @@ def measure_rates(runs: Sequence[PlannedRun], data: Mapping[DataKey, DataSet], p
         if kind_of_work(run) in rates:
             continue
         if resident is None or resident[0] != run.data_key:
-            engine.keep_lanes(0)  # they hold the data before
+            engine.keep_streams(0)  # they hold the data before
             resident = None
             resident = (run.data_key, to_device(data[run.data_key], place.device.torch))
         num = num_in_turn(run, data[run.data_key], place)
@@ -70,13 +70,13 @@ def measure_rates(runs: Sequence[PlannedRun], data: Mapping[DataKey, DataSet], p
 
 def _rate(run: PlannedRun, data: DeviceData, engine: Engine, num: int) -> Rate:
     """Of so many in turn, or of as many as there is room for."""
-    engine.keep_lanes(num)
+    engine.keep_streams(num)
     try:
-        return Rate(rate_in_turn([Probe(run, data, engine, lane) for lane in range(num)], SECONDS) / num, num)
+        return Rate(rate_in_turn([Probe(run, data, engine, stream) for stream in range(num)], SECONDS) / num, num)
     except Exception as error:
         if num == 1 or not is_out_of_memory(error):
             return Rate(math.nan, num)
-    engine.keep_lanes(0)
+    engine.keep_streams(0)
     return _rate(run, data, engine, num // 2)
 
 
@@ -92,7 +92,7 @@ def num_in_turn(run: PlannedRun, data: DataSet, place: Place) -> int:
 class Probe:
     """A run's real steps, taken for their time alone; on a CPU with smaller batches."""
 
-    def __init__(self, run: PlannedRun, data: DeviceData, engine: Engine | None = None, lane: int = 0) -> None:
+    def __init__(self, run: PlannedRun, data: DeviceData, engine: Engine | None = None, stream: int = 0) -> None:
         # a CPU is as fast per image at 64 as at 512, and a step of 512 through resnet18 takes it 5 s
         size = min(run.recipe.batch_size, len(data.train_labels))
         self.device = data.mean.device
@@ -101,9 +101,9 @@ class Probe:
         """The run's batch over the one that is tried."""
         recipe = run.recipe.model_copy(update={"batch_size": tried})
         engine = engine or Engine()
-        self.fit = set_up(recipe, run.seed, data, run.precision, engine, lane)
-        self.fit.model.train()
-        self.stream = engine.stream(lane, self.device)
+        self.state = set_up(recipe, run.seed, data, run.precision, engine, stream)
+        self.state.model.train()
+        self.stream = engine.cuda_stream(stream, self.device)
         self.num_whole = len(data.train_labels) // tried
         self.taken = 0
 
@@ -112,10 +112,10 @@ class Probe:
         step = self.taken % self.num_whole
         with on_stream(self.stream):
             if step == 0:
-                rates = self.fit.base_lr * self.fit.lr_factors[: self.fit.num_steps]
-                self.fit.stepper.load_epoch(self.fit.seed, 0, rates, 0)
+                rates = self.state.base_lr * self.state.lr_factors[: self.state.num_steps]
+                self.state.train_step.load_epoch(self.state.seed, 0, rates, 0)
             self.taken += 1
-            return self.fit.stepper(step)
+            return self.state.train_step(step)
 
     def wait(self) -> None:
         """Until the device has done what it was given."""
