@@ -73,28 +73,25 @@ def make_console() -> Console:
     """A console that a closed terminal does not break."""
     from rich.console import Console
 
-    class Harmless(Console):
-        """What is printed may name what others wrote, and rich takes only some control characters out.
-
-        It may quote a server's error, too, and with it the address that was asked.
-        """
+    class SafeConsole(Console):
+        """Removes control characters, which rich does only in part, and passwords in addresses that errors quote."""
 
         def print(self, *objects: Any, **options: Any) -> None:
             super().print(*(hidden(harmless(one)) if isinstance(one, str) else one for one in objects), **options)
 
-    return Harmless(file=cast("IO[str]", Quiet(sys.stdout)), soft_wrap=True)
+    return SafeConsole(file=cast("IO[str]", Quiet(sys.stdout)), soft_wrap=True)
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """End the process with a sentence."""
-    with suppress(OSError):  # a terminal that was closed
+    """End the process with a message."""
+    with suppress(OSError):  # the terminal was closed
         sys.stdout.flush()
         sys.stderr.write(f"{hidden(harmless(message))}\n")
     raise SystemExit(code)
 
 
 def write(text: str) -> None:
-    """Print a whole document; a full disk is one sentence, and a reader that has seen enough is none."""
+    """Print a document. A full disk ends the process with a message; a closed pipe raises BrokenPipeError."""
     try:
         sys.stdout.write(harmless(text))
         sys.stdout.flush()
@@ -107,9 +104,10 @@ def write(text: str) -> None:
 
 @contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """A signal ends the process with 130 and a sentence, wherever it is; only a training has something to tidy up.
+    """In the block, a signal ends the process at once with exit code 130 and a message.
 
-    Files are written whole or not at all, and an exception in the middle of an import comes out as anything.
+    Files are written completely or not at all, so only a training has to tidy up, and it sets its own handler. An
+    exception raised in the middle of an import could come out as anything.
     """
 
     def leave(number: int, frame: FrameType | None) -> None:
@@ -126,14 +124,14 @@ def leaving_at_once() -> Iterator[None]:
 
 
 def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Of what is ours to mend all that Python tells, without passwords: libraries quote the address they got."""
+    """Print the traceback of a bug, without passwords: libraries quote addresses."""
     with suppress(OSError):
         sys.stderr.write(hidden(harmless("".join(traceback.format_exception(kind, error, trace)))))
 
 
 @contextmanager
 def without_collecting() -> Iterator[None]:
-    """No garbage is looked for in the block: a fifth of the time of a large report, of which nothing outlives it."""
+    """Switch garbage collection off in the block: it takes a fifth of the time of a large report."""
     gc.disable()
     try:
         yield
@@ -143,12 +141,12 @@ def without_collecting() -> Iterator[None]:
 
 
 EVERY = 250
-"""Lines of a count that is written where there is no terminal."""
+"""Without a terminal, a line is written after this many items."""
 
 
 @contextmanager
 def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Count up on the error stream, ``total`` in all: a bar on a terminal, else a line now and then."""
+    """Show progress on the error stream: a bar on a terminal, else a line every 250 items."""
     if not sys.stderr.isatty():
         done = 0
 

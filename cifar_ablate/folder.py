@@ -1,4 +1,4 @@
-"""The folder that a run writes to first, before anything reaches MLflow.
+"""The run folder: a run writes here first, before anything reaches MLflow.
 
 One folder per fingerprint, so two studies that contain the same training share it::
 
@@ -7,13 +7,13 @@ One folder per fingerprint, so two studies that contain the same training share 
       environment.json         versions, device, commit, data of the last attempt: what the fingerprint does not hold
       history.jsonl            one line per finished epoch
       checkpoint.safetensors   state to resume from; removed when the run ends
-      checkpoint-before.safetensors   the one before, should that one be damaged
-      result.json              how it ended: written last, and whole or not at all
+      checkpoint-before.safetensors   the one before, in case the newest is damaged
+      result.json              how it ended: written last, completely or not at all
       test_logits.npy          float16 [images, classes], in the data set's canonical order
       test_labels.npy          int64 [images], the right classes in the same order
-      weights.safetensors      weights of the last epoch (and weights-epoch-0010.safetensors, where asked for)
+      weights.safetensors      weights of the last epoch (and weights-epoch-0010.safetensors, if requested)
 
-Nothing here is a pickle, and nothing here is read by unpickling.
+Nothing here is a pickle.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from cifar_ablate.locks import open_to_append
 from cifar_ablate.spec.text import MAX_BYTES, MAX_NODES
 
 DESCRIBED = {"classes", "data", "data_digest", "device", "threads", "torch", "git_commit", "git_dirty"}
-"""What a run's environment says at least."""
+"""Keys that every environment.json has."""
 
 Status = Literal["finished", "diverged", "failed"]
 
@@ -47,7 +47,7 @@ class RunResult:
     epochs: int
     """Epochs trained."""
     train_seconds: float
-    """Wall time of the training epochs; evaluation and writing are not in it."""
+    """Wall time of the training epochs, without evaluation and writing."""
     eval_seconds: float
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Headline metrics of the last epoch (accuracies in percent); empty unless finished."""
@@ -93,9 +93,9 @@ class RunFolder:
         return self.path / f"weights-epoch-{epoch:04d}.safetensors"
 
     def create(self, recipe: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-        """Make the folder and write what is known before training; only for the process that holds the lock.
+        """Create the folder and write what is known before training; only for the process that holds the lock.
 
-        Raises OutputError where that cannot be done.
+        Raises OutputError if that is not possible.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -107,23 +107,23 @@ class RunFolder:
         self.describe(environment)
 
     def describe(self, environment: Mapping[str, Any]) -> None:
-        """Write where and how the attempt that is under way trains."""
+        """Write on what, and how, the current attempt trains."""
         write_atomically(self.path / "environment.json", json.dumps(environment, indent=1))
 
     def is_begun(self) -> bool:
-        """Has a training been prepared here?"""
+        """Was a training prepared here?"""
         return (self.path / "environment.json").exists()
 
     def keeps_network(self) -> bool:
-        """Does a finished run leave its network and predictions here? A trial leaves its history alone."""
+        """Does a finished run keep its network and predictions here? A trial keeps only its history."""
         return bool(self.environment().get("keeps_network", True))
 
     def tidy(self) -> None:
-        """Remove what an attempt left that was killed while it wrote; only for the process that holds the lock."""
+        """Remove unfinished files of a killed attempt; only for the process that holds the lock."""
         _remove(*self.path.glob(".?*.[0-9]*"))
 
     def drop_checkpoints(self) -> None:
-        """The run has its result."""
+        """Delete the checkpoints: the run has its result."""
         _remove(self.checkpoint, self.checkpoint_before)
 
     def append_epoch(self, line: Mapping[str, Any]) -> None:
@@ -138,7 +138,7 @@ class RunFolder:
             raise not_written(path, error) from None
 
     def history(self) -> list[dict[str, Any]]:
-        """Lines of the finished epochs; a line cut short by a crash is left out."""
+        """Lines of the finished epochs, without a line that a crash cut short."""
         path = self.path / "history.jsonl"
         lines: list[dict[str, Any]] = []
         for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
@@ -157,7 +157,7 @@ class RunFolder:
         write_atomically(self.path / "history.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     def environment(self) -> dict[str, Any]:
-        """What ``describe`` was given; raises RecordError where it is damaged."""
+        """What ``describe`` wrote; raises RecordError if it is damaged."""
         path = self.path / "environment.json"
         values = _read_json(path)
         if not values.keys() >= DESCRIBED:
@@ -172,7 +172,7 @@ class RunFolder:
             raise damaged(path) from None
 
     def write_result(self, result: RunResult) -> None:
-        """Write the end of the run, and drop the checkpoints unless the run may be tried again."""
+        """Write the result, and delete the checkpoints unless the run failed and may be tried again."""
         write_atomically(self.path / "result.json", json.dumps(asdict(result), indent=1))
         if result.status != "failed":
             self.drop_checkpoints()
@@ -193,16 +193,16 @@ class RunFolder:
         return result
 
     def artifacts(self) -> list[Path]:
-        """Files that are there and belong into the record; of a link nobody knows whose file would be sent."""
+        """Existing files that belong into the record; no links, which could lead to any file."""
         names = ("recipe.yaml", "environment.json", "history.csv", "confusion_matrix.png", "failure.txt")
         weights = sorted(self.path.glob("weights*.safetensors"))
         paths = [*(self.path / name for name in names), self.logits, self.labels, *weights]
         return [path for path in paths if path.is_file() and not path.is_symlink()]
 
     def clear_result(self) -> None:
-        """Forget how an earlier attempt ended, before the run is tried again.
+        """Delete the result of an earlier attempt, before the run is tried again.
 
-        Its checkpoint stays, and so do the weights of epochs before it: they are not trained again.
+        Its checkpoint and the weights of epochs before it stay: those epochs are not trained again.
         """
         _remove(self.path / "result.json", self.path / "failure.txt", self.weights)
 
@@ -252,16 +252,16 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 
 def damaged(path: Path) -> RecordError:
-    """The error for a file of a run's folder that cannot be used, with the cure."""
+    """The error for a damaged file of a run folder, with the cure."""
     return RecordError(f"{path} is damaged; remove the folder {path.parent}, and its command trains it again")
 
 
 @contextmanager
 def atomic(path: Path, *, before: Path | None = None) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place only if the block succeeds, after reaching the disk.
+    """A temporary path that replaces ``path`` if the block succeeds, after it reached the disk.
 
-    What was at ``path`` is kept as ``before``, where that is given. Raises OutputError where the place cannot be
-    written; everything is then as it was.
+    The old file is kept as ``before``, if given. Raises OutputError, with nothing changed, if the place cannot be
+    written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -281,7 +281,7 @@ def atomic(path: Path, *, before: Path | None = None) -> Iterator[Path]:
 
 
 def _make_new(path: Path) -> None:
-    """An empty file: in a folder that others write to, a link may lie in its place, and lead to a file of ours."""
+    """Create an empty file; never follow a link that lies in its place."""
     path.unlink(missing_ok=True)
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
 
@@ -295,7 +295,7 @@ def _remove(*paths: Path) -> None:
 
 
 def _sync_names(folder: Path) -> None:
-    """Let renames reach the disk, so that they outlive a power cut; not every system can do that."""
+    """Let renames reach the disk, so that they survive a power cut; not every system can do that."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -305,6 +305,6 @@ def _sync_names(folder: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write text whole or not at all; raises OutputError where the place cannot be written."""
+    """Write text completely or not at all; raises OutputError if the place cannot be written."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

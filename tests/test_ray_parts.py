@@ -92,10 +92,10 @@ def test_a_person_is_told_where_results_depend_on_the_nodes_that_are_there() -> 
     def info(kind: str = "cuda", *, fast_bf16: bool = True, instructions: str = "AVX2") -> NodeInfo:
         return NodeInfo("a", Device(kind, "it", fast_bf16), {}, instructions)
 
-    assert connection._remark([info(), info(instructions="AVX512")], 0) == ""
-    assert "fp32" in connection._remark([info(), info(fast_bf16=False)], 0)
-    assert "without 2 busy nodes" in connection._remark([info()], 2)
-    assert "AVX2, AVX512" in connection._remark([info("cpu"), info("cpu", instructions="AVX512")], 0)
+    assert connection.remark_on([info(), info(instructions="AVX512")], 0) == ""
+    assert "fp32" in connection.remark_on([info(), info(fast_bf16=False)], 0)
+    assert "without 2 busy nodes" in connection.remark_on([info()], 2)
+    assert "AVX2, AVX512" in connection.remark_on([info("cpu"), info("cpu", instructions="AVX512")], 0)
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ class Box:
 def test_tasks_take_the_folders_of_their_trials_in_one_order_so_that_no_two_wait_for_each_other(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, order: str
 ) -> None:
-    monkeypatch.setattr(node, "_answer", lambda ask, *_: ask())
+    monkeypatch.setattr(node, "call_actor", lambda ask, *_: ask())
     monkeypatch.setattr(node, "WAIT_SECONDS", 0)
     group: Sequence[Any] = [SimpleNamespace(fingerprint=name, key=(name, at)) for at, name in enumerate(order)]
     box = Box({"a": 2})
@@ -166,7 +166,7 @@ def test_a_command_that_cannot_be_reached_for_a_moment_is_asked_again_and_no_run
 
     monkeypatch.setattr(ray, "get", get)
     monkeypatch.setattr(node, "POLL_SECONDS", 0)
-    assert node._answer(lambda: answers.pop(0)) == frozenset({None})
+    assert node.call_actor(lambda: answers.pop(0)) == frozenset({None})
     ended: list[int] = []
 
     def leave(code: int) -> None:
@@ -176,5 +176,5 @@ def test_a_command_that_cannot_be_reached_for_a_moment_is_asked_again_and_no_run
     monkeypatch.setattr(node.os, "_exit", leave)
     for error in (ray.exceptions.ActorDiedError(), ray.exceptions.ObjectStoreFullError()):
         with pytest.raises(SystemExit):
-            node._answer(lambda error=error: error)
+            node.call_actor(lambda error=error: error)
     assert ended == [1, 1]

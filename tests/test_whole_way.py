@@ -211,7 +211,7 @@ def test_plan_lists_every_run_and_trains_nothing(workshop: Workshop) -> None:
     lines = [line for line in answer.out.splitlines() if line.startswith(("baseline", "flip"))]
     assert len(lines) == 6
     assert sum(" done" in line for line in lines) == 2
-    assert "6 runs: 2 done, 0 failed, 4 to do, about 0:" in answer.out
+    assert "6 runs: 2 done, 0 failed, 4 to do, about " in answer.out
     assert len(runs_of("tiny")) == 2
 
 

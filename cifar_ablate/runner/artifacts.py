@@ -13,7 +13,7 @@ from cifar_ablate.locks import lock
 
 
 def write_artifacts(folder: RunFolder, class_names: Sequence[str]) -> None:
-    """Write history.csv and the confusion matrix into the folder; raises RecordError where it is damaged."""
+    """Write history.csv and the confusion matrix into the folder; raises RecordError if it is damaged."""
     folder.recipe(), folder.environment()
     _write_history(folder)
     result = folder.result()
@@ -22,9 +22,9 @@ def write_artifacts(folder: RunFolder, class_names: Sequence[str]) -> None:
 
 
 def write_missing_artifacts(folder: RunFolder) -> None:
-    """Write what the process that wrote the result was ended before; for whoever delivers a folder that nobody trains.
+    """Write the artifacts that are missing because the training process ended too early.
 
-    Raises RecordError where the folder is damaged, OutputError where it cannot be written.
+    Raises RecordError if the folder is damaged, OutputError if it cannot be written.
     """
     result = folder.result()
     if result is None or not folder.is_begun():

@@ -1,4 +1,4 @@
-"""What is told while groups of runs are trained, from wherever that happens to the command that asked for it."""
+"""The events of trainings: from where runs are trained to the command that trains them."""
 
 from __future__ import annotations
 

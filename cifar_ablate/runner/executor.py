@@ -75,8 +75,9 @@ class Executor:
     def train(
         self, groups: Iterable[Group], train_group: TrainGroup, places: Sequence[Place], should_stop: ShouldStop
     ) -> RunEvents:
-        """Train all groups and yield what is told. A group is requested when a place is free: a trial may depend on
-        the one before.
+        """Train all groups and yield their events; override this.
+
+        A group is requested when a place is free: a trial may depend on the one before.
         """
         for group in groups:
             if not should_stop(None):

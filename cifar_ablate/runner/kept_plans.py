@@ -1,6 +1,6 @@
-"""The plans as files beside the run folders: what ``sync`` needs to deliver runs that MLflow has missed.
+"""The plans as files beside the run folders: ``sync`` needs them to upload runs that MLflow missed.
 
-A run's folder belongs to no study; the plan says which studies want it, as which arm and seed::
+A run folder belongs to no study; the plan says which studies want it, as which arm and seed::
 
     mlruns/plans/<label>.json    the study as last planned, every run it wanted, and whether MLflow has the study
 """
@@ -40,7 +40,7 @@ class KeptPlan:
 
 
 def keep_plan(plan: Plan) -> None:
-    """Write a plan down before anything of it is trained; raises OutputError where that cannot be done."""
+    """Write a plan before any of its runs is trained; raises OutputError if that is not possible."""
     path = _path(plan.study.label)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def keep_plan(plan: Plan) -> None:
 
 
 def mark_recorded(label: str, document: Mapping[str, Any]) -> None:
-    """MLflow has this document; nothing is done where another has been planned meanwhile."""
+    """Note that MLflow has this document, unless the study was planned anew meanwhile."""
     path = _path(label)
     with lock(path.with_suffix(".lock"), on_wait=lambda: None):
         kept = _read(path)

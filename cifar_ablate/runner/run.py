@@ -42,6 +42,8 @@ PATIENCE_SECONDS = 30.0
 HURRIED_SECONDS = 5.0
 """The same after a signal: SIGTERM is often followed by SIGKILL after 10 s."""
 
+ELSEWHERE_CURE = "wait for it, share the work with --executor ray, or give --take-over once that machine is gone"
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -184,7 +186,7 @@ def _plan_stage(
         if status.kind == "failed" and was_recorded and not options.retry_failed:
             failed.append((run, status.reason))
         elif status.kind == "elsewhere" and not options.take_over:
-            left_alone.append((run, f"{left_to(status)}; {CURES_ELSEWHERE}"))
+            left_alone.append((run, f"MLflow shows it as RUNNING by {status.owner}; {ELSEWHERE_CURE}"))
         else:
             todo.append(run)
             if status.owner is not None and status.kind != "running":
@@ -192,14 +194,6 @@ def _plan_stage(
     num_done = len(stage) - len(todo) - len(failed) - len(left_alone)
     session.plan_stage(todo, num_done=num_done, failed=failed, left_alone=left_alone)
     return todo
-
-
-CURES_ELSEWHERE = "wait for it, share the work with --executor ray, or give --take-over once that machine is gone"
-
-
-def left_to(status: RunStatus) -> str:
-    """Which process a run is left to."""
-    return f"MLflow shows it as RUNNING by {status.owner}"
 
 
 def _train(
@@ -232,7 +226,7 @@ def _train(
         statuses: dict[Key, RunStatus] = {}
         for state in records.look_states():
             statuses |= state.statuses
-        again = [run for run in again if statuses[run.key].kind not in ("recorded", "elsewhere")]
+        again = [run for run in again if statuses[run.key].kind not in ("recorded", "running", "elsewhere")]
         session.writer.replaces |= {run.key: owner for run in again if (owner := statuses[run.key].owner) is not None}
         session.train(executor, grouped(again, num_places, num_slices), train_group, places)
 

@@ -47,9 +47,10 @@ class Session(ABC):
                 self.handle(key, event)
 
     def handle(self, key: Key | None, event: Event) -> None:
-        if isinstance(event, Noted) or key is None:
-            self.on_note(event.text if isinstance(event, Noted) else str(event))
+        if isinstance(event, Noted):
+            self.on_note(event.text)
             return
+        assert key is not None, "only a note concerns no run"  # noqa: S101
         run = self.runs[key]
         folder = RunFolder(self.runs_root / run.fingerprint)
         if isinstance(event, Started):

@@ -64,10 +64,10 @@ def signals_stop(stop: StopSignal) -> Iterator[None]:
 
 @contextmanager
 def _heard(heed: Callable[[int], None]) -> Iterator[None]:
-    """Call ``heed`` from a thread of its own.
+    """Call ``heed`` from another thread.
 
-    Python runs its handlers between two steps of the main thread, and on a CPU one call of torch can take a minute: two
-    signals that arrive meanwhile would be one.
+    Python runs signal handlers between two bytecodes of the main thread, and on a CPU one call of torch can take a
+    minute: two signals that arrive meanwhile would count as one.
     """
     if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
         with stopping_on(lambda number, frame: heed(number)):
@@ -93,7 +93,7 @@ def _heard(heed: Callable[[int], None]) -> Iterator[None]:
 
 
 def _leave_at_once() -> None:
-    """Worker processes see that the command is gone, and end, too."""
+    """Worker processes notice that the command is gone, and end too."""
     show_cursor = "\x1b[?25h" if sys.stdout.isatty() else ""
     with suppress(OSError):
         os.write(2, f"{show_cursor}\nleft at once; the same command again does what is left\n".encode())

@@ -174,7 +174,7 @@ class _Worker:
             self.process.kill()
 
     def _send(self, what: Any) -> None:
-        with suppress(*GONE):  # a dead worker is noticed where it is listened to
+        with suppress(*GONE):  # ``receive`` notices a dead worker
             self.connection.send(what)
 
 

@@ -1,4 +1,4 @@
-"""What a report needs beside the runs' metrics: curves, environments and predictions, from the runs' artifacts."""
+"""What a report needs besides metrics: curves, environments and predictions, from the runs' artifacts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Part = TypeVar("Part")
 
 
 class TrackedDetails:
-    """Details of runs that MLflow holds. Artifacts on this machine's disk are read where they are."""
+    """Details of runs in MLflow. Artifacts on this machine's disk are read directly."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class TrackedDetails:
             return {run.fingerprint: self._environment(run, Path(folder)) for run in runs}
 
     def predictions(self, runs: Sequence[RecordedRun]) -> Predictions | None:
-        """Predictions of finished runs; None of none. Raises RecordError where they were tested on different images."""
+        """Predictions of finished runs; None if there are none. Raises RecordError if their test images differ."""
         if not runs:
             return None
         with tempfile.TemporaryDirectory() as place:
@@ -72,7 +72,7 @@ class TrackedDetails:
         return Predictions(tuple(run.fingerprint for run in runs), labels.astype(np.int64), predicted, loss, confidence)
 
     def _each(self, read: Callable[[RecordedRun], Part], runs: Sequence[RecordedRun]) -> list[Part]:
-        """Something of each run: a server is asked by several threads, which on a disk only wait for each other."""
+        """Read something of each run; with several threads from a server, where each request waits."""
         if all(self.folders.get(run.run_id) for run in runs):
             return [read(run) for run in runs]
         with ThreadPoolExecutor() as pool:
@@ -91,7 +91,7 @@ class TrackedDetails:
         if path is not None:
             try:
                 return _lines(path)
-            except (OSError, ValueError, TypeError, csv.Error):  # it was cut off, or others wrote it
+            except (OSError, ValueError, TypeError, csv.Error):  # cut off, or written by something else
                 raise _damaged(run, "history.csv") from None
         lines: dict[int, dict[str, float]] = {}
         for name, points in self.curves_of(run.run_id, CURVES).items():
@@ -114,7 +114,7 @@ class TrackedDetails:
         return self.artifact_of(run.run_id, name, folder)
 
     def _local(self, run: RecordedRun, name: str) -> Path | None:
-        """The artifact on this machine's disk; asking MLflow for it costs 10 ms."""
+        """The artifact on this machine's disk: asking MLflow for it costs 10 ms."""
         folder = self.folders.get(run.run_id)
         return folder / name if folder is not None and (folder / name).is_file() else None
 
@@ -133,7 +133,7 @@ def _lines(path: Path) -> list[dict[str, float]]:
 
 
 def _folder(place: str) -> Path | None:
-    """The folder of a location on this machine's disk; None of others."""
+    """The folder of a location on this machine's disk; None for other locations."""
     parts = urlparse(place)
     if parts.scheme not in ("", "file") or not parts.path:
         return None

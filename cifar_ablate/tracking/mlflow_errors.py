@@ -1,4 +1,4 @@
-"""MLflow's own errors as one sentence with the cure."""
+"""Errors of MLflow and its stores as one sentence with the cure."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _DISK_WORDS = {
 
 @contextmanager
 def answering(*more: type[Exception]) -> Iterator[None]:
-    """Raise TrackingError, naming the store, for whatever MLflow or its database raises in the block.
+    """Raise TrackingError, naming the store, for errors of MLflow or its database in the block.
 
-    A disk that is full or may not be written raises OutputError. ``more``: errors that mean the same here.
+    A disk that is full or read-only raises OutputError. ``more``: further exception types to translate.
     """
     from mlflow import get_tracking_uri
     from mlflow.exceptions import MlflowException
@@ -53,7 +53,7 @@ def answering(*more: type[Exception]) -> Iterator[None]:
 
 @contextmanager
 def storing() -> Iterator[None]:
-    """As ``answering``, for uploads: each kind of artifact store raises what its own library raises, or lacks it."""
+    """The same for uploads: every artifact store raises the errors of its own library, or of a missing one."""
     try:
         with answering():
             yield
@@ -64,7 +64,7 @@ def storing() -> Iterator[None]:
 
 
 def store_error(error: Exception, asked: str) -> TrackingError:
-    """What an artifact store that does not ``take`` or ``give`` files raises."""
+    """The error for an artifact store that does not ``take`` or ``give`` files."""
     first = hidden(harmless(str(error)).strip().split("\n", 1)[0])[:300] or type(error).__name__
     cure = "check its address and credentials"
     if isinstance(error, ImportError):
@@ -73,7 +73,7 @@ def store_error(error: Exception, asked: str) -> TrackingError:
 
 
 def disk_error(error: BaseException, uri: str) -> OutputError | None:
-    """What SQLite means by a failure, where it is its disk that is full or may not be written."""
+    """The error for a full or read-only disk, if that is why SQLite failed."""
     words = next((words for words in _DISK_WORDS if words in str(error)), None)
     if words is None or not uri.startswith("sqlite:///"):
         return None

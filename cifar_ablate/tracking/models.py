@@ -12,9 +12,9 @@ from cifar_ablate.tracking.mlflow_errors import answering
 from cifar_ablate.tracking.store import Tracking
 
 CHAMPION = "champion"
-"""The alias that is set and read where nothing else is said."""
+"""The default alias."""
 FOLDER = "predictor"
-"""Artifact folder of a run below which registered networks lie whole."""
+"""Artifact folder of a run that holds registered networks."""
 KIND = "ablate.kind"
 """Tag of registered models that this program made."""
 
@@ -27,7 +27,7 @@ class RegisteredNetwork:
     version: str
     run_id: str
     folder: str
-    """Its files among the artifacts of that run."""
+    """Folder of its files among the artifacts of the run."""
 
 
 def register(
@@ -42,10 +42,10 @@ def register(
     description: str,
     question: str,
 ) -> str:
-    """Put a folder beside a run's artifacts, register it as a version, and point the alias at it; gives the version.
+    """Upload a folder to a run's artifacts, register it as a version, and set the alias; returns the version.
 
-    ``digest``: of what is in the folder. Each version has a place of its own; the same files registered before are not
-    registered again: their version gets the alias. Raises UsageError where the name is somebody else's model.
+    ``digest``: of the files in the folder. Files that were registered before are not registered again: their version
+    gets the alias. Raises UsageError if the name belongs to a model that this program did not make.
     """
     from mlflow.exceptions import MlflowException
 
@@ -105,7 +105,7 @@ def registered(tracking: Tracking) -> dict[str, list[str]]:
 
 
 def fetch_network(tracking: Tracking, network: RegisteredNetwork, into: Path) -> Path:
-    """The folder of a registered network, downloaded where it is not on this machine; raises RecordError."""
+    """The folder of a registered network, downloaded if it is not on this machine; raises RecordError."""
     try:
         return tracking.artifact(network.run_id, network.folder, into)
     except RecordError:
@@ -123,7 +123,7 @@ def _parted(wanted: str, names: set[str]) -> tuple[str, str, str | None]:
     if slash:
         return name, "", version
     name, at, alias = wanted.rpartition("@")
-    # of a name with an @ of its own that is not registered, all of it is meant
+    # an unregistered name with an @ is taken as a whole
     return (name, alias, None) if at and (name in names or alias == CHAMPION) else (wanted, CHAMPION, None)
 
 

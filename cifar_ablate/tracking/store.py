@@ -1,4 +1,4 @@
-"""What is recorded in MLflow: studies, their runs, curves and artifacts."""
+"""The MLflow tracking store: studies, their runs, curves, artifacts and ledgers."""
 
 from __future__ import annotations
 
@@ -62,15 +62,15 @@ OURS = ("ablate.arm", "ablate.seed", "ablate.fingerprint", "ablate.recipe")
 
 
 class Tracking:
-    """A tracking store: MLFLOW_TRACKING_URI where it is set, else what plain ``mlflow ui`` shows here."""
+    """A tracking store: MLFLOW_TRACKING_URI if set, else the database that plain ``mlflow ui`` shows here."""
 
     def __init__(self) -> None:
         import mlflow
 
-        for name in ("mlflow", "alembic"):  # after the import, which sets levels of its own
+        for name in ("mlflow", "alembic"):  # after the import, which sets its own levels
             logging.getLogger(name).setLevel(logging.WARNING)
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # a traceback for what our errors say
-        with answering(ImportError, ValueError):  # a driver that is not there, an address that is none
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # our errors already say it
+        with answering(ImportError, ValueError):  # a missing driver, an invalid address
             uri = mlflow.get_tracking_uri()
             self.uri = without_password(uri)
             _make_database(uri)
@@ -79,7 +79,7 @@ class Tracking:
             self.client.search_experiments(max_results=1)
 
     def answers(self) -> bool:
-        """Does the store answer at this moment?"""
+        """Does the store answer?"""
         try:
             with answering():
                 self.client.search_experiments(max_results=1)
@@ -88,10 +88,10 @@ class Tracking:
         return True
 
     def open_study(self, label: str, document: Mapping[str, Any]) -> str:
-        """Id of the experiment of a study's variant, created where needed, with the study as planned now.
+        """Id of the experiment of a study's variant, created if needed, with the study as planned now.
 
         The document is kept in pieces under its digest; the tag that points at them is written last, so a reader finds
-        the old document or the new one, and never parts of both.
+        the old or the new document, never parts of both.
         """
         from mlflow.exceptions import MlflowException
 
@@ -119,7 +119,7 @@ class Tracking:
         return experiment_id
 
     def _tag(self, experiment_id: str, name: str, value: str) -> None:
-        """Set a tag of an experiment; of two processes that do so at once, MLflow lets one fail (UNIQUE constraint)."""
+        """Set a tag of an experiment; if two processes do so at once, one fails in MLflow (UNIQUE constraint)."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -134,7 +134,7 @@ class Tracking:
             return sorted(item.name for item in found if DOCUMENT in item.tags and item.name.isprintable())
 
     def load(self, label: str) -> StudyRecord:
-        """Everything recorded under a label; raises UnknownNameError where nothing is."""
+        """Everything recorded under a label; raises UnknownNameError if there is nothing."""
         with answering():
             experiment = self.client.get_experiment_by_name(label)
             if experiment is not None and experiment.lifecycle_stage == "deleted":
@@ -161,7 +161,7 @@ class Tracking:
             return dict(self.client.get_run(run_id).data.tags)
 
     def study_of(self, run_id: str) -> str:
-        """Label of the study that a run belongs to; raises RecordError where it is none of ours."""
+        """Label of the study that a run belongs to; raises RecordError for other runs."""
         from mlflow.exceptions import MlflowException
 
         with answering():
@@ -180,9 +180,9 @@ class Tracking:
             return str(tags["ablate.study"])
 
     def note(self, label: str, kind: str, detail: str, runs: Iterable[RecordedRun]) -> LedgerEntry | None:
-        """Enter in a study's ledger what was done with these ``runs``; None where that is there already.
+        """Enter into a study's ledger what was done with these ``runs``; None if the entry exists.
 
-        One request where it is, two otherwise. Raises UnknownNameError where nothing is recorded under the label.
+        Raises UnknownNameError if nothing is recorded under the label.
         """
         name, entry = entry_now(kind, detail, runs)
         with answering():
@@ -224,7 +224,7 @@ class Tracking:
             }
 
     def artifact(self, run_id: str, name: str, into: Path) -> Path:
-        """Download one artifact into a folder; raises RecordError where the run has none of that name."""
+        """Download one artifact into a folder; raises RecordError if the run has none of that name."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -238,7 +238,7 @@ class Tracking:
             raise store_error(error, "give") from None
 
     def experiment_id(self, label: str) -> str:
-        """Id of a study's experiment; raises TrackingError where there is none."""
+        """Id of a study's experiment; raises TrackingError if there is none."""
         experiment = self.client.get_experiment_by_name(label)
         if experiment is None:
             raise TrackingError(f"the tracking store at {self.uri} refuses to create {label!r}; look at its log")
@@ -256,7 +256,7 @@ class Tracking:
 
 
 def is_empty() -> bool:
-    """Is the store a database file that nobody has made yet? Finding that out makes none."""
+    """Is the store a database file that does not exist yet? The check does not create it."""
     import mlflow
 
     path = _database_file(mlflow.get_tracking_uri())
@@ -264,7 +264,7 @@ def is_empty() -> bool:
 
 
 def existing() -> Tracking:
-    """The tracking store, for what only reads; raises RecordError where nothing was ever recorded, and makes none."""
+    """The tracking store for reading; raises RecordError, and creates none, if nothing was ever recorded."""
     if is_empty():
         raise RecordError("nothing is recorded in this folder yet; start with `cifar-ablate run STUDY.yaml`")
     return Tracking()
@@ -275,10 +275,10 @@ def _database_file(uri: str) -> Path | None:
 
 
 def _make_database(uri: str) -> None:
-    """Make a fresh SQLite database whole or not at all.
+    """Create a SQLite database completely or not at all.
 
-    MLflow builds its tables in steps; interrupted between them, or by two processes at once, it leaves a file that no
-    command can use any more. So it is built under another name, under a lock, and then takes its place.
+    MLflow creates its tables in steps; interrupted between them, or run by two processes at once, it leaves an unusable
+    file. So the database is created under another name, under a lock, and then renamed.
     """
     import mlflow
 
@@ -295,7 +295,7 @@ def _make_database(uri: str) -> None:
 
 
 def _ask_once(uri: str) -> None:
-    """Raise SQLAlchemyError where a database server does not answer: MLflow itself would try for three minutes."""
+    """Raise SQLAlchemyError if a database server does not answer: MLflow itself would try for three minutes."""
     from sqlalchemy import create_engine
     from sqlalchemy.pool import NullPool
 
@@ -305,7 +305,7 @@ def _ask_once(uri: str) -> None:
 
 
 def recorded(run: Any) -> RecordedRun:
-    """Raises RecordError where this program cannot have written it."""
+    """A run of MLflow as a RecordedRun; raises RecordError if this program cannot have written it."""
     tags = {name: harmless(value) for name, value in run.data.tags.items()}
     wrong = [name for name in OURS if name not in tags]
     wrong += [name for name in ("ablate.fingerprint", "ablate.recipe") if not is_fingerprint(tags.get(name))]
@@ -345,7 +345,7 @@ def _is_seed(text: str) -> bool:
 
 
 def entry_now(kind: str, detail: str, runs: Iterable[RecordedRun]) -> tuple[str, LedgerEntry]:
-    """The tag's name and the entry, as of now; only the finished ones of ``runs`` count."""
+    """The tag's name and the ledger entry as of now; only finished ``runs`` count."""
     finished = [run for run in runs if run.outcome == "finished"]
     state = [] if kind in STATELESS else sorted({run.fingerprint for run in finished})
     digest = hashlib.sha256(json.dumps([detail, state]).encode()).hexdigest()[:8]
@@ -356,7 +356,7 @@ def entry_now(kind: str, detail: str, runs: Iterable[RecordedRun]) -> tuple[str,
 
 
 def noted(tracking: Tracking, record: StudyRecord, kind: str, detail: str) -> StudyRecord:
-    """The record with this reading in its ledger; a store that cannot be written to is no reason not to read it."""
+    """The record with this reading in its ledger; a read-only store is no reason not to read."""
     with suppress(TrackingError, OutputError):
         entry = tracking.note(record.label, kind, detail, record.current())
         return record if entry is None else replace(record, ledger=[*record.ledger, entry])
@@ -369,7 +369,7 @@ def as_tag(entry: LedgerEntry) -> str:
 
 
 def entries_in(label: str, tags: Mapping[str, str]) -> tuple[LedgerEntry, ...]:
-    """All entries among an experiment's tags, the oldest first; raises RecordError for a damaged one."""
+    """All ledger entries among an experiment's tags, the oldest first; raises RecordError for a damaged one."""
     found = []
     for name, value in tags.items():
         if name.startswith(LEDGER):
@@ -383,5 +383,5 @@ def entries_in(label: str, tags: Mapping[str, str]) -> tuple[LedgerEntry, ...]:
 
 
 def _order(entry: LedgerEntry) -> tuple[str, bool, int, str, str]:
-    """By time; within a second the margin first, for a command sets it before it looks at anything."""
+    """By time; within a second the margin first, because a command sets it before it reads anything."""
     return entry.when, entry.kind != "margin", entry.num_runs, entry.kind, entry.detail

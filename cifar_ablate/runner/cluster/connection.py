@@ -1,4 +1,4 @@
-"""The way to a Ray cluster: one that is there, or one that is started on this machine for the command."""
+"""Connect to a Ray cluster: an existing one, or one that is started on this machine for the command."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from cifar_ablate.runner.cluster.node import NodeInfo, describe_node, differing,
 from cifar_ablate.signals import held_back
 
 ANSWER_SECONDS, LONGEST_SECONDS = 60.0, 300.0
-"""All nodes have so long to start a process with torch in it and to say what they are; and one of them, so long."""
+"""Time for all nodes to start a process with torch and describe themselves; time for at least one of them."""
 NAMESPACE = "cifar-ablate"
 SHARE_DIGITS = 4
-"""Ray counts ten-thousandths of a GPU."""
+"""Decimals of a GPU share: Ray counts ten-thousandths."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """What Ray sets aside for one task."""
+    """The resources that Ray reserves for one task."""
 
     num_cpus: float
     num_gpus: float = 0.0
 
     def fits(self, resources: dict[str, float]) -> int:
-        """So many tasks have room at the same time on a node, or none."""
+        """Number of tasks that fit on a node at the same time."""
         by_cpu = int(resources.get("CPU", 0.0) / self.num_cpus + 1e-6)
         if not self.num_gpus:
             return by_cpu
@@ -45,7 +45,7 @@ class Share:
 
 
 def connect(address: str, *, cores_wanted: int = 0) -> None:
-    """Join the cluster at ``address``; ``local``: start one of this machine alone, which ends with the command.
+    """Join the cluster at ``address``; ``local``: start one on this machine, which ends with the command.
 
     Raises UsageError, DeviceError.
     """
@@ -54,7 +54,7 @@ def connect(address: str, *, cores_wanted: int = 0) -> None:
     options: dict[str, Any] = {"address": address}
     if address == LOCAL:
         options |= {"num_cpus": max(num_cores(), cores_wanted), "include_dashboard": False}
-    # a signal to the whole group is for the command alone, which stops trainings with a checkpoint
+    # a signal to the process group is for the command alone, which stops trainings with a checkpoint
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -66,23 +66,23 @@ def connect(address: str, *, cores_wanted: int = 0) -> None:
         raise DeviceError(f"there is no Ray cluster to be had at {address} ({first}); {cure}") from None
     finally:
         if in_main:
-            signal.signal(signal.SIGTERM, before)  # Ray has one of its own
+            signal.signal(signal.SIGTERM, before)  # Ray sets its own handler
 
 
 def disconnect() -> None:
-    """Leave the cluster; one that was started for the command ends."""
+    """Leave the cluster; a cluster that was started for the command ends."""
     with suppress(Exception):
         ray.shutdown()
 
 
 def alive() -> list[dict[str, Any]]:
-    """Ray's description of each node that is there."""
+    """Ray's description of each node that is alive."""
     nodes: Any = ray.nodes  # without types
     return [node for node in nodes() if node["Alive"]]
 
 
 def capacity(share: Share) -> int:
-    """Tasks of such a share that the whole cluster has room for."""
+    """Number of tasks of this share that fit on the whole cluster."""
     return sum(share.fits(node["Resources"]) for node in alive())
 
 
@@ -91,10 +91,10 @@ def has_gpus() -> bool:
 
 
 def find_common_device(kind: str) -> tuple[Device, str]:
-    """The device that runs are trained on, and what a person should know of it.
+    """The device that runs are trained on, and a remark for the user.
 
-    It computes in bf16 where every node does. Asks each node that has such a device, as long as one is free. Raises
-    DeviceError where a node has other versions than this machine, or none has the device.
+    It computes in bf16 if every node does. Asks each node with such a device, as long as one is free. Raises
+    DeviceError if a node has other versions than this machine, or no node has the device.
     """
     needed, name, cure = ("GPU", "a GPU", "use --device cpu, or start nodes with --num-gpus")
     if kind != "cuda":
@@ -127,11 +127,11 @@ def find_common_device(kind: str) -> tuple[Device, str]:
         raise DeviceError(f"no node of the Ray cluster answered within {LONGEST_SECONDS:.0f} s; look at `ray status`")
     names = ", ".join(dict.fromkeys(info.device.name for info in infos))
     device = Device(infos[0].device.kind, names, all(info.device.fast_bf16 for info in infos))
-    return device, _remark(infos, len(waiting))
+    return device, remark_on(infos, len(waiting))
 
 
-def _remark(infos: Sequence[NodeInfo], num_silent: int) -> str:
-    """What results depend on beside the studies."""
+def remark_on(infos: Sequence[NodeInfo], num_silent: int) -> str:
+    """A remark on what results depend on besides the study."""
     fixed = "another set of nodes may mean another; `precision` in the recipe fixes it"
     if num_silent:
         return f"precision auto is decided without {count(num_silent, 'busy node')}; {fixed}"
@@ -143,7 +143,7 @@ def _remark(infos: Sequence[NodeInfo], num_silent: int) -> str:
 
 
 def _answer(reference: Any) -> NodeInfo | str | None:
-    """What a node says of itself, or why it cannot; None where it has just gone."""
+    """A node's description, or why it has none; None if the node is gone."""
     try:
         answer: NodeInfo | str = ray.get(reference)
     except RayTaskError as error:  # the package is not installed there
@@ -154,7 +154,7 @@ def _answer(reference: Any) -> NodeInfo | str | None:
 
 
 def described(share: Share) -> str:
-    """The cluster in a clause."""
+    """The cluster in a few words."""
     nodes = alive()
     total = [sum(node["Resources"].get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")]
     gpus = f", {total[1]:g} GPUs" if total[1] else ""

@@ -1,4 +1,4 @@
-"""The command's side of a cluster: groups become tasks, lost tasks are begun again, stops are passed on."""
+"""The command's side of a cluster: groups become tasks, lost tasks restart, stops are passed on."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from cifar_ablate.training.events import Started
 
 POLL_SECONDS = 0.2
 COUNT_SECONDS = 5.0
-"""Between two looks at how much room the cluster has: nodes come and go."""
+"""Interval at which the cluster's room is counted: nodes come and go."""
 MAX_LOST = 4
 """Maximum number of times that a run is lost with its process; after that the run is at fault, not the cluster."""
 GRACE_SECONDS = 10.0
@@ -65,7 +65,7 @@ class Dispatch:
         self.events: list[RunEvent] = []
         """Events that were not yielded yet."""
         self.tasks: dict[Any, Task] = {}
-        """By Ray's reference."""
+        """Tasks by Ray's reference."""
         self.num_lost: Counter[Key] = Counter()
         self.numbers = count(1)
         train_group.patience_seconds = PATIENCE_SECONDS
@@ -79,7 +79,7 @@ class Dispatch:
         self.train = as_task(train_on_node, uses_gpu=share.num_gpus > 0)
 
     def submit(self, group: Group) -> None:
-        """Let Ray find a place for a group."""
+        """Submit a group as a task."""
         task = Task(f"task-{next(self.numbers)}", list(group))
         spec = TaskSpec(self.actor, task.name, self.trainer, self.probe, self.runs_root, versions())
         in_turn = self.place.side_by_side
@@ -178,7 +178,7 @@ class Dispatch:
         for run in given_up:
             self.events.append((run.key, Lost(f"was lost {MAX_LOST} times; the last time, on {where}, {why}")))
         rest = self._wanted([run for run in task.left if run not in given_up])
-        if rest and any(self.num_lost[run.key] > 1 for run in lost):  # which of them it is shows when each is alone
+        if rest and any(self.num_lost[run.key] > 1 for run in lost):  # which run is at fault shows when each is alone
             rest = [[run] for run in rest[0]]
         names = ", ".join(run.name for run in lost if run not in given_up)
         if names:
@@ -193,7 +193,7 @@ class Dispatch:
 
 
 def as_task(function: Callable[..., Any], *, uses_gpu: bool) -> Any:
-    """Ray's remote function. Torch stays on the first GPU that a process has seen, and Ray would give it others."""
+    """Ray's remote function. A GPU task gets a fresh process: torch stays on the first GPU that a process sees."""
     return ray.remote(max_retries=0, max_calls=1 if uses_gpu else 0)(function)
 
 
@@ -221,7 +221,7 @@ def train_on_cluster(
                     if had_room and not room:
                         yield None, Noted("no node of the cluster has room for a run; it goes on when there is one")
                     had_room = bool(room)
-                    at_a_time = at_a_time if is_fixed else max(1, room)  # one that waits lets a cluster grow
+                    at_a_time = at_a_time if is_fixed else max(1, room)  # a waiting task lets a cluster grow
                 while len(dispatch.tasks) < at_a_time and (group := pending.take()):
                     dispatch.submit(group)
                 dispatch.hear()
@@ -252,7 +252,7 @@ def _probe_file(runs_root: Path) -> Iterator[SharedFsProbe]:
                     other.unlink(missing_ok=True)
             if path.read_text(encoding="ascii") != word:
                 path.write_text(word, encoding="ascii")
-            with path.open("rb") as file:  # other machines see what a network file system was given
+            with path.open("rb") as file:  # so that other machines see it on a network file system
                 os.fsync(file.fileno())
         except OSError as error:
             raise not_written(path, error) from None

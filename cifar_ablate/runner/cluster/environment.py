@@ -1,4 +1,4 @@
-"""What Ray reads from the environment while it is imported; to be set before."""
+"""Environment variables that Ray reads at import; set them before."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def address_of(given: str | None) -> str:
 
 
 def prepare_environment(address: str) -> None:
-    """Ray tells nobody of its use; and one that is started here obeys nobody who lacks a word made for it (its token).
+    """Turn off Ray's usage statistics; a cluster that is started here gets a random token.
 
-    Ray listens on all of a machine's addresses, and whoever it obeys runs code.
+    Ray listens on all addresses of the machine, and who it accepts can run code.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address == LOCAL and "RAY_AUTH_MODE" not in os.environ:

@@ -15,7 +15,7 @@ from cifar_ablate.records import Key
 from cifar_ablate.runner.events import RunEvent
 
 NETWORKS = "weights*.safetensors"
-"""Files of a run's folder that no training reads."""
+"""Files of a run folder that no training reads."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Placed:
 
 @dataclass(frozen=True)
 class Lent:
-    """A run's folder for a node that does not see it, or why it cannot be had."""
+    """A run's folder for a node that does not see it, or the process that holds it."""
 
     files: Mapping[str, bytes]
     held_by: str = ""
@@ -46,7 +46,7 @@ class RunActor:
         self.events: list[tuple[str, RunEvent | Placed]] = []
         self.stops: frozenset[Key | None] = frozenset()
         self.lent: dict[str, tuple[str, ExitStack]] = {}
-        """By fingerprint: the task that has the folder, and its lock."""
+        """The task that has the folder, and the lock, by fingerprint."""
 
     def tell(self, task: str, event: RunEvent | Placed) -> None:
         """From a task."""
@@ -70,7 +70,7 @@ class RunActor:
                 if fingerprint in self.lent or not stack.enter_context(lock(folder.lock, owner=self.owner.to_text())):
                     return Lent({}, str(owner_from(holder(folder.lock) or "") or "another run command"))
                 self.lent[fingerprint] = (task, stack.pop_all())
-        if not folder.path.exists():  # it cannot be made either, which the first write says
+        if not folder.path.exists():  # the first write tells why it cannot be made
             return Lent({})
         folder.tidy()
         unread = {*folder.path.glob(NETWORKS), folder.lock}
@@ -80,7 +80,7 @@ class RunActor:
     def keep(
         self, task: str, fingerprint: str, files: Mapping[str, bytes], removed: Sequence[str]
     ) -> OutputError | None:
-        """Write what a task's folder has, in this order, and remove what it has no more; gives what went wrong."""
+        """Write files of a task's folder in this order and delete removed ones; returns the error, if any."""
         if self.lent.get(fingerprint, ("",))[0] != task:
             return OutputError(self.runs_root / fingerprint, "it was given to another node", "look there")
         folder = RunFolder(self.runs_root / fingerprint)
@@ -100,7 +100,7 @@ class RunActor:
         return None
 
     def take_back(self, task: str, fingerprint: str | None = None) -> None:
-        """A task is done with a folder (None: with all that it has)."""
+        """A task is done with a folder (None: with all its folders)."""
         for name in [fingerprint] if fingerprint is not None else list(self.lent):
             if self.lent.get(name, ("",))[0] == task:
                 with suppress(OSError):

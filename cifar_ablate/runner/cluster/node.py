@@ -1,4 +1,4 @@
-"""What happens on a node of the cluster: one task trains one group of runs."""
+"""The node's side of a cluster: one task trains one group of runs."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ from cifar_ablate.temporary import remove_all, temporary_folder
 from cifar_ablate.training.events import Stepped
 
 POLL_SECONDS = 0.3
-"""Between two questions whether a run shall stop."""
+"""Interval at which a task asks what must stop."""
 CUT_OFF_SECONDS = 60.0
-"""A command that cannot be reached for so long is taken for gone."""
+"""A command that cannot be reached for this long is taken for dead."""
 LAST = ("checkpoint.safetensors", "result.json")
-"""Files that count on others: a checkpoint on the lines of the history, a result on everything."""
+"""Files that are sent last: a checkpoint needs the history, a result needs everything."""
 
 
 @dataclass(frozen=True)
 class NodeInfo:
-    """What a node says about itself."""
+    """A node's description."""
 
     host: str
     device: Device
     versions: Mapping[str, str]
     instructions: str
-    """Of its processor, as torch uses them: sums are added in another order with others."""
+    """Vector instructions that torch uses; others add up sums in another order."""
 
 
 @dataclass(frozen=True)
 class SharedFsProbe:
-    """A file that the command has put beside its folder of runs: who sees it shares that folder."""
+    """A file that the command put beside its run folders: a node that sees it shares the folders."""
 
     path: Path
     word: str
@@ -70,22 +70,22 @@ class TaskSpec:
     actor: Any
     """The command's RunActor."""
     name: str
-    """Of the task."""
+    """Name of the task."""
     trainer: Any
     """Reference to the GroupTrainer, with the data."""
     probe: SharedFsProbe
     runs_root: Path
-    """Where the command has it; of use to who sees it."""
+    """The command's run folders."""
     versions: Mapping[str, str]
 
 
 def versions() -> dict[str, str]:
-    """What has to be equal on all nodes, for results depend on it."""
+    """Versions that must be equal on all nodes, because results depend on them."""
     return {"cifar-ablate": __version__, "trainer": str(TRAINER_VERSION), "torch": str(torch.__version__)}
 
 
 def describe_node(kind: str) -> NodeInfo | str:
-    """What this node has; where it lacks a device of that kind, why."""
+    """This node's description; if it lacks a device of that kind, why."""
     try:
         instructions = torch.backends.cpu.get_cpu_capability()
         return NodeInfo(os.uname().nodename, find_device(kind), versions(), instructions)
@@ -94,7 +94,7 @@ def describe_node(kind: str) -> NodeInfo | str:
 
 
 def differing(there: Mapping[str, str], here: Mapping[str, str], host: str) -> str:
-    """Why a node cannot train for this command; empty where it can."""
+    """Why a node cannot train for this command; empty if it can."""
     others = [f"{name} {there.get(name)}, here {here[name]}" for name in here if there.get(name) != here[name]]
     return f"node {host} has {'; '.join(others)}: install the same on both" if others else ""
 
@@ -128,7 +128,7 @@ def train_on_node(task: TaskSpec, group: Sequence[PlannedRun], place: Place) -> 
 
 
 _trainers: dict[str, GroupTrainer] = {}
-"""The one that this process has used last: it keeps networks and data on the device."""
+"""The trainer that this process used last: it keeps networks and data on the device."""
 
 
 def _trainer(reference: Any) -> GroupTrainer:
@@ -154,15 +154,15 @@ class CommandLink:
 
     def flush(self) -> None:
         """Wait until everything has arrived."""
-        _answer(self.actor.wanted_stops.remote)  # an actor answers in the order of the calls
+        call_actor(self.actor.wanted_stops.remote)  # an actor answers in the order of the calls
 
     def poll_stops(self) -> None:
         """Keep asking what must stop; a task whose command is gone ends."""
         while not self.is_over.wait(POLL_SECONDS):
-            self.stops = _answer(self.actor.wanted_stops.remote, self.is_over.is_set)
+            self.stops = call_actor(self.actor.wanted_stops.remote, self.is_over.is_set)
 
 
-def _answer(ask: Callable[[], Any], is_needless: Callable[[], bool] = lambda: False) -> Any:
+def call_actor(ask: Callable[[], Any], is_needless: Callable[[], bool] = lambda: False) -> Any:
     """The answer of the actor. If it cannot be reached, this process ends, and the task starts again elsewhere.
 
     Raising would not do: the training would take the error for the run's own failure.
@@ -186,7 +186,7 @@ def _answer(ask: Callable[[], Any], is_needless: Callable[[], bool] = lambda: Fa
 @contextmanager
 def _connected(task: TaskSpec) -> Iterator[CommandLink]:
     command = CommandLink(task.actor, task.name)
-    command.stops = _answer(task.actor.wanted_stops.remote)
+    command.stops = call_actor(task.actor.wanted_stops.remote)
     threading.Thread(target=command.poll_stops, daemon=True).start()
     try:
         yield command
@@ -233,7 +233,7 @@ class FolderSync:
         """The folder of runs with one fingerprint, or who holds it; None if all of them must stop."""
         while not all(self.should_stop(run.key) for run in twins):
             lend = partial(self.command.actor.lend.remote, self.command.task, twins[0].fingerprint)
-            lent: Lent = _answer(lend)
+            lent: Lent = call_actor(lend)
             if not (lent.held_by and waits):
                 return lent
             time.sleep(WAIT_SECONDS)
@@ -254,7 +254,7 @@ class FolderSync:
             event = Ended("stopped", self.trouble, halts=True) if self.trouble else event
             self.users[folder.fingerprint] -= 1
             if not self.users[folder.fingerprint]:
-                _answer(partial(self.command.actor.take_back.remote, self.command.task, folder.fingerprint))
+                call_actor(partial(self.command.actor.take_back.remote, self.command.task, folder.fingerprint))
         elif self.trouble:  # the command lacks the files that the event is about
             return
         self.command.tell((key, event))
@@ -269,14 +269,14 @@ class FolderSync:
         removed = [name for name in before if name not in now]
         if new or removed:
             actor, task = self.command.actor, self.command.task
-            error = _answer(partial(actor.keep.remote, task, folder.fingerprint, content, removed))
+            error = call_actor(partial(actor.keep.remote, task, folder.fingerprint, content, removed))
             if error is not None:
                 raise error
         self.sent[folder.fingerprint] = now
 
 
 def _files(folder: RunFolder) -> dict[str, tuple[int, int]]:
-    """The files of a run, each with size and time; the checkpoint before the last is made where they are kept."""
+    """Size and time of each file of a run; the command keeps the checkpoint before the last one."""
     left_out = {folder.checkpoint_before, folder.lock}
     paths = (path for path in folder.path.iterdir() if path not in left_out and not path.name.startswith("."))
     return {path.name: (path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.is_file()}

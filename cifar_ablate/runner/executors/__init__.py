@@ -1,1 +1,1 @@
-"""Executors by name: a function from groups of runs to their results, in a file of its own."""
+"""Executors, one file each, found by name: ``--executor NAME``."""

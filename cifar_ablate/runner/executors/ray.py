@@ -29,7 +29,7 @@ GROWTH = 4
 
 @EXECUTORS.register("ray")
 class Ray(Executor):
-    """Train on a Ray cluster: groups are tasks with a share of a GPU, begun again elsewhere when a node dies."""
+    """Train on a Ray cluster: groups are tasks with a share of a GPU, restarted elsewhere if a node dies."""
 
     trains_here = False
 
@@ -51,7 +51,7 @@ class Ray(Executor):
             disconnect()
 
     def device(self) -> Device:
-        """Joins the cluster first, where that is not done; see ``find_common_device``."""
+        """The common device of the nodes (``find_common_device``); joins the cluster first."""
         if self.found is None:
             address = address_of(self.config.address)
             prepare_environment(address)
@@ -69,7 +69,7 @@ class Ray(Executor):
     def places(
         self, runs: Sequence[PlannedRun], data: Mapping[DataKey, DataSet], options: EngineOptions
     ) -> tuple[Sequence[Place], str]:
-        """As many as the cluster has room for, or --jobs asks for; where a share allows it, runs take turns in one."""
+        """As many as the cluster has room for or --jobs asks for; runs that share a GPU take turns in one place."""
         from cifar_ablate.device import Place
         from cifar_ablate.runner.cluster.connection import capacity, described
 
@@ -97,7 +97,7 @@ class Ray(Executor):
         yield from train_on_cluster(groups, train_group, places, self.share()[0], should_stop, is_fixed=is_fixed)
 
     def share(self) -> tuple[Share, int]:
-        """What one task takes, and how many runs take turns in it: a GPU is shared within a process, not among them."""
+        """The resources of one task and how many runs take turns in it: a GPU is shared within one process only."""
         from cifar_ablate.runner.cluster.connection import SHARE_DIGITS, Share
 
         threads = float(self.config.threads or 1)
