@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cifar_ablate.augment.base import Epoch
 from cifar_ablate.data import DataSet
-from cifar_ablate.keys import generator
+from cifar_ablate.rng import generator
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from cifar_ablate.augment.pipeline import Pipeline
 from cifar_ablate.folder import RunFolder
-from cifar_ablate.keys import key
 from cifar_ablate.models.build import build_model
 from cifar_ablate.registry import SCHEDULES
+from cifar_ablate.rng import derive_seed
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training.batches import DeviceData
 from cifar_ablate.training.checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -97,7 +97,7 @@ def set_up(
         recipe.model.kwargs(),
         num_classes=data.num_classes,
         image_size_px=data.image_size_px,
-        init_seed=key(seed, "init"),
+        init_seed=derive_seed(seed, "init"),
     )
     train_step = (engine or Engine()).train_step(recipe, model, data, precision, stream)
     steps_per_epoch = math.ceil(len(data.train_labels) / recipe.batch_size)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cifar_ablate.folder import RunFolder, RunResult, Status, atomic
-from cifar_ablate.keys import key
+from cifar_ablate.rng import derive_seed
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training.batches import DeviceData
 from cifar_ablate.training.checkpoint import save_weights
@@ -216,7 +216,7 @@ def _stop_if_asked(should_stop: ShouldStop) -> None:
 
 def _set_random_state(state: TrainState, device: torch.device) -> None:
     """Seed torch's global generators, which dropout layers draw from; in mid-epoch, restore them."""
-    torch.manual_seed(key(state.seed, "dropout", state.epochs_done))
+    torch.manual_seed(derive_seed(state.seed, "dropout", state.epochs_done))
     saved, state.random_state = state.random_state, {}
     if "random_cpu" in saved:
         torch.set_rng_state(saved["random_cpu"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.samplers import BaseSampler
 
-from cifar_ablate.keys import key
+from cifar_ablate.rng import derive_seed
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -36,7 +36,7 @@ class KeyedSampler(BaseSampler):
 
     def _of(self, study: Study, trial: FrozenTrial) -> BaseSampler:
         if self.current is None or self.current[0] != trial.number:
-            self.current = trial.number, self.make(key(self.seed, "trial", self.place_of(study, trial)) % 2**32)
+            self.current = trial.number, self.make(derive_seed(self.seed, "trial", self.place_of(study, trial)) % 2**32)
         return self.current[1]
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
