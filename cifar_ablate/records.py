@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cifar_ablate.owner import Owner
+from cifar_ablate.process import ProcessId
 
 Key = tuple[str, str, str]
 """Study, arm and fingerprint of a run."""
@@ -64,7 +64,7 @@ class RecordedRun:
     outcome: str
     reason: str
     metrics: Mapping[str, float]
-    owner: Owner | None = None
+    owner: ProcessId | None = None
     """The process that trains it, as far as MLflow shows; a compact record does not keep it."""
 
 

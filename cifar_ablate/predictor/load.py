@@ -10,7 +10,7 @@ from cifar_ablate.errors import UsageError
 from cifar_ablate.predictor.card import CARD, WEIGHTS, check_files, read_card
 from cifar_ablate.predictor.from_run import Trained, find_run, from_run
 from cifar_ablate.predictor.network import Predictor
-from cifar_ablate.temporary import temporary_folder
+from cifar_ablate.process import temporary_folder
 from cifar_ablate.tracking import Tracking, existing
 from cifar_ablate.tracking.models import CHAMPION, fetch_network, find_registered, registered
 

@@ -23,7 +23,7 @@ from cifar_ablate.predictor.load import located
 from cifar_ablate.predictor.model_card import about_page, model_card
 from cifar_ablate.predictor.network import Predictor
 from cifar_ablate.predictor.onnx_file import NUM_CHECKED, Checked, write_onnx
-from cifar_ablate.temporary import temporary_folder
+from cifar_ablate.process import temporary_folder
 
 MODEL = "model.onnx"
 RUNTIME = ("numpy", "pillow", "onnxruntime")

@@ -13,9 +13,9 @@ from cifar_ablate.errors import RecordError, UsageError
 from cifar_ablate.predictor.best import Choice, best_arm
 from cifar_ablate.predictor.card import CARD, WEIGHTS, Card, digest_of, fill
 from cifar_ablate.predictor.from_run import arm_named, first_seed, from_run
+from cifar_ablate.process import temporary_folder
 from cifar_ablate.records import StudyRecord
 from cifar_ablate.spec.schema import Recipe
-from cifar_ablate.temporary import temporary_folder
 from cifar_ablate.tracking import Tracking, noted
 from cifar_ablate.tracking.models import CHAMPION, register
 

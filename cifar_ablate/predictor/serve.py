@@ -17,8 +17,8 @@ from cifar_ablate.predictor.network import Predictor
 from cifar_ablate.predictor.portable.answers import Answer
 from cifar_ablate.predictor.portable.page import LOOPBACK, Shown, build_page, launch
 from cifar_ablate.predictor.portable.pictures import Picture
+from cifar_ablate.process import temporary_folder
 from cifar_ablate.records import StudyRecord
-from cifar_ablate.temporary import temporary_folder
 from cifar_ablate.tracking import Tracking
 
 

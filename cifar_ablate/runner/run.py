@@ -14,8 +14,8 @@ from rich.console import Console
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import Device, Place
 from cifar_ablate.errors import OutputError, TrackingError, UsageError
-from cifar_ablate.owner import this_process
 from cifar_ablate.plan import DataKey, Plan, PlannedRun
+from cifar_ablate.process import this_process
 from cifar_ablate.records import Key, RecordedRun
 from cifar_ablate.registry import EXECUTORS
 from cifar_ablate.runner.display import RunDisplay, TerminalDisplay

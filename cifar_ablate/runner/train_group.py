@@ -20,8 +20,8 @@ from cifar_ablate.environment import describe_environment, git_state
 from cifar_ablate.errors import AblateError, OutputError, RecordError
 from cifar_ablate.folder import RunFolder, RunResult, write_atomically
 from cifar_ablate.locks import holder, lock
-from cifar_ablate.owner import Owner, owner_from
 from cifar_ablate.plan import TRAINER_VERSION, DataKey, PlannedRun
+from cifar_ablate.process import ProcessId, process_from_text
 from cifar_ablate.runner.artifacts import write_artifacts
 from cifar_ablate.runner.estimate import num_in_turn
 from cifar_ablate.runner.events import Ended, Group, RunEvent, RunEvents, ShouldStop
@@ -118,7 +118,7 @@ class GroupTrainer:
     checkpoint_seconds: float
     step_seconds: float | None
     """Minimum time between two Stepped of a run, in seconds; None: no Stepped at all."""
-    owner: Owner
+    owner: ProcessId
     """Named as the owner of the locks: the command, because that is the process that a user can stop."""
     options: EngineOptions = field(default_factory=EngineOptions)
     num_images: Mapping[str, int] = field(default_factory=dict)
@@ -175,7 +175,7 @@ class GroupTrainer:
     def _is_ours(self, folder: RunFolder) -> bool:
         """Is the lock of a folder free by now, or held by a process of this command?"""
         owner = holder(folder.lock)
-        return owner is None or owner_from(owner) == self.owner
+        return owner is None or process_from_text(owner) == self.owner
 
     def _train_or_share(
         self, run: PlannedRun, folder: RunFolder, place: Place, should_stop: ShouldStop, time_slice: TimeSlice
@@ -289,5 +289,5 @@ def _reason(error: Exception, batch_size: int) -> str:
 
 
 def _elsewhere(folder: RunFolder) -> Ended:
-    owner = owner_from(holder(folder.lock) or "")
+    owner = process_from_text(holder(folder.lock) or "")
     return Ended("elsewhere", f"is being trained by {owner or 'another run command'}")

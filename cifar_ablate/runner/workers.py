@@ -22,10 +22,10 @@ from typing import Any
 from cifar_ablate.device import Place
 from cifar_ablate.errors import DeviceError
 from cifar_ablate.plan import PlannedRun
+from cifar_ablate.process import block_signals
 from cifar_ablate.records import Key
 from cifar_ablate.runner.events import Ended, Group, Lost, Noted, RunEvent, RunEvents, ShouldStop, TrainGroup
 from cifar_ablate.runner.executor import PendingGroups
-from cifar_ablate.signals import held_back
 from cifar_ablate.training.events import Started
 
 POLL_SECONDS = 0.2
@@ -105,7 +105,7 @@ class _Worker:
         self.process = context.Process(target=_work, args=(theirs, self.place), daemon=True)
         # Ctrl-C and a shutdown reach every process, but the command alone decides what follows
         resource_tracker.ensure_running()  # starting it lets signals through again
-        with held_back():
+        with block_signals():
             self.process.start()
         theirs.close()  # or its death would not be seen
         # sending the data takes a while; other workers need not wait for it

@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from cifar_ablate.owner import owner_from
+from cifar_ablate.process import process_from_text
 
 LOST, OWNER, BEAT, REASON, PRESENT = "lost", "owner", "beat", "reason", "is_present_recipe"
 TAKEN_UP, OUTCOME, CRASHED = "taken_up_from", "outcome", "worker_died_before"
@@ -38,7 +38,7 @@ def can_be_retried(one: FrozenTrial) -> bool:
 
 def is_alive(one: FrozenTrial) -> bool:
     """Is the process of a running trial alive? On this machine it is looked up; elsewhere its heartbeat tells."""
-    owner = owner_from(one.user_attrs.get(OWNER, ""))
+    owner = process_from_text(one.user_attrs.get(OWNER, ""))
     begun = one.datetime_start.timestamp() if one.datetime_start else 0.0
     if owner is None:
         return time.time() - begun < UNCLAIMED_SECONDS

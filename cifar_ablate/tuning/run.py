@@ -12,8 +12,8 @@ from cifar_ablate.analysis.sentences import count
 from cifar_ablate.device import Place
 from cifar_ablate.errors import AblateError, OutputError, RecordError
 from cifar_ablate.folder import RunFolder
-from cifar_ablate.owner import this_process
 from cifar_ablate.plan import data_key
+from cifar_ablate.process import this_process
 from cifar_ablate.records import RunIdentity
 from cifar_ablate.runner.artifacts import write_missing_artifacts
 from cifar_ablate.runner.executor import Executor

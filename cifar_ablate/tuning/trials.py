@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from cifar_ablate.errors import TakenError
 from cifar_ablate.locks import lock
-from cifar_ablate.owner import this_process
+from cifar_ablate.process import this_process
 from cifar_ablate.registry import PRUNERS, SAMPLERS
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.spec.space import Values, compose

@@ -23,11 +23,11 @@ from cifar_ablate.device import Device, Place, find_device
 from cifar_ablate.errors import AblateError, DeviceError, OutputError
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.plan import TRAINER_VERSION, PlannedRun
+from cifar_ablate.process import remove_temporary_folders, temporary_folder
 from cifar_ablate.records import Key
 from cifar_ablate.runner.cluster.mailbox import Lent, Placed
 from cifar_ablate.runner.events import Ended, RunEvent
 from cifar_ablate.runner.train_group import WAIT_SECONDS, GroupTrainer
-from cifar_ablate.temporary import remove_all, temporary_folder
 from cifar_ablate.training.events import Stepped
 
 POLL_SECONDS = 0.3
@@ -179,7 +179,7 @@ def call_actor(ask: Callable[[], Any], is_needless: Callable[[], bool] = lambda:
             elif is_needless():
                 return frozenset()
             else:
-                remove_all()
+                remove_temporary_folders()
                 os._exit(1)
 
 
