@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from cifar_ablate.errors import DeviceError, UsageError
-from cifar_ablate.extras import need
+from cifar_ablate.errors import DeviceError, UsageError, require_extra
 from cifar_ablate.registry import EXECUTORS
 from cifar_ablate.runner.cluster.environment import LOCAL, address_of, prepare_environment
 from cifar_ablate.runner.executor import Executor, ExecutorConfig
@@ -38,7 +37,7 @@ class Ray(Executor):
             raise UsageError(f"--gpus-per-run {config.gpus_per_run:g}: a run uses one GPU or a share of one: 0.25, 1")
         if config.device == "mps":
             raise UsageError("--device mps: Ray knows no Apple GPUs; use --device cpu, or leave --executor ray out")
-        need("ray", "ray")
+        require_extra("ray", "ray")
         self.config = config
         self.growth = 1 if address_of(config.address) == LOCAL else GROWTH
         self.found: Device | None = None
