@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contenders import recipe_of
 from benchmarks.task import MODELS, Task, add_task_options, load, task_of
-from cifar_ablate.device import find_device, find_places, num_cores
+from cifar_ablate.device import find_device, find_slots, num_cores
 from cifar_ablate.models.build import build_model
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training.batches import to_device
@@ -174,7 +174,7 @@ def whole_step(state: TrainState) -> Callable[[], float]:
 def measured(task: Task, rounds: int, start: Any) -> tuple[float, list[tuple[float, ...]]]:
     """Megabytes per image; and peak, copy, network and step by round, in this process, with one thread on a CPU."""
     found = find_device()
-    find_places(found, 1, None)[0].enter()
+    find_slots(found, 1, None)[0].enter()
     precision = found.resolve("auto")
     recipe = Recipe.model_validate(recipe_of(task))
     data = to_device(load(task), found.torch)

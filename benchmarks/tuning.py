@@ -28,7 +28,7 @@ from rich.console import Console
 from scipy import stats
 
 from cifar_ablate.data import DataSet
-from cifar_ablate.device import find_device, find_places
+from cifar_ablate.device import find_device, find_slots
 from cifar_ablate.plan import DataKey, load_all_data
 from cifar_ablate.runner.executor import ExecutorConfig
 from cifar_ablate.runner.executors.local import Local
@@ -105,7 +105,7 @@ def compare_samplers(repeats: int, trials: int) -> None:
 
 
 def measure_overhead(seconds: float, trials: int) -> None:
-    """The share of time that is no training, for trials of about so many seconds; per place where there are several."""
+    """The share of time that is no training, for trials of about so many seconds; per slot where there are several."""
     probe = _study(size="train_size: 1400", width=16, epochs=2, batch=64, pruner="median")
     data = _data(probe)
     first = _tuned(probe, data, _tune(probe, 2), "probe").trials[-1]
@@ -157,7 +157,7 @@ def _tuned(
         url="sqlite:///optuna.db",
         tracking=tracking,
         executor=Local(ExecutorConfig()),
-        places=find_places(find_device("cpu"), jobs, 1),
+        slots=find_slots(find_device("cpu"), jobs, 1),
         display=TuningDisplay(Console(file=io.StringIO())),
         stop=StopSignal(),
     )

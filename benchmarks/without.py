@@ -27,7 +27,7 @@ from benchmarks.contenders import recipe_of
 from benchmarks.peak import at_once, whole_step
 from benchmarks.task import MODELS, Task, add_task_options, load, task_of, two_cores
 from cifar_ablate import device as device_module
-from cifar_ablate.device import find_device, find_places
+from cifar_ablate.device import find_device, find_slots
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training import convolution, engine, optim
 from cifar_ablate.training.batches import to_device
@@ -88,7 +88,7 @@ def work(core: int, task: Task, name: str, start: Any, results: Any) -> None:
     variant = VARIANTS[name]
     variant.remove()
     found = find_device("cpu")
-    find_places(found, 1, None)[0].enter()
+    find_slots(found, 1, None)[0].enter()
     data = to_device(load(task), found.torch)
     state = set_up(
         Recipe.model_validate(recipe_of(task)), 0, data, found.resolve("auto"), Engine(Mode(compile=variant.compiles))

@@ -126,15 +126,15 @@ def plan(
 ) -> None:
     """List every run, what is done already, and a time estimate measured on this device. Trains nothing."""
     from cifar_ablate.device import find_device
-    from cifar_ablate.runner.jobs import choose_places, parse_jobs
+    from cifar_ablate.runner.jobs import choose_slots, parse_jobs
     from cifar_ablate.runner.preflight import prepare
     from cifar_ablate.runner.run import runs_left
     from cifar_ablate.runner.show_plan import show_plan
 
     console, num_jobs = make_console(), parse_jobs(jobs)
     ready = prepare(files, profile, settings, device=partial(find_device, device), console=console)
-    places, _ = choose_places(runs_left(ready.plans), ready.data, ready.device, num_jobs, threads)
-    show_plan(ready.plans, ready.data, places, console)
+    slots, _ = choose_slots(runs_left(ready.plans), ready.data, ready.device, num_jobs, threads)
+    show_plan(ready.plans, ready.data, slots, console)
 
 
 app.command()(tune)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from rich.console import Console
 
-from cifar_ablate.device import Device, Place, find_device
+from cifar_ablate.device import Device, Slot, find_device
 from cifar_ablate.errors import UsageError
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.runner import estimate, jobs, train_group
 from cifar_ablate.runner.estimate import measure_rates
-from cifar_ablate.runner.jobs import choose_places, fastest, parse_jobs
+from cifar_ablate.runner.jobs import choose_slots, fastest, parse_jobs
 from cifar_ablate.runner.preflight import prepare
 from cifar_ablate.runner.run import RUNS_ROOT, run_plans
 from cifar_ablate.training import step
@@ -57,7 +57,7 @@ def test_jobs_are_a_number_or_auto() -> None:
 
 def test_where_nothing_is_left_nothing_is_measured() -> None:
     cpu = Device("cpu", "a CPU", fast_bf16=False)
-    assert choose_places([], {}, cpu, None, None) == ([Place(cpu, 1)], "")
+    assert choose_slots([], {}, cpu, None, None) == ([Slot(cpu, 1)], "")
 
 
 @pytest.mark.slow
@@ -87,12 +87,12 @@ def test_a_longer_one_is_measured_and_the_figures_are_told(workshop: Workshop, m
     assert losses_of("again") == losses_of("tiny")
 
 
-def run_in_turn(study: Path, side_by_side: int) -> dict[str, float]:
+def run_in_turn(study: Path, num_slices: int) -> dict[str, float]:
     """Train a study offline in one process, so many runs in turn, as on a GPU; gives the loss of each run."""
     ready = prepare([study], None, None, device=partial(find_device, "cpu"), console=Console(quiet=True))
     shutil.rmtree("mlruns", ignore_errors=True)
-    places = [Place(ready.device, 1, side_by_side)]
-    summary = run_plans(ready.plans, tracking=None, data=ready.data, places=places)
+    slots = [Slot(ready.device, 1, num_slices)]
+    summary = run_plans(ready.plans, tracking=None, data=ready.data, slots=slots)
     assert summary.kinds["finished"] == len(ready.plans[0].runs)
     results = {run.fingerprint: RunFolder(RUNS_ROOT / run.fingerprint).result() for run in ready.plans[0].runs}
     return {name: result.metrics["test_nll"] for name, result in results.items() if result is not None}
@@ -112,8 +112,8 @@ def test_the_estimate_is_of_runs_in_turn_where_they_will_be(
     study = workshop.write("tiny.yaml", STUDY)
     ready = prepare([study], None, None, device=partial(find_device, "cpu"), console=Console(quiet=True))
     runs = ready.plans[0].runs[:1]
-    (alone,) = measure_rates(runs, ready.data, Place(ready.device, 1)).values()
-    (beside,) = measure_rates(runs, ready.data, Place(ready.device, 1, side_by_side=4)).values()
+    (alone,) = measure_rates(runs, ready.data, Slot(ready.device, 1)).values()
+    (beside,) = measure_rates(runs, ready.data, Slot(ready.device, 1, num_slices=4)).values()
     assert (alone.of_each, alone.num_in_turn) == (100.0, 1)
     assert (beside.of_each, beside.num_in_turn) == (60.0, 4)
 
@@ -128,9 +128,9 @@ def test_what_cannot_be_tried_has_no_estimate_and_what_finds_no_room_is_tried_wi
 
     study = workshop.write("tiny.yaml", STUDY)
     ready = prepare([study], None, None, device=partial(find_device, "cpu"), console=Console(quiet=True))
-    place, runs = Place(ready.device, 1, side_by_side=4), ready.plans[0].runs[:1]
+    slot, runs = Slot(ready.device, 1, num_slices=4), ready.plans[0].runs[:1]
     monkeypatch.setattr(estimate, "rate_in_turn", room_for_two)
-    (rate,) = measure_rates(runs, ready.data, place).values()
+    (rate,) = measure_rates(runs, ready.data, slot).values()
     assert (rate.of_each, rate.num_in_turn) == (100.0, 2)
 
     def broken(*_: Any) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from cifar_ablate.data import DataSet
-from cifar_ablate.device import Place, is_out_of_memory, on_stream
+from cifar_ablate.device import Slot, is_out_of_memory, on_stream
 from cifar_ablate.plan import DataKey, PlannedRun
 from cifar_ablate.training.batches import DeviceData, to_device
 from cifar_ablate.training.engine import Engine, EngineOptions, choose_mode, draws_at_random
@@ -40,30 +40,30 @@ def kind_of_work(run: PlannedRun) -> Kind:
 
 @dataclass(frozen=True)
 class Rate:
-    """How fast runs of one kind of work are trained in a place."""
+    """How fast runs of one kind of work are trained in a slot."""
 
     of_each: float
-    """Training images per second of one run, beside the others of the place; nan where it could not be measured."""
+    """Training images per second of one run, beside the others of the slot; nan where it could not be measured."""
     num_in_turn: int
 
 
-def measure_rates(runs: Sequence[PlannedRun], data: Mapping[DataKey, DataSet], place: Place) -> dict[Kind, Rate]:
-    """The rate of each kind of work in ``runs`` in one place, from a few steps each.
+def measure_rates(runs: Sequence[PlannedRun], data: Mapping[DataKey, DataSet], slot: Slot) -> dict[Kind, Rate]:
+    """The rate of each kind of work in ``runs`` in one slot, from a few steps each.
 
     Nothing is compiled for it: that takes longer than it would tell. What is wrong with a run is told where it is
     trained, not here.
     """
     rates: dict[Kind, Rate] = {}
     resident: tuple[DataKey, DeviceData] | None = None
-    engine = Engine(replace(choose_mode(EngineOptions(), place.device), compile=False))
+    engine = Engine(replace(choose_mode(EngineOptions(), slot.device), compile=False))
     for run in runs:
         if kind_of_work(run) in rates:
             continue
         if resident is None or resident[0] != run.data_key:
             engine.keep_streams(0)  # they hold the data before
             resident = None
-            resident = (run.data_key, to_device(data[run.data_key], place.device.torch))
-        num = num_in_turn(run, data[run.data_key], place)
+            resident = (run.data_key, to_device(data[run.data_key], slot.device.torch))
+        num = num_in_turn(run, data[run.data_key], slot)
         rates[kind_of_work(run)] = _rate(run, resident[1], engine, num)
     return rates
 
@@ -80,13 +80,13 @@ def _rate(run: PlannedRun, data: DeviceData, engine: Engine, num: int) -> Rate:
     return _rate(run, data, engine, num // 2)
 
 
-def num_in_turn(run: PlannedRun, data: DataSet, place: Place) -> int:
-    """How many runs of this shape take turns in a place.
+def num_in_turn(run: PlannedRun, data: DataSet, slot: Slot) -> int:
+    """How many runs of this shape take turns in a slot.
 
     A network that draws at random while it trains (dropout) shares one stream of numbers with all others: one.
     """
-    alone = place.side_by_side == 1 or draws_at_random(run.recipe, data.num_classes, data.image_size_px)
-    return 1 if alone else place.side_by_side
+    alone = slot.num_slices == 1 or draws_at_random(run.recipe, data.num_classes, data.image_size_px)
+    return 1 if alone else slot.num_slices
 
 
 class Probe:

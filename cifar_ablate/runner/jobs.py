@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from cifar_ablate.data import DataSet
-from cifar_ablate.device import Device, Place, find_places, give_back_freed_memory, is_out_of_memory, num_cores
+from cifar_ablate.device import Device, Slot, find_slots, give_back_freed_memory, is_out_of_memory, num_cores
 from cifar_ablate.errors import UsageError
 from cifar_ablate.plan import DataKey, PlannedRun
 from cifar_ablate.runner.estimate import Probe, images_of, rate_in_turn
@@ -45,39 +45,39 @@ def parse_jobs(text: str) -> int | None:
     return int(text)
 
 
-def choose_places(
+def choose_slots(
     runs: Sequence[PlannedRun],
     data: Mapping[DataKey, DataSet],
     device: Device,
     jobs: int | None,
     threads: int | None,
     options: EngineOptions | None = None,
-) -> tuple[list[Place], str]:
-    """Places for ``jobs`` runs at a time, and a reason for their number; None: measure, "": ``jobs`` was given."""
+) -> tuple[list[Slot], str]:
+    """Slots for ``jobs`` runs at a time, and a reason for their number; None: measure, "": ``jobs`` was given."""
     if jobs is not None:
-        return find_places(device, jobs, threads), ""
+        return find_slots(device, jobs, threads), ""
     if not runs:
-        return find_places(device, 1, threads), ""
+        return find_slots(device, 1, threads), ""
     heaviest = max(runs, key=lambda run: images_of(run, data[run.data_key]))
-    place = find_places(device, 1, threads)[0]
-    place.enter()
+    slot = find_slots(device, 1, threads)[0]
+    slot.enter()
     if device.kind == "cuda":
         engine = Engine(replace(choose_mode(options or EngineOptions(), device), compile=False))  # which takes a minute
-        measure = partial(_measure_gpu, len(runs), heaviest, data[heaviest.data_key], place, engine)
+        measure = partial(_measure_gpu, len(runs), heaviest, data[heaviest.data_key], slot, engine)
     else:
-        measure = partial(_measure_cpu, runs, heaviest, data, place)
+        measure = partial(_measure_cpu, runs, heaviest, data, slot)
     try:
         chosen, why = measure()
     except Exception as error:  # an error of this run is reported when it is trained
         each = torch.cuda.device_count() if device.kind == "cuda" else 1
         number = "1 run at a time" if each == 1 else f"{each} at a time, one on each GPU"
-        return find_places(device, each, threads), f"--jobs auto: {number}; more could not be measured ({error})"
+        return find_slots(device, each, threads), f"--jobs auto: {number}; more could not be measured ({error})"
     finally:  # for the worker processes
         give_back_freed_memory()
         if device.kind == "cuda":
             engine.keep_streams(0)
             torch.cuda.empty_cache()
-    return find_places(device, chosen, threads), f"--jobs auto: {why}"
+    return find_slots(device, chosen, threads), f"--jobs auto: {why}"
 
 
 def fastest(rates: Mapping[int, float]) -> int:
@@ -90,37 +90,37 @@ def fastest(rates: Mapping[int, float]) -> int:
 
 
 def _measure_cpu(
-    runs: Sequence[PlannedRun], heaviest: PlannedRun, data: Mapping[DataKey, DataSet], place: Place
+    runs: Sequence[PlannedRun], heaviest: PlannedRun, data: Mapping[DataKey, DataSet], slot: Slot
 ) -> tuple[int, str]:
     """Measure with a thread in place of each worker process: torch releases Python's lock while it computes."""
-    images = to_device(data[heaviest.data_key], place.device.torch)
+    images = to_device(data[heaviest.data_key], slot.device.torch)
     before = _resident_bytes()
     probes = [Probe(heaviest, images)]
-    alone = _rate_in_threads(probes, place.threads)
+    alone = _rate_in_threads(probes, slot.threads)
     seconds = sum(images_of(run, data[run.data_key]) for run in runs) / alone
     if seconds < SHORT_SECONDS:
         return 1, f"1 run at a time: all take about {seconds:.0f} s, and a worker process about 5 s to start"
     limits = {
         "runs": len(runs),
-        "cores": num_cores() // place.threads,
+        "cores": num_cores() // slot.threads,
         "memory": _num_in_memory(probes[0].scale * (_resident_bytes() - before)),
     }
     most = max(1, min(limits.values()))
     rates = {1: alone}
     for number in _steps_up_to(most):
         probes += [Probe(heaviest, images) for _ in range(number - len(probes))]
-        rates[number] = _rate_in_threads(probes, place.threads)
+        rates[number] = _rate_in_threads(probes, slot.threads)
     chosen = fastest(rates)
     limited = f" (limited by {min(limits, key=lambda name: limits[name])})" if chosen == most > 1 else ""
     return chosen, _reason_for(chosen, rates, limited)
 
 
-def _measure_gpu(num_runs: int, heaviest: PlannedRun, data: DataSet, place: Place, engine: Engine) -> tuple[int, str]:
+def _measure_gpu(num_runs: int, heaviest: PlannedRun, data: DataSet, slot: Slot, engine: Engine) -> tuple[int, str]:
     """Measure runs that take turns on one GPU, each on its own stream; the other GPUs get the same number."""
     num_gpus = torch.cuda.device_count()
     if draws_at_random(heaviest.recipe, data.num_classes, data.image_size_px):
         return num_gpus, f"{num_gpus} at a time, one on each GPU: networks with dropout cannot share one"
-    images = to_device(data, place.device.torch)
+    images = to_device(data, slot.device.torch)
     rates: dict[int, float] = {}
     probes: list[Probe] = []
     for number in NUM_STREAMS:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from cifar_ablate.data import DataSet
-from cifar_ablate.device import Device, Place, is_out_of_memory, on_stream, out_of_memory
+from cifar_ablate.device import Device, Slot, is_out_of_memory, on_stream, out_of_memory
 from cifar_ablate.environment import describe_environment, git_state
 from cifar_ablate.errors import AblateError, OutputError, RecordError
 from cifar_ablate.folder import RunFolder, RunResult, write_atomically
@@ -133,21 +133,21 @@ class GroupTrainer:
     """The data set that is on the device; one at a time."""
     engine: Engine | None = field(default=None, init=False)
 
-    def __call__(self, group: Group, place: Place, should_stop: ShouldStop) -> RunEvents:
-        place.enter()
-        mode = choose_mode(self.options, place.device, self.num_images.get(group[0].shape, 0))
+    def __call__(self, group: Group, slot: Slot, should_stop: ShouldStop) -> RunEvents:
+        slot.enter()
+        mode = choose_mode(self.options, slot.device, self.num_images.get(group[0].shape, 0))
         if self.engine is None or self.engine.mode != mode:
             self.engine = Engine(mode)
         self.engine.mode = mode  # an equal mode may have another reason
-        num_slices = num_in_turn(group[0], self.data[group[0].data_key], place)
+        num_slices = num_in_turn(group[0], self.data[group[0].data_key], slot)
         self.engine.keep_streams(num_slices)
-        cuda_stream_of = partial(self.engine.cuda_stream, device=place.device.torch)
+        cuda_stream_of = partial(self.engine.cuda_stream, device=slot.device.torch)
         trainings: dict[Training, PlannedRun] = {
-            partial(self._train_in_turn, run, place, should_stop): run for run in group
+            partial(self._train_in_turn, run, slot, should_stop): run for run in group
         }
         for deferred in (yield from take_turns(list(trainings), num_slices, cuda_stream_of)):
             self.engine.keep_streams(0)
-            if place.device.kind == "cuda":
+            if slot.device.kind == "cuda":
                 torch.cuda.empty_cache()
             if should_stop(trainings[deferred].key):  # it has yielded Started, so it must yield Ended
                 yield trainings[deferred].key, Ended("stopped")
@@ -155,7 +155,7 @@ class GroupTrainer:
                 yield from take_turns([deferred], 1)
 
     def _train_in_turn(
-        self, run: PlannedRun, place: Place, should_stop: ShouldStop, time_slice: TimeSlice
+        self, run: PlannedRun, slot: Slot, should_stop: ShouldStop, time_slice: TimeSlice
     ) -> RunSteps[None]:
         folder = RunFolder(self.runs_root / run.fingerprint)
         patient_until = time.monotonic() + self.patience_seconds
@@ -163,7 +163,7 @@ class GroupTrainer:
             with lock(folder.lock, owner=self.owner.to_text()) as is_mine:  # only one process trains a run
                 if is_mine or (self.keep_networks and not (time.monotonic() < patient_until and self._is_ours(folder))):
                     if is_mine:
-                        ended = yield from self._train_or_share(run, folder, place, should_stop, time_slice)
+                        ended = yield from self._train_or_share(run, folder, slot, should_stop, time_slice)
                     else:
                         ended = _elsewhere(folder)
                     yield run.key, ended
@@ -178,7 +178,7 @@ class GroupTrainer:
         return owner is None or process_from_text(owner) == self.owner
 
     def _train_or_share(
-        self, run: PlannedRun, folder: RunFolder, place: Place, should_stop: ShouldStop, time_slice: TimeSlice
+        self, run: PlannedRun, folder: RunFolder, slot: Slot, should_stop: ShouldStop, time_slice: TimeSlice
     ) -> RunSteps[Ended]:
         """Train a run, or take the result that its folder already holds."""
         try:
@@ -189,9 +189,9 @@ class GroupTrainer:
                     folder.drop_checkpoints()
                 write_artifacts(folder, self.data[run.data_key].classes)  # raises RecordError if it is damaged
                 return Ended("shared", earlier.reason, earlier)
-            folder.create(run.recipe.as_dict(), self._environment(run, place, time_slice))
+            folder.create(run.recipe.as_dict(), self._environment(run, slot, time_slice))
             folder.clear_result()
-            result = yield from self._train(run, folder, place, should_stop, time_slice)
+            result = yield from self._train(run, folder, slot, should_stop, time_slice)
             write_artifacts(folder, self.data[run.data_key].classes)
         except Stopped:
             return Ended("stopped")
@@ -201,13 +201,13 @@ class GroupTrainer:
             return Ended("stopped", str(error), halts=True)
         return Ended(result.status, result.reason, result)
 
-    def _update_environment(self, run: PlannedRun, folder: RunFolder, place: Place, time_slice: TimeSlice) -> None:
+    def _update_environment(self, run: PlannedRun, folder: RunFolder, slot: Slot, time_slice: TimeSlice) -> None:
         """Record how the steps are really taken: one that could not be captured is called."""
-        environment = self._environment(run, place, time_slice)
+        environment = self._environment(run, slot, time_slice)
         if environment != folder.environment():
             folder.describe(environment)
 
-    def _environment(self, run: PlannedRun, place: Place, time_slice: TimeSlice) -> dict[str, Any]:
+    def _environment(self, run: PlannedRun, slot: Slot, time_slice: TimeSlice) -> dict[str, Any]:
         data = self.data[run.data_key]
         mode = self._engine().mode_of(run.recipe, time_slice.stream)
         engine = {
@@ -217,7 +217,7 @@ class GroupTrainer:
             "side_by_side": time_slice.num_slices,
         }
         described: dict[str, Any] = {"data": data.describe(), "data_digest": data.digest, "classes": list(data.classes)}
-        environment = describe_environment(place.device, place.threads, self.git)
+        environment = describe_environment(slot.device, slot.threads, self.git)
         described |= {} if self.keep_networks else {"keeps_network": False}
         return {**environment, **described, "engine": engine, "trainer": TRAINER_VERSION, "seed": run.seed}
 
@@ -227,14 +227,14 @@ class GroupTrainer:
         return self.engine
 
     def _train(
-        self, run: PlannedRun, folder: RunFolder, place: Place, should_stop: ShouldStop, time_slice: TimeSlice
+        self, run: PlannedRun, folder: RunFolder, slot: Slot, should_stop: ShouldStop, time_slice: TimeSlice
     ) -> RunSteps[RunResult]:
         """Train; an error of the run itself becomes a failed result."""
         try:
             steps = train_run(
                 run.recipe,
                 run.seed,
-                self._on_device(run.data_key, place.device),
+                self._on_device(run.data_key, slot.device),
                 precision=run.precision,
                 folder=folder,
                 should_stop=partial(should_stop, run.key),
@@ -248,7 +248,7 @@ class GroupTrainer:
                 while True:
                     event = next(steps)
                     if isinstance(event, Started):  # who receives Started reads the folder
-                        self._update_environment(run, folder, place, time_slice)
+                        self._update_environment(run, folder, slot, time_slice)
                     yield None if event is None else (run.key, event)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
@@ -258,19 +258,19 @@ class GroupTrainer:
             reason = str(error)
         except Exception as error:
             if is_out_of_memory(error) and time_slice.num_slices > 1:
-                self._free_memory(place, time_slice)
+                self._free_memory(slot, time_slice)
                 raise OutOfMemoryWhenShared from error  # it may fit alone
             reason = _reason(error, run.recipe.batch_size)
             write_atomically(folder.path / "failure.txt", traceback.format_exc())
-        self._free_memory(place, time_slice)
+        self._free_memory(slot, time_slice)
         result = RunResult("failed", len(folder.history()), 0, 0, {}, reason)
         folder.write_result(result)
         return result
 
-    def _free_memory(self, place: Place, time_slice: TimeSlice) -> None:
+    def _free_memory(self, slot: Slot, time_slice: TimeSlice) -> None:
         """Free what a failed run holds, for the next one."""
         self._engine().drop(time_slice.stream)
-        if place.device.kind == "cuda":
+        if slot.device.kind == "cuda":
             torch.cuda.empty_cache()
 
     def _on_device(self, key: DataKey, device: Device) -> DeviceData:

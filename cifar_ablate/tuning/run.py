@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from cifar_ablate.analysis.sentences import count
-from cifar_ablate.device import Place
+from cifar_ablate.device import Slot
 from cifar_ablate.errors import AblateError, OutputError, RecordError
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.plan import data_key
@@ -69,7 +69,7 @@ def tune_arms(
     url: str,
     tracking: Tracking | None,
     executor: Executor,
-    places: Sequence[Place],
+    slots: Sequence[Slot],
     display: TuningDisplay,
     stop: StopSignal,
     options: TuneOptions | None = None,
@@ -77,14 +77,14 @@ def tune_arms(
     """Bring every arm to the trials that are wanted of it; raises AblateError where nothing could be started."""
     with opened_storage(url) as storage:
         arms = [ArmTrials(plan, storage, url) for plan in plans]
-        return _tune(arms, tracking, executor, places, display, stop, options or TuneOptions())
+        return _tune(arms, tracking, executor, slots, display, stop, options or TuneOptions())
 
 
 def _tune(
     arms: Sequence[ArmTrials],
     tracking: Tracking | None,
     executor: Executor,
-    places: Sequence[Place],
+    slots: Sequence[Slot],
     display: TuningDisplay,
     stop: StopSignal,
     options: TuneOptions,
@@ -96,7 +96,7 @@ def _tune(
     writer = MlflowWriter(tracking, experiments, on_note=display.on_note, on_taken=stop.taken.__setitem__)
     damaged = [one for arm in arms if opened for one in _upload_missed(arm, opened[arm.plan.identity], writer)]
     parents = {identity: each.run_id for identity, each in opened.items()}
-    at_a_time = max(place.side_by_side for place in places)
+    at_a_time = max(slot.num_slices for slot in slots)
     session = TuneSession(arms, RUNS_ROOT, writer, display, stop, parents=parents, at_a_time=at_a_time)
     train_group = GroupTrainer(
         {data_key(plan.recipe): plan.data for plan in plans},
@@ -110,7 +110,7 @@ def _tune(
         keep_networks=False,
     )
     try:
-        session.train(executor, session.groups(), train_group, places)
+        session.train(executor, session.groups(), train_group, slots)
     finally:
         session.close()
         left = close(writer, stop)

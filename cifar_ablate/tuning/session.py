@@ -54,7 +54,7 @@ class TuneSession(Session):
         parents: Mapping[str, str],
         at_a_time: int = 1,
     ) -> None:
-        """``parents``: MLflow run of each arm's tuning. ``at_a_time``: trials that take turns in one place."""
+        """``parents``: MLflow run of each arm's tuning. ``at_a_time``: trials that take turns in one slot."""
         super().__init__(runs_root, writer, stop)
         self.arms, self.display, self.parents, self.at_a_time = arms, display, parents, at_a_time
         self.active: dict[Key, ActiveTrial] = {}
@@ -64,7 +64,7 @@ class TuneSession(Session):
         threading.Thread(target=self._keep_beating, name="heartbeat", daemon=True).start()
 
     def groups(self) -> Iterator[Group]:
-        """Ask for trials as places become free: each may depend on how the ones before ended."""
+        """Ask for trials as slots become free: each may depend on how the ones before ended."""
         for arm in self.arms:
             self.reasons.clear()
             while not self.stop(None):

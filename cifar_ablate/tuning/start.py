@@ -73,7 +73,7 @@ def tune_study(
     _check_outputs(file, selection, plans)
     trainings = [run for plan in plans for run in _trainings(plan)]
     parts = {run.data_key: plan.data for plan in plans for run in plan.runs(plan.recipe, 0)}
-    places, said = executor.places(trainings, parts, options.engine)
+    slots, said = executor.slots(trainings, parts, options.engine)
     console.print(said, highlight=False, markup=False)
     for line in (*_described(plans), *_of_pruning(plans)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -85,7 +85,7 @@ def tune_study(
             url=storage_url(storage),
             tracking=tracking,
             executor=executor,
-            places=places,
+            slots=slots,
             display=display,
             stop=stop,
             options=options,
@@ -113,7 +113,7 @@ def _open_tracking() -> Tracking:
 
 
 def _trainings(plan: ArmPlan) -> list[PlannedRun]:
-    """As many as there may be at a time, as far as places can be chosen before they are known."""
+    """As many as there may be at a time, as far as slots can be chosen before they are known."""
     return plan.runs(plan.recipe, 0) * plan.num_wanted
 
 

@@ -19,7 +19,7 @@ import torch
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from cifar_ablate import __version__
-from cifar_ablate.device import Device, Place, find_device
+from cifar_ablate.device import Device, Slot, find_device
 from cifar_ablate.errors import AblateError, DeviceError, OutputError
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.plan import TRAINER_VERSION, PlannedRun
@@ -99,14 +99,14 @@ def differing(there: Mapping[str, str], here: Mapping[str, str], host: str) -> s
     return f"node {host} has {'; '.join(others)}: install the same on both" if others else ""
 
 
-def train_on_node(task: TaskSpec, group: Sequence[PlannedRun], place: Place) -> str:
+def train_on_node(task: TaskSpec, group: Sequence[PlannedRun], slot: Slot) -> str:
     """Train a group and send its events to the command; return why it could not start, or an empty string."""
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # Ray's; it is only read
     host = os.uname().nodename
     if why := differing(versions(), task.versions, host):
         return why
     try:
-        here = replace(place, device=find_device(place.device.kind))
+        here = replace(slot, device=find_device(slot.device.kind))
     except DeviceError as error:
         return f"node {host}: {error}"
     trainer = _trainer(task.trainer)
