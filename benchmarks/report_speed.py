@@ -1,9 +1,9 @@
-"""How long a report of many runs takes: a synthetic record in a real MLflow database, and the command timed whole.
+"""Time `cifar-ablate report` on a study of many runs: a synthetic record in a real MLflow database, whole processes.
 
     python -m benchmarks.report_speed --arms 40 --seeds 25 --images 10000
 
-prints seconds for each format, as minimum and median of three processes. Accuracies are drawn at random and mean
-nothing; what is measured is the way from the database to the report.
+prints seconds for each format, as minimum and median of three processes. Accuracies are random and mean nothing;
+what is measured is the way from the database to the report.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FORMATS = ("json", "csv", "markdown", "html")
 
 
 def make_record(num_arms: int, num_seeds: int, num_images: int) -> None:
-    """A study of so many runs in the MLflow database of the current folder, with artifacts where MLflow puts them."""
+    """Record a study in the MLflow database of the current folder, with artifacts where MLflow puts them."""
     import mlflow
     from mlflow.entities import Metric, RunTag
 

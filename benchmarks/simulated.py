@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from cifar_ablate.analysis import Contrast, Verdict, compare
+from cifar_ablate.analysis import Contrast, Verdict
+from cifar_ablate.analysis.contrasts import compare
 from cifar_ablate.analysis.engine import Joint
 from cifar_ablate.analysis.images import new_image_interval
 from cifar_ablate.analysis.looks import take_looks

@@ -132,7 +132,7 @@ def _outcomes(one: One, setting: Setting, studies: int, seed: int, processes: in
 
 
 def _freeze() -> None:
-    """statsmodels collects garbage in each ``multipletests``: let it find little."""
+    """Let the garbage collector find little among the imported libraries."""
     gc.collect()
     gc.freeze()
 

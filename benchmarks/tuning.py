@@ -1,14 +1,14 @@
-"""Is tuning worth its sampler, and what does it cost beside training? ``python -m benchmarks.tuning``
+"""What a sampler gains over random search, and what tuning costs beyond training: ``python -m benchmarks.tuning``
 
     python -m benchmarks.tuning --part samplers [--repeats 10] [--trials 20]
     python -m benchmarks.tuning --part overhead [--seconds 12] [--trials 16]
 
-``samplers``: each sampler tunes the same recipe on digits with the same budget, ``--repeats`` times with other seeds of
-its own. Printed is the best accuracy on the validation images after so many trials, and the difference from random
-search, paired by seed, with its 95% t interval. Trials are cut short by no pruner, so the sampler alone differs.
-``overhead``: seconds that trials trained and evaluated, against those from their being asked for to their being told
-(proposing, setting up, reporting, pruning, recording in MLflow), and against the whole command's, with the start of
-workers, the figures in the end, and, of two at a time, the one that waits for the last trial of the other.
+``samplers``: each sampler tunes the same recipe on digits with the same budget, ``--repeats`` times with different
+seeds. The table shows the best validation accuracy after a quarter, half and all of the trials, and the difference from
+random search, paired by seed, with its 95% t interval. There is no pruner, so only the sampler differs.
+``overhead``: the share of time that is neither training nor evaluation, of a trial from proposal to end (proposing,
+setting up, reporting, pruning, recording in MLflow), and of the whole command (also the start of workers, the figures
+at the end, and, with two trials at a time, the worker that waits for the other's last trial).
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ from cifar_ablate.runner.executor import ExecutorConfig
 from cifar_ablate.runner.executors.local import Local
 from cifar_ablate.runner.stop import StopSignal
 from cifar_ablate.spec.load import load_study
-from cifar_ablate.spec.schema import Study
-from cifar_ablate.spec.tune import Tune
+from cifar_ablate.spec.schema import Study, Tune
 from cifar_ablate.tracking import Tracking
 from cifar_ablate.tuning.display import TuningDisplay
 from cifar_ablate.tuning.plan import plan_tuning
@@ -68,12 +67,12 @@ tune:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure the parts that were asked for, and print their tables."""
+    """Run the selected parts and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=("samplers", "overhead"), action="append")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--trials", type=int)
-    parser.add_argument("--seconds", type=float, default=12.0, help="of a trial, for the overhead")
+    parser.add_argument("--seconds", type=float, default=12.0, help="training time of a trial, for the overhead")
     given = parser.parse_args(arguments)
     for part in given.part or ("samplers", "overhead"):
         with tempfile.TemporaryDirectory() as folder, chdir(folder):
@@ -84,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def compare_samplers(repeats: int, trials: int) -> None:
-    """Best validation accuracy by number of trials, for each sampler, over ``repeats`` seeds."""
+    """Print the best validation accuracy of each sampler by number of trials, over ``repeats`` seeds."""
     study = _study(size="train_size: 600", width=4, epochs=3, batch=40, pruner="none")
     data = _data(study)
     best: dict[str, list[list[float]]] = {name: [] for name in SAMPLERS}
@@ -105,7 +104,7 @@ def compare_samplers(repeats: int, trials: int) -> None:
 
 
 def measure_overhead(seconds: float, trials: int) -> None:
-    """The share of time that is no training, for trials of about so many seconds; per slot where there are several."""
+    """Print the share of time that is not training, for trials of about ``seconds`` seconds."""
     probe = _study(size="train_size: 1400", width=16, epochs=2, batch=64, pruner="median")
     data = _data(probe)
     first = _tuned(probe, data, _tune(probe, 2), "probe").trials[-1]
@@ -114,7 +113,7 @@ def measure_overhead(seconds: float, trials: int) -> None:
     print("|---|---:|---:|---:|---:|---:|---:|")
     for jobs, pruner in ((1, "none"), (1, "median"), (2, "none"), (2, "median")):
         study = _study(size="train_size: 1400", width=16, epochs=epochs, batch=64, pruner=pruner)
-        shutil.rmtree("mlruns/runs")  # or it would find all trained that the row before has trained
+        shutil.rmtree("mlruns/runs")  # otherwise this row would reuse the trainings of the row before
         begun_at = time.perf_counter()
         result = _tuned(study, data, _tune(study, trials), f"{pruner}-{jobs}", tracking=Tracking(), jobs=jobs)
         whole = time.perf_counter() - begun_at

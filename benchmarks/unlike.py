@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cifar_ablate.data import load_data
+from cifar_ablate.portable.answers import entropies, warning_of
 from cifar_ablate.predictor import Predictor, load
-from cifar_ablate.predictor.around import test_images
-from cifar_ablate.predictor.portable.answers import entropies, warning_of
+from cifar_ablate.predictor.load import test_images
 
 NUM = 1000
 

@@ -5,7 +5,6 @@ Everything heavier than typer is imported inside the command that needs it, so t
 
 from __future__ import annotations
 
-import gc
 import io
 import sys
 from functools import partial
@@ -116,6 +115,7 @@ def run(
 
 
 @app.command()
+@without_collecting()
 def plan(
     files: Files,
     profile: Profile = None,
@@ -126,15 +126,13 @@ def plan(
 ) -> None:
     """List every run, what is done already, and a time estimate measured on this device. Trains nothing."""
     from cifar_ablate.device import find_device
-    from cifar_ablate.runner.jobs import choose_slots, parse_jobs
+    from cifar_ablate.runner.jobs import parse_jobs
     from cifar_ablate.runner.preflight import prepare
-    from cifar_ablate.runner.run import runs_left
     from cifar_ablate.runner.show_plan import show_plan
 
     console, num_jobs = make_console(), parse_jobs(jobs)
     ready = prepare(files, profile, settings, device=partial(find_device, device), console=console)
-    slots, _ = choose_slots(runs_left(ready.plans), ready.data, ready.device, num_jobs, threads)
-    show_plan(ready.plans, ready.data, slots, console)
+    show_plan(ready.plans, ready.data, ready.device, num_jobs, threads, console)
 
 
 app.command()(tune)
@@ -152,17 +150,17 @@ def preview(
     output: Annotated[Path | None, typer.Option(metavar="PNG", help="Default: reports/preview-STUDY.png")] = None,
 ) -> None:
     """Draw what each arm's network sees: the first images of an epoch, augmented, with their targets."""
-    from cifar_ablate.runner.preview import Wanted, draw_preview
+    from cifar_ablate.runner.preview import PreviewOptions, draw_preview
 
-    console, wanted = make_console(), Wanted(arm, seed, epoch, images)
-    path = draw_preview(study, profile, settings, wanted, output, console)
+    console, options = make_console(), PreviewOptions(arm, seed, epoch, images)
+    path = draw_preview(study, profile, settings, options, output, console)
     console.print(str(path), highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
 def sync() -> None:
     """Deliver to MLflow what run folders hold and it has missed, after it did not answer. Trains nothing."""
-    from cifar_ablate.runner.run import RUNS_ROOT
+    from cifar_ablate.folder import RUNS_ROOT
     from cifar_ablate.runner.summary import lines_of_sync
     from cifar_ablate.runner.sync import sync as sync_folders
     from cifar_ablate.tracking import Tracking
@@ -193,19 +191,17 @@ def report(
     """
     from cifar_ablate.errors import OutputError, UsageError
     from cifar_ablate.report.build import build_report
-    from cifar_ablate.report.check import check as check_report
-    from cifar_ablate.report.deliver import REPORTS, format_of, render, write_files, write_report
-    from cifar_ablate.report.gathered import from_folder, from_tracking
+    from cifar_ablate.report.load import from_folder, from_tracking
+    from cifar_ablate.report.write import REPORTS, check_report, format_of, render, write_files, write_report
     from cifar_ablate.tracking import existing
 
     format = format_of(format, output)
     if check and output is None and format != "markdown":
         raise UsageError(f"--check --format {format}: name the report to check with --output PATH")
-    records, beside = (
+    records, shared_recipes = (
         from_folder(record, studies or ()) if record is not None else from_tracking(existing(), studies or ())
     )
-    gc.freeze()  # statsmodels collects before it corrects for many comparisons: 0.3 s
-    found = build_report(records, beside=beside)
+    found = build_report(records, shared_recipes=shared_recipes)
     rendered = render(found, format)
     if check:
         path = output or REPORTS / "summary.md"

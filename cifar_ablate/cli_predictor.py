@@ -1,4 +1,4 @@
-"""The commands that put a trained arm into people's hands: promote, predict, serve, package."""
+"""The commands that use trained networks: promote, predict, serve, package."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from cifar_ablate.cli_options import DeviceName
 from cifar_ablate.console import counting, fail, make_console, write
 
 Run = Annotated[str | None, typer.Option("--run", metavar="ID", help="An MLflow run id, instead of a model.")]
-Model = Annotated[
-    str | None, typer.Option("--model", metavar="NAME@ALIAS|DIR", help="Default: the only champion there is.")
-]
+Model = Annotated[str | None, typer.Option("--model", metavar="NAME@ALIAS|DIR", help="Default: the only champion.")]
 
 
 def promote(
@@ -33,14 +31,14 @@ def promote(
 
 
 def predict(
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Pictures, or folders of pictures.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
     run: Run = None,
     model: Model = None,
     top: Annotated[int, typer.Option(min=1, help="Classes to show.")] = 3,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")] = False,
     device: DeviceName = "cpu",
 ) -> None:
-    """Say what pictures show: the likeliest classes with their probabilities."""
+    """Classify images: print the likeliest classes with their probabilities."""
     from cifar_ablate.device import find_device
     from cifar_ablate.predictor import load
     from cifar_ablate.predictor.predict import as_json, failures, find_pictures, predict_files, table_of
@@ -60,24 +58,24 @@ def predict(
 def serve(
     run: Run = None,
     model: Model = None,
-    host: Annotated[str, typer.Option(help="Who can open the page; 0.0.0.0: everybody in the network.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="0.0.0.0: everyone in the network can open the page.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 7860,
     share: Annotated[bool, typer.Option("--share", help="Also make a public link through gradio.live.")] = False,
     device: DeviceName = "cpu",
 ) -> None:
-    """Serve a page on which pictures are dropped, and two arms are compared; needs the extra [serve]."""
+    """Serve a page that classifies dropped images and compares two arms; needs the extra [serve]."""
     from cifar_ablate.device import find_device
     from cifar_ablate.errors import require_extra
 
     require_extra("serve", "gradio")
-    from cifar_ablate.predictor.serve import Where, serve_page
+    from cifar_ablate.predictor.serve import ServerAddress, serve_page
 
     console = make_console()
 
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    serve_page(model, run, Where(host, port, share), device=find_device(device).kind, say=say)
+    serve_page(model, run, ServerAddress(host, port, share), device=find_device(device).kind, say=say)
 
 
 def package(

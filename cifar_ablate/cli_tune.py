@@ -34,12 +34,12 @@ def tune(
     settings: Settings = None,
     arm: Annotated[list[str] | None, typer.Option(help="Tune this arm (may be repeated; default: baseline).")] = None,
     all_arms: Annotated[bool, typer.Option("--all-arms", help="Tune every arm, with one budget and space.")] = False,
-    trials: Annotated[int | None, typer.Option(min=1, help="For each arm, in all; default: the study's.")] = None,
-    write: Annotated[bool, typer.Option("--write", help="Write the best values into a study of their own.")] = False,
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="That file; default: STUDY-tuned.yaml.")] = None,
-    history: Annotated[Path | None, typer.Option(metavar="DIR", help="Write all trials and figures there.")] = None,
-    storage: Annotated[str | None, typer.Option(metavar="URL|FILE", help="Of Optuna: sqlite:///optuna.db")] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Leave MLflow alone; the next command delivers.")] = False,
+    trials: Annotated[int | None, typer.Option(min=1, help="Total number for each arm; default: the study's.")] = None,
+    write: Annotated[bool, typer.Option("--write", help="Write the best values into a new study.")] = False,
+    output: Annotated[Path | None, typer.Option(metavar="FILE", help="For --write; default: STUDY-tuned.yaml.")] = None,
+    history: Annotated[Path | None, typer.Option(metavar="DIR", help="Write all trials and figures into it.")] = None,
+    storage: Annotated[str | None, typer.Option(metavar="URL|FILE", help="Default: sqlite:///optuna.db")] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Without MLflow; a later tune delivers.")] = False,
     retry: Annotated[str | None, typer.Option(metavar="failed", help="Try failed trials again.")] = None,
     executor: ExecutorName = "local",
     address: Address = None,
@@ -56,11 +56,11 @@ def tune(
     from cifar_ablate.runner.executor import ExecutorConfig
     from cifar_ablate.runner.jobs import parse_jobs
     from cifar_ablate.runner.run import choose_executor
+    from cifar_ablate.runner.summary import exit_code
     from cifar_ablate.training.engine import EngineOptions
-    from cifar_ablate.tuning.closing import exit_code, lines_of, under_way
-    from cifar_ablate.tuning.history import write_history
-    from cifar_ablate.tuning.run import TuneOptions
-    from cifar_ablate.tuning.start import TuneSelection, tune_study
+    from cifar_ablate.tuning.result import write_history
+    from cifar_ablate.tuning.run import TuneOptions, TuneSelection, tune_study
+    from cifar_ablate.tuning.summary import tune_lines
     from cifar_ablate.tuning.target import target_of
     from cifar_ablate.tuning.write import write_tuned
 
@@ -74,19 +74,19 @@ def tune(
             study, selection, storage=storage, offline=offline, executor=where, options=options, console=console
         )
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
-    is_written = write and not summary.stopped_because and not under_way(summary)
-    for line in lines_of(summary, is_written=is_written):
+    is_written = write and not summary.stopped_because and not summary.is_under_way
+    for line in tune_lines(summary, is_written=is_written):
         say(line)
     if is_written:
         write_tuned(study, summary.results, target, selection.overlay, shlex.join(["cifar-ablate", *sys.argv[1:]]))
         say(f"{target}: each arm at its best values")
     if history is not None:
         say(f"{write_history(summary.results, history)}: every trial, and figures")
-    raise typer.Exit(exit_code(summary, is_unwritten=write and not is_written))
+    raise typer.Exit(exit_code(summary) or int(write and not is_written))
 
 
 def _check(arm: list[str] | None, output: Path | None, retry: str | None, *, all_arms: bool, write: bool) -> None:
-    """Options that do not go together."""
+    """Raise UsageError for options that contradict each other."""
     from cifar_ablate.errors import UsageError
 
     if arm and all_arms:

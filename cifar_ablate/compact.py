@@ -1,4 +1,4 @@
-"""The compact record of a study: a folder of plain files that can be committed, under 2 MB for 25 runs of CIFAR-10::
+"""The compact record of a study: a folder of plain files to commit, under 500 kB for 25 runs of CIFAR-10::
 
     study.json        the study as planned: question, arms with their whole recipes, seeds, published figures, ledger
     runs.csv          one row per run: arm, seed, outcome, headline metrics
@@ -6,15 +6,16 @@
     curves.csv        one row per run and epoch
     predictions.npz   fingerprints [runs], labels [images]; predicted, loss (nats) and confidence [runs, images]
 
+Losses of wrong predictions are kept in steps of 0.05 nats; those of right ones are -log(confidence), and 0 in the file.
 Nothing in it is pickled.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
-import re
 import shutil
 import zipfile
 import zlib
@@ -23,14 +24,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tokenize import TokenError
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from cifar_ablate.errors import RecordError, not_written
-from cifar_ablate.harmless import harmless, harmless_values
 from cifar_ablate.records import (
     CURVES,
     Predictions,
@@ -41,16 +40,20 @@ from cifar_ablate.records import (
     ledger_entry,
     seed_of,
 )
+from cifar_ablate.text_safety import escape_csv_formula, sanitize, sanitize_values, unescape_csv_formula
+
+if TYPE_CHECKING:  # 0.3 s to import, which a worker process saves
+    import pandas as pd
 
 RECORD_FORMAT = 1
 MAX_PREDICTION_BYTES = 1 << 30
-"""Unpacked; a thousand runs on 10,000 images, a byte or two for each of three numbers, take 50 MB."""
+"""Maximum size of unpacked predictions; those of a thousand runs on 10,000 images take 50 MB."""
 _DAMAGES = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
-"""What a damaged archive, one with a password, and one packed by other means raise."""
+"""Errors of an archive that is damaged, has a password, or is packed by an unknown method."""
 _HEADER_DAMAGES = (RecursionError, OverflowError, SyntaxError, TokenError)
-"""What numpy lets through of Python's parser, by which it reads the header of an array."""
+"""Errors of Python's parser, which numpy uses for the header of an array."""
 METRIC = "metric."
-"""Prefix of the metrics' columns in runs.csv, so that columns can be added."""
+"""Prefix of the columns of metrics in runs.csv, so that other columns can be added."""
 _TEXT = ("run_id", "arm", "fingerprint", "recipe_id", "outcome", "reason")
 _COLUMNS = ("arm", "seed", "outcome", "reason", "fingerprint", "recipe_id", "run_id")
 
@@ -63,7 +66,9 @@ def save_record(
     environments: Mapping[str, Mapping[str, Any]],
     predictions: Predictions | None,
 ) -> None:
-    """Write a compact record; raises OutputError, with what was there before, where the folder cannot be written."""
+    """Write a compact record; raises OutputError, and leaves the folder as it was, if the folder cannot be written."""
+    import pandas as pd
+
     with _replaced_whole(folder) as place:
         ledger = [asdict(entry) for entry in record.ledger]
         header = {"format": RECORD_FORMAT, "label": record.label, **record.document, "ledger": ledger}
@@ -77,27 +82,47 @@ def save_record(
             }
             for run in record.runs
         ]
-        pd.DataFrame(rows).map(_as_text).to_csv(place / "runs.csv", index=False)
-        curves.assign(arm=curves["arm"].map(_as_text)).to_csv(place / "curves.csv", index=False, float_format="%.6g")
+        pd.DataFrame(rows).map(escape_csv_formula).to_csv(place / "runs.csv", index=False)
+        curves.assign(arm=curves["arm"].map(escape_csv_formula)).to_csv(
+            place / "curves.csv", index=False, float_format="%.6g"
+        )
         if predictions is not None:
             small = np.uint8 if predictions.labels.max(initial=0) < 256 else np.uint16
             arrays: dict[str, Any] = {
                 "fingerprints": np.array(predictions.fingerprints),
                 "labels": predictions.labels.astype(small),
                 "predicted": predictions.predicted.astype(small),
-                "loss": predictions.loss,
+                "loss": _lighter_loss(predictions),
             }
             if predictions.confidence is not None:
                 arrays["confidence"] = predictions.confidence
-            np.savez_compressed(place / "predictions.npz", **arrays)
+            _write_arrays(place / "predictions.npz", arrays)
+
+
+def _lighter_loss(predictions: Predictions) -> npt.NDArray[np.float16]:
+    """What confidences do not say: losses of wrong predictions, in steps that compress."""
+    if predictions.confidence is None:
+        return predictions.loss
+    is_right = predictions.predicted == predictions.labels
+    loss: npt.NDArray[np.float16] = np.where(is_right, 0, np.round(20 * predictions.loss.astype(float)) / 20)
+    return loss.astype(np.float16)
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """An .npz file packed by bzip2, all runs of an image side by side: the smallest that `numpy.load` reads."""
+    with zipfile.ZipFile(path, "w") as file:
+        for name, array in arrays.items():
+            buffer = io.BytesIO()
+            np.save(buffer, np.asfortranarray(array), allow_pickle=False)
+            file.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), zipfile.ZIP_BZIP2)
 
 
 @contextmanager
 def _replaced_whole(folder: Path) -> Iterator[Path]:
-    """A place to write the files of a record in; left without an error, they take the places of what was there."""
+    """A temporary folder for the files of a record; they replace the earlier ones if the block raises nothing."""
     unfinished = folder / f".unfinished.{os.getpid()}"
     try:
-        for left in folder.glob(".unfinished.*"):  # by an export that was killed
+        for left in folder.glob(".unfinished.*"):  # of an export that was killed
             shutil.rmtree(left)
         unfinished.mkdir(parents=True)
         yield unfinished
@@ -111,12 +136,12 @@ def _replaced_whole(folder: Path) -> Iterator[Path]:
 
 
 def load_record(folder: Path) -> StudyRecord:
-    """Read a compact record; raises RecordError naming the file where it is missing or not readable."""
+    """Read a compact record; raises RecordError with the file's name if one is missing or unreadable."""
     study, runs = folder / "study.json", folder / "runs.csv"
     if not study.is_file():
         raise RecordError(f"{folder} holds no study.json; write a record with `cifar-ablate export STUDY {folder}`")
     try:
-        document = harmless_values(json.loads(study.read_text(encoding="utf-8")))
+        document = sanitize_values(json.loads(study.read_text(encoding="utf-8")))
         if not isinstance(document, dict):
             raise ValueError("study.json is no study")
         if document.pop("format") != RECORD_FORMAT:
@@ -133,7 +158,7 @@ def load_record(folder: Path) -> StudyRecord:
 
 
 def find_records(folder: Path) -> list[StudyRecord]:
-    """The record in a folder, or all records in the folders below it; raises RecordError where there is none."""
+    """The record in a folder, or all records in the folders below it; raises RecordError if there is none."""
     if (folder / "study.json").is_file():
         return [load_record(folder)]
     found = [load_record(path.parent) for path in sorted(folder.rglob("study.json"))]
@@ -141,27 +166,17 @@ def find_records(folder: Path) -> list[StudyRecord]:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    """A table of the record; only an empty cell is missing, for an arm may be called None or NA."""
+    """A table of the record. Only an empty cell is a missing value, because an arm may be called None or NA."""
+    import pandas as pd
+
     table = pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False, na_values=[""])
     for name in (name for name in _TEXT if name in table):
-        table[name] = table[name].map(_as_it_was, na_action="ignore")
+        table[name] = table[name].map(lambda text: sanitize(unescape_csv_formula(text)), na_action="ignore")
     return table
 
 
-_FORMULA, _QUOTED = re.compile(r"'*[=+\-@\t\r\n]"), re.compile(r"'+[=+\-@\t\r\n]")
-
-
-def _as_text(value: Any) -> Any:
-    """So that no spreadsheet runs what somebody called an arm: an apostrophe before it, as in a report's CSV."""
-    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
-
-
-def _as_it_was(value: str) -> str:
-    return harmless(value[1:] if _QUOTED.match(value) else value)
-
-
 def load_array(path: Path) -> npt.NDArray[Any]:
-    """The array in a .npy file; raises OSError, ValueError or EOFError for anything else: nothing is unpickled."""
+    """The array in a .npy file, without unpickling; raises OSError, ValueError or EOFError for anything else."""
     try:
         with path.open("rb") as file:
             np.lib.format.read_magic(file)
@@ -180,20 +195,19 @@ def load_curves(folder: Path) -> pd.DataFrame:
 
 
 def load_predictions(folder: Path) -> Predictions:
-    """Per-image predictions of a compact record; no object arrays, so nothing is unpickled."""
+    """Per-image predictions of a compact record. Object arrays are refused, so nothing is unpickled."""
     try:
-        # numpy leaves a damaged file open that it has opened itself
+        # numpy does not close a damaged file that it opens itself
         with (folder / "predictions.npz").open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             if not isinstance(arrays, np.lib.npyio.NpzFile) or _unpacked_bytes(arrays) > MAX_PREDICTION_BYTES:
                 raise ValueError(f"it is no archive of arrays, or unpacks to over {MAX_PREDICTION_BYTES >> 20:,} MiB")
             names = tuple(str(name) for name in arrays["fingerprints"])
-            return Predictions(
-                names,
-                arrays["labels"].astype(np.int64),
-                arrays["predicted"].astype(np.uint16),
-                arrays["loss"],
-                arrays.get("confidence"),
-            )
+            labels, predicted = arrays["labels"].astype(np.int64), arrays["predicted"].astype(np.uint16)
+            loss, confidence = arrays["loss"], arrays.get("confidence")
+            if confidence is not None:
+                is_left_out = (predicted == labels) & (loss == 0)
+                loss = np.where(is_left_out, -np.log(np.maximum(confidence, 0.01)), loss).astype(np.float16)
+            return Predictions(names, labels, predicted, loss, confidence)
     except (OSError, ValueError, KeyError, EOFError, MemoryError, *_DAMAGES, *_HEADER_DAMAGES) as error:
         raise RecordError(f"predictions.npz cannot be read ({_why(error)}); export the record again") from None
 
@@ -204,12 +218,12 @@ def _unpacked_bytes(arrays: np.lib.npyio.NpzFile) -> int:
 
 @dataclass(frozen=True)
 class FolderDetails:
-    """Details of a compact record."""
+    """Details of the runs of a compact record, read from its files when asked for."""
 
     folder: Path
 
     def curves(self, runs: Sequence[RecordedRun]) -> pd.DataFrame:
-        """As kept in curves.csv."""
+        """Curves of these runs, from curves.csv."""
         try:
             curves = load_curves(self.folder)
             curves = curves.astype({name: float for name in CURVES if name in curves})
@@ -218,16 +232,16 @@ class FolderDetails:
         return curves[curves["fingerprint"].isin([run.fingerprint for run in runs])]
 
     def environments(self, runs: Sequence[RecordedRun]) -> dict[str, dict[str, Any]]:
-        """As kept in environments.json."""
+        """Environments of these runs by fingerprint, from environments.json."""
         path = self.folder / "environments.json"
         try:
-            kept = harmless_values(json.loads(path.read_text(encoding="utf-8")))
+            kept = sanitize_values(json.loads(path.read_text(encoding="utf-8")))
             return {run.fingerprint: environment_of(kept[run.fingerprint], "an environment") for run in runs}
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RecordError(f"{path} cannot be read ({error!r}); export the record again") from None
 
     def predictions(self, runs: Sequence[RecordedRun]) -> Predictions | None:
-        """As kept in predictions.npz."""
+        """Predictions of these runs in their order, from predictions.npz; None for no runs."""
         if not runs:
             return None
         kept = load_predictions(self.folder)
@@ -245,11 +259,13 @@ class FolderDetails:
 
 
 def _why(error: Exception) -> str:
-    """Without a path: it goes into reports, which say the same wherever the record lies."""
+    """The message without a path, so that a report does not depend on where the record is."""
     return getattr(error, "strerror", None) or str(error)
 
 
 def _row(row: Mapping[Any, Any]) -> RecordedRun:
+    import pandas as pd
+
     text = {name: "" if pd.isna(row[name]) else str(row[name]) for name in _TEXT}
     metrics = {
         str(name).removeprefix(METRIC): float(value)

@@ -13,9 +13,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import IO, TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
-from cifar_ablate.harmless import harmless
-from cifar_ablate.passwords import hidden
 from cifar_ablate.process import handle_signals, remove_temporary_folders
+from cifar_ablate.text_safety import redact, sanitize
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,7 +75,7 @@ def make_console() -> Console:
         """Removes control characters, which rich does only in part, and passwords in addresses that errors quote."""
 
         def print(self, *objects: Any, **options: Any) -> None:
-            super().print(*(hidden(harmless(one)) if isinstance(one, str) else one for one in objects), **options)
+            super().print(*(redact(sanitize(one)) if isinstance(one, str) else one for one in objects), **options)
 
     return SafeConsole(file=cast("IO[str]", Quiet(sys.stdout)), soft_wrap=True)
 
@@ -85,14 +84,14 @@ def fail(message: str, code: int) -> NoReturn:
     """End the process with a message."""
     with suppress(OSError):  # the terminal was closed
         sys.stdout.flush()
-        sys.stderr.write(f"{hidden(harmless(message))}\n")
+        sys.stderr.write(f"{redact(sanitize(message))}\n")
     raise SystemExit(code)
 
 
 def write(text: str) -> None:
     """Print a document. A full disk ends the process with a message; a closed pipe raises BrokenPipeError."""
     try:
-        sys.stdout.write(harmless(text))
+        sys.stdout.write(sanitize(text))
         sys.stdout.flush()
     except BrokenPipeError:
         raise
@@ -125,7 +124,7 @@ def leaving_at_once() -> Iterator[None]:
 def _tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print the traceback of a bug, without passwords: libraries quote addresses."""
     with suppress(OSError):
-        sys.stderr.write(hidden(harmless("".join(traceback.format_exception(kind, error, trace)))))
+        sys.stderr.write(redact(sanitize("".join(traceback.format_exception(kind, error, trace)))))
 
 
 @contextmanager
@@ -135,7 +134,6 @@ def without_collecting() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.unfreeze()
         gc.enable()
 
 

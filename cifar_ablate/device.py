@@ -1,4 +1,4 @@
-"""The device that runs are trained on, and what it computes in."""
+"""Devices: finding them, their precision, and the slots in which runs are trained."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ CHOICES = ("auto", "cpu", "cuda", "mps")
 
 @dataclass(frozen=True)
 class Device:
-    """One device: ``kind`` is cpu, cuda or mps; ``name`` is the maker's name for it."""
+    """A device: ``kind`` is cpu, cuda or mps; ``name`` is the manufacturer's name."""
 
     kind: str
     name: str
     fast_bf16: bool
-    """Does it compute bf16 in hardware?"""
+    """Whether it computes bf16 in hardware."""
     index: int = 0
-    """Of several GPUs, which."""
+    """Index of a GPU."""
 
     @property
     def torch(self) -> torch.device:
         return torch.device(self.kind, self.index) if self.kind == "cuda" else torch.device(self.kind)
 
     def resolve(self, precision: str) -> Precision:
-        """The precision that ``auto`` means here: bf16 where the hardware computes in it, else fp32."""
+        """The precision to compute in; ``auto`` is bf16 if the hardware supports it, else fp32."""
         if precision == "auto":
             return "bf16" if self.fast_bf16 else "fp32"
         return "bf16" if precision == "bf16" else "fp32"
 
 
 NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""In messages of errors that have no type of their own."""
+"""Parts of messages of out-of-memory errors that have a general type."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Does it say that the device or the machine has no memory left? A capture that it ended may say so only below."""
+    """Whether an error, or one that led to it, says that the device or the machine is out of memory."""
     if error.__context__ is not None and is_out_of_memory(error.__context__):
         return True
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
@@ -55,14 +55,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def first_cause(error: BaseException) -> str:
-    """Kind and first line of what went wrong first: a capture that an error ended raises another one about its end."""
+    """Type and first line of the first error of a chain; a failed CUDA graph capture raises further ones."""
     while error.__context__ is not None:
         error = error.__context__
     return f"{type(error).__name__}: {error}".split("\n", 1)[0]
 
 
 def out_of_memory(error: BaseException, batch_size: int | None = None) -> DeviceError:
-    """The error for a recipe that is too large for where it is trained, with the cure."""
+    """The error for a recipe that needs more memory than there is, with the remedy."""
     said = " ".join(str(error).split())[:160]
     at = "" if batch_size is None else f" at batch_size {batch_size}"
     return DeviceError(
@@ -73,16 +73,14 @@ def out_of_memory(error: BaseException, batch_size: int | None = None) -> Device
 
 @dataclass(frozen=True)
 class Slot:
-    """What one process trains with: a device, CPU threads, and the number of runs that take turns."""
+    """What one process trains with: a device, the number of CPU threads, and the number of runs that take turns."""
 
     device: Device
     threads: int
-    """Number of CPU threads."""
     num_slices: int = 1
-    """Number of runs that take turns."""
 
     def enter(self) -> None:
-        """Let this process compute here."""
+        """Configure this process for the slot."""
         torch.set_num_threads(self.threads)
         _keep_freed_memory()
         if self.device.kind == "cuda":
@@ -91,20 +89,20 @@ class Slot:
 
 
 def on_stream(stream: Any) -> AbstractContextManager[object]:
-    """Issue what follows on a torch.cuda.Stream; None: where it would go anyway."""
+    """Context in which kernels go to a torch.cuda.Stream; None: the current stream."""
     return nullcontext() if stream is None else torch.cuda.stream(stream)
 
 
 def give_back_freed_memory() -> None:
-    """To the machine, for other processes: what ``_keep_freed_memory`` kept."""
+    """Return the memory that ``_keep_freed_memory`` kept to the system, for other processes."""
     with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed, for the next step: it would give large arrays back, and pay for new pages.
+    """Let glibc keep freed memory for the next step, instead of returning large arrays and requesting new pages.
 
-    Steps on a CPU are 3 to 10% faster so (``python -m benchmarks.without``). Other C libraries are left alone.
+    Steps on a CPU are 3 to 10% faster (``python -m benchmarks.without``). Other C libraries are not configured.
     """
     mmap_threshold, trim_threshold = -3, -1  # of malloc.h
     with suppress(OSError, AttributeError, TypeError):
@@ -116,9 +114,9 @@ def _keep_freed_memory() -> None:
 def find_slots(device: Device, jobs: int, threads: int | None) -> list[Slot]:
     """Slots for ``jobs`` runs at a time.
 
-    On a CPU each run has a process of its own with one thread, unless ``threads`` says otherwise: equal threads give
-    equal bits, and two runs with two threads each are slower than four with one. Each GPU has one process, where its
-    share of the runs take turns: processes of their own would not overlap there.
+    On a CPU each run has its own process with one thread, unless ``threads`` is given: equal numbers of threads give
+    equal bits, and two runs with two threads each are slower than four with one. Each GPU has one process, in which its
+    share of the runs take turns, because processes would not overlap on it.
     """
     if device.kind != "cuda":
         threads = threads or (1 if device.kind == "cpu" else max(1, torch.get_num_threads() // jobs))
@@ -136,7 +134,7 @@ def num_cores() -> int:
 
 @cache
 def find_device(choice: str = "auto") -> Device:
-    """The device called ``choice``; raises UnknownNameError for another name, DeviceError when it is not there."""
+    """The device called ``choice``; raises UnknownNameError for another name, DeviceError for a missing device."""
     if choice not in CHOICES:
         raise UnknownNameError("device", choice, CHOICES)
     missing = why_no_cuda()
@@ -153,7 +151,7 @@ def find_device(choice: str = "auto") -> Device:
 
 @cache
 def why_no_cuda() -> str:
-    """Why no CUDA device can be used, in a clause; empty where one can."""
+    """Why no CUDA device can be used, in a clause; empty if one can."""
     if not torch.cuda.is_available():
         return "torch finds no CUDA device here"
     major, minor = torch.cuda.get_device_capability(0)
@@ -168,7 +166,7 @@ def why_no_cuda() -> str:
 
 
 def _cpu_has_bf16() -> bool:
-    cpuinfo = Path("/proc/cpuinfo")  # torch's own check is private and covers AVX-512 alone
+    cpuinfo = Path("/proc/cpuinfo")  # torch's check is private and covers only AVX-512
     flags = cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else ""
     return "avx512_bf16" in flags or "amx_bf16" in flags
 

@@ -1,4 +1,4 @@
-"""Where a run was trained: versions, device, commit. Recorded beside the recipe, never part of the fingerprint."""
+"""The environment of a run: versions, device, commit. It is recorded, but not part of the fingerprint."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def describe_environment(device: Device, threads: int, git: tuple[str, bool]) ->
 
 @cache
 def git_state() -> tuple[str, bool]:
-    """Commit of the current folder and whether files differ from it or are new; ("", False) outside a repository."""
+    """Commit of the current folder, and whether files were changed or added; ("", False) outside a repository."""
     try:
         commit = _git("rev-parse", "HEAD")
         return commit, bool(_git("status", "--porcelain"))

@@ -1,6 +1,7 @@
-"""Every mistake a user or their machine can make, as one tree; each message says what to do next.
+"""The package's exceptions, as one tree; each message ends with what to do next.
 
-Programmer mistakes are assertions and never pass through here. Only ``cli.py`` turns an error into an exit code.
+User mistakes and failures of the machine raise one of these; programmer mistakes are assertions. Only ``cli.py`` turns
+an exception into an exit code.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ from importlib.util import find_spec
 from pathlib import Path
 
 _NEAR = 0.6
-"""Likeness (0 to 1) from which a known name is taken for a typing mistake of another."""
-MAX_TOLD = 50
-"""Problems of one study that are told at once; whoever has more has one mistake many times."""
+"""Minimum similarity (0 to 1) at which a message suggests a known name for an unknown one."""
+MAX_PROBLEMS = 50
+"""Maximum number of problems that one message lists."""
 MAX_NAME = 100
-"""Characters up to which a name is compared with others, and shown whole."""
+"""Maximum length of a name that is compared with others, and shown in full."""
 
 
 class AblateError(Exception):
-    """Base of all errors that a user can act on; ``str(error)`` is one paragraph that ends with the cure."""
+    """Base class of all errors that a user can act on; ``str(error)`` ends with the cure."""
 
     exit_code = 1
 
 
 class UnknownNameError(AblateError, KeyError):
-    """A name that no registry entry has."""
+    """A name that is not registered."""
 
     exit_code = 2
 
@@ -41,18 +42,18 @@ class UnknownNameError(AblateError, KeyError):
 
 
 class DuplicateNameError(AblateError, ValueError):
-    """Two entries of one registry claim the same name."""
+    """A name that is registered twice."""
 
 
 class UsageError(AblateError, ValueError):
-    """Options of a command that cannot be carried out as given."""
+    """Invalid options of a command."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Where a value was written: a file with line and column (from 1), or a command-line option."""
+class Location:
+    """Where a value was written: a file with line and column (counted from 1), or a command-line option."""
 
     source: str
     line: int | None = None
@@ -64,60 +65,61 @@ class Origin:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong in a study: where it stands, its dotted path in that file, and what to do."""
+    """One mistake in a study: its location, its dotted path in that file, and a message with the cure."""
 
-    origin: Origin
+    location: Location
     path: str
     message: str
 
     def __str__(self) -> str:
-        return f"{self.origin}: {self.path}: {self.message}" if self.path else f"{self.origin}: {self.message}"
+        return f"{self.location}: {self.path}: {self.message}" if self.path else f"{self.location}: {self.message}"
 
 
 class StudyError(AblateError, ValueError):
-    """A study, profile or override that cannot be used; carries every problem found, in file order."""
+    """An invalid study, profile or override; ``problems`` holds every problem found, in file order."""
 
     exit_code = 2
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        told = [str(problem) for problem in self.problems[:MAX_TOLD]]
-        left = len(self.problems) - len(told)
-        super().__init__("\n".join(told + ([f"and {left:,} more; mend these first"] if left else [])))
+        lines = [str(problem) for problem in self.problems[:MAX_PROBLEMS]]
+        if left := len(self.problems) - len(lines):
+            lines.append(f"and {left:,} more; fix these first")
+        super().__init__("\n".join(lines))
 
 
 class DataError(AblateError, ValueError):
-    """Images that are missing, damaged, hostile or of an unusable shape."""
+    """Images that are missing, damaged, unsafe or of an unsupported shape."""
 
 
 class DeviceError(AblateError, RuntimeError):
-    """A device that is not there, or too small for the recipe."""
+    """A device that is missing, or too small for the recipe."""
 
 
 class RecordError(AblateError, LookupError):
-    """A record (MLflow experiment, run folder, exported record) that is missing or not readable."""
+    """A record (MLflow experiment, run folder, exported record) that is missing or unreadable."""
 
 
 class TrackingError(AblateError, ConnectionError):
-    """A tracking server or database that does not answer or refuses."""
+    """A tracking server or database that does not answer, or refuses a request."""
 
 
 class TakenError(AblateError, RuntimeError):
-    """A run that another process trains, or has trained."""
+    """A run that another process is training or has trained."""
 
 
 class BusyError(AblateError, RuntimeError):
-    """A run that another process is just done with; to be asked for again in a moment."""
+    """A run that another process is finishing; try again in a moment."""
 
 
 class OutputError(AblateError, OSError):
-    """A place that cannot be written."""
+    """A file or folder that cannot be written."""
 
     def __init__(self, path: Path, reason: str, cure: str) -> None:
         super().__init__(f"cannot write {path}: {reason}; {cure}")
         self.parts = (path, reason, cure)
 
-    def __reduce__(self) -> tuple[type[OutputError], tuple[Path, str, str]]:  # it travels between processes
+    def __reduce__(self) -> tuple[type[OutputError], tuple[Path, str, str]]:  # pickled between processes
         return OutputError, self.parts
 
     def __str__(self) -> str:
@@ -130,12 +132,12 @@ CURES = {
     errno.ENOENT: "its folder was removed; the same command makes it again",
     errno.ENOTDIR: "a file is in the place of a folder; move it away, or run elsewhere",
 }
-"""What helps where a place cannot be written, by error number."""
+"""Cures for a failed write, by error number."""
 
 
 def not_written(path: Path, error: OSError) -> OutputError:
-    """The error for a place that cannot be written, with the cure."""
-    return OutputError(path, str(error.strerror or error), CURES.get(error.errno or 0, "look after that disk"))
+    """The OutputError for an OSError that was raised while writing ``path``."""
+    return OutputError(path, str(error.strerror or error), CURES.get(error.errno or 0, "check that disk"))
 
 
 def require_extra(extra: str, *modules: str) -> None:
@@ -148,21 +150,20 @@ def require_extra(extra: str, *modules: str) -> None:
 
 
 def suggest(name: str, known: Iterable[str], *, limit: int = 12) -> str:
-    """A tail for a message about an unknown name: the nearest known one, else the known ones (at most ``limit``).
+    """The end of a message about an unknown name: the most similar known one, else up to ``limit`` known ones.
 
-    Names are listed in the given order, and of two equally near ones the first is meant; a set has no order, so it is
-    sorted. Upper and lower case count as equal.
+    Case is ignored. Names keep the given order, and the first of equally similar ones wins; a set is sorted.
     """
     names = tuple(sorted(known)) if isinstance(known, set | frozenset) else tuple(dict.fromkeys(known))
     return _suggestion(name, names, limit)
 
 
 def short(name: str) -> str:
-    """A name as messages show it: its beginning, where it is too long to be one."""
+    """A name as messages show it: its beginning if it is longer than ``MAX_NAME``."""
     return name if len(name) <= MAX_NAME else name[: MAX_NAME - 3] + "..."
 
 
-@functools.lru_cache(maxsize=4096)  # the same mistake in a recipe that a thousand arms share
+@functools.lru_cache(maxsize=4096)  # a thousand arms may share one mistake in the recipe
 def _suggestion(name: str, names: tuple[str, ...], limit: int) -> str:
     matcher = SequenceMatcher(None, b=name.casefold(), autojunk=False)
 

@@ -1,4 +1,4 @@
-"""From MLflow to a compact record that can be committed beside a report."""
+"""Export a study from MLflow to a compact record, to be committed with a report."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cifar_ablate.tracking import Tracking, noted
 
 
 def export_study(tracking: Tracking, label: str, folder: Path) -> StudyRecord:
-    """Write the compact record of a study's current runs; raises RecordError where none has a result.
+    """Write the compact record of a study's current runs; raises RecordError if none has a result.
 
     Runs that an edited study has superseded are left out.
     """

@@ -33,6 +33,8 @@ from cifar_ablate.errors import RecordError, not_written
 from cifar_ablate.locks import open_to_append
 from cifar_ablate.spec.text import MAX_BYTES, MAX_NODES
 
+RUNS_ROOT = Path("mlruns") / "runs"
+"""Folder of the run folders, below the current folder."""
 DESCRIBED = {"classes", "data", "data_digest", "device", "threads", "torch", "git_commit", "git_dirty"}
 """Keys that every environment.json has."""
 

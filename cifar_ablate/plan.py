@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cifar_ablate.data import DataSet, load_data
-from cifar_ablate.data.types import Report
+from cifar_ablate.data.types import ProgressCallback
 from cifar_ablate.device import Device, Precision
 from cifar_ablate.errors import DataError, UsageError
 from cifar_ablate.models.build import build_model
@@ -54,7 +54,7 @@ def data_key(recipe: Recipe) -> DataKey:
     return json.dumps([recipe.data.as_dict(), recipe.train_size], sort_keys=True)
 
 
-def load_all_data(studies: Sequence[Study], report: Report) -> dict[DataKey, DataSet]:
+def load_all_data(studies: Sequence[Study], report: ProgressCallback) -> dict[DataKey, DataSet]:
     """Every data set that the studies need, each loaded once; raises DataError where one cannot be had."""
     loaded: dict[DataKey, DataSet] = {}
     for recipe in (arm.recipe for study in studies for arm in study.arms):
@@ -65,26 +65,30 @@ def load_all_data(studies: Sequence[Study], report: Report) -> dict[DataKey, Dat
     return loaded
 
 
-def make_plan(study: Study, data: Mapping[DataKey, DataSet], device: Device) -> Plan:
-    """Freeze a study into runs; raises DataError or UsageError where one cannot be trained."""
+def make_plan(
+    study: Study,
+    data: Mapping[DataKey, DataSet],
+    device: Device,
+    was_trained: Callable[[str], bool] = lambda fingerprint: False,
+) -> Plan:
+    """Freeze a study into runs; raises DataError or UsageError where one cannot be trained.
+
+    ``was_trained`` says whether a run with this fingerprint has been trained: its network needs no check.
+    """
     runs: list[PlannedRun] = []
     arms: list[dict[str, Any]] = []
     built: set[str] = set()
     twins: dict[str, str] = {}
     for arm in study.arms:
         recipe, images = arm.recipe, data[data_key(arm.recipe)]
+        precision = device.resolve(recipe.precision)
+        of_seed = {seed: fingerprint(recipe, seed, precision, images.digest) for seed in study.seeds}
         network = json.dumps([recipe.model.as_dict(), images.num_classes, images.image_size_px])
-        if network not in built:  # a network that does not fit these images is told now, not once per seed
-            build_model(
-                recipe.model.name,
-                recipe.model.kwargs(),
-                num_classes=images.num_classes,
-                image_size_px=images.image_size_px,
-                init_seed=0,
-            )
+        # a network that does not fit these images is told now, not once per seed
+        if network not in built and not any(map(was_trained, of_seed.values())):
+            _check_network(recipe, images)
             built.add(network)
         check_batch_size(f"{study.label}, arm {arm.name!r}", recipe, images)
-        precision = device.resolve(recipe.precision)
         recipe_id = fingerprint(recipe, None, precision, images.digest)
         twin = twins.setdefault(recipe_id, arm.name)
         if twin != arm.name:
@@ -101,9 +105,9 @@ def make_plan(study: Study, data: Mapping[DataKey, DataSet], device: Device) -> 
                 recipe=recipe,
                 precision=precision,
                 recipe_id=recipe_id,
-                fingerprint=fingerprint(recipe, seed, precision, images.digest),
+                fingerprint=of_run,
             )
-            for seed in study.seeds
+            for seed, of_run in of_seed.items()
         )
     document = {
         "study": study.name,
@@ -120,6 +124,13 @@ def make_plan(study: Study, data: Mapping[DataKey, DataSet], device: Device) -> 
     if study.tuned is not None:
         document["tuned"] = study.tuned.model_dump(mode="json")
     return Plan(study, tuple(runs), document)
+
+
+def _check_network(recipe: Recipe, images: DataSet) -> None:
+    """Build the recipe's network; raises UsageError if it does not fit the images."""
+    name, options = recipe.model.name, recipe.model.kwargs()
+    num_classes, image_size_px = images.num_classes, images.image_size_px
+    build_model(name, options, num_classes=num_classes, image_size_px=image_size_px, init_seed=0)
 
 
 def check_batch_size(where: str, recipe: Recipe, images: DataSet) -> None:

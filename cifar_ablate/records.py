@@ -1,4 +1,4 @@
-"""What is recorded of a study, wherever it is read from."""
+"""The record of a study, from MLflow or from a compact record."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
+
+if TYPE_CHECKING:  # 0.3 s to import, which a worker process saves
+    import pandas as pd
 
 from cifar_ablate.process import ProcessId
 
@@ -19,7 +21,7 @@ Key = tuple[str, str, str]
 AGAINST_BASELINE = "against the baseline"
 AGAINST_PARENT = "against the parent arm"
 ABANDONED = "its process ended without a word"
-"""Reason of a run that MLflow shows as RUNNING, while nobody trains it."""
+"""Reason of a run that MLflow shows as RUNNING although no process trains it."""
 
 CURVES = ("train_loss", "running_accuracy", "test_accuracy", "test_nll", "lr", "images_per_second")
 """Metrics of an epoch."""
@@ -27,34 +29,34 @@ CURVES = ("train_loss", "running_accuracy", "test_accuracy", "test_nll", "lr", "
 
 @dataclass(frozen=True, kw_only=True)
 class RunIdentity:
-    """Which training this is, for which study: all that the record needs to know to find or to make its run."""
+    """Identity of a run: its study, arm and training."""
 
     study: str
     """Label of the study's variant."""
     arm: str
     seed: int
     precision: str
-    """As computed: fp32 or bf16."""
+    """Precision of the computation: fp32 or bf16."""
     recipe_id: str
-    """Fingerprint without the seed: what all seeds of an arm share."""
+    """Fingerprint without the seed, equal for all seeds of an arm."""
     fingerprint: str
     tags: tuple[tuple[str, str], ...] = ()
-    """Of its MLflow run, beside those that every run has: of a trial, whose trial it is."""
+    """Additional tags of its MLflow run; a trial has those of its tuning."""
 
     @property
     def key(self) -> Key:
-        """What tells the runs of one command apart."""
+        """Key that is unique within one command."""
         return (self.study, self.arm, self.fingerprint)
 
     @property
     def name(self) -> str:
-        """For people: study, arm and seed."""
+        """Study, arm and seed, for messages."""
         return f"{self.study} {self.arm} seed {self.seed}"
 
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """One run as the record shows it; ``outcome`` is finished, diverged, failed, killed or running."""
+    """A recorded run; ``outcome`` is finished, diverged, failed, killed or running."""
 
     run_id: str
     arm: str
@@ -70,7 +72,7 @@ class RecordedRun:
 
 @dataclass(frozen=True)
 class LedgerEntry:
-    """One time that the test set was looked at, or that something was settled which it must not decide."""
+    """An event at which test accuracies were read, or a choice was made that they must not influence."""
 
     kind: str
     """margin: the margin was set; look: a look was taken; verdicts, plan, export: a command read test accuracies."""
@@ -85,11 +87,11 @@ class LedgerEntry:
 
 
 MAX_SEED = 2**63 - 1
-"""What the tables of the analysis hold."""
+"""Maximum seed: tables of the analysis hold int64."""
 
 
 def seed_of(value: Any) -> int:
-    """A seed as a table or a tag holds it; raises ValueError for what is none."""
+    """A seed from a table or a tag; raises ValueError for other values."""
     is_whole = value.is_integer() if isinstance(value, float) else str(value).isdecimal()
     if not is_whole or len(str(value)) > 25 or not 0 <= int(value) <= MAX_SEED:
         raise ValueError(f"{value!r:.60} is no seed")
@@ -97,7 +99,7 @@ def seed_of(value: Any) -> int:
 
 
 def ledger_entry(values: Any) -> LedgerEntry:
-    """An entry as it was kept; raises TypeError for what this program does not write."""
+    """A ledger entry from its stored values; raises TypeError for values that this program does not write."""
     entry = LedgerEntry(**values)
     texts, numbers = (entry.kind, entry.when, entry.detail), (entry.num_seeds, entry.num_runs)
     if not all(isinstance(one, str) for one in texts) or not all(isinstance(one, int) for one in numbers):
@@ -106,33 +108,33 @@ def ledger_entry(values: Any) -> LedgerEntry:
 
 
 class Details(Protocol):
-    """What is read only where it is needed: it is larger than all the rest."""
+    """Details of runs, which are large and read only when needed."""
 
     def curves(self, runs: Sequence[RecordedRun]) -> pd.DataFrame:
         """Columns fingerprint, arm, seed, epoch and one per metric; one row per run and epoch."""
 
     def environments(self, runs: Sequence[RecordedRun]) -> Mapping[str, Mapping[str, Any]]:
-        """Where each run was trained, by fingerprint."""
+        """Environment of each run, by fingerprint."""
 
     def predictions(self, runs: Sequence[RecordedRun]) -> Predictions | None:
-        """Predictions of finished runs, in this order; None of none. Raises RecordError where they cannot be had."""
+        """Predictions of finished runs, in this order; None for no runs. Raises RecordError if they cannot be read."""
 
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """A study's variant as last planned, and every run ever recorded under it."""
+    """A study's variant as last planned, and all runs ever recorded under its label."""
 
     label: str
     document: Mapping[str, Any]
     runs: Sequence[RecordedRun]
     details: Details
     ledger: Sequence[LedgerEntry] = ()
-    """The oldest entry first."""
+    """Entries, the oldest first."""
 
     def current(self) -> list[RecordedRun]:
-        """Runs of the study as it is planned now: the others were superseded when a recipe was edited.
+        """Runs of the study as it is planned now, without those of recipes that were edited since.
 
-        Of several records of one training, one that ended in a result comes first.
+        Of several records of one training, one with a result is preferred.
         """
         best: dict[tuple[str, int], RecordedRun] = {}
         wanted = self._wanted()
@@ -145,7 +147,7 @@ class StudyRecord:
         return sorted(best.values(), key=lambda run: (order[run.arm], run.seed))
 
     def num_superseded(self) -> int:
-        """Recorded runs, however they ended, of a recipe or seed that the study no longer has."""
+        """Number of recorded runs of a recipe or seed that the study no longer has, whatever their outcome."""
         wanted = self._wanted()
         return sum((run.arm, run.recipe_id, run.seed) not in wanted for run in self.runs)
 
@@ -155,7 +157,7 @@ class StudyRecord:
 
 
 def is_fingerprint(text: Any) -> bool:
-    """Has a text the form of one? It names a run's folder, and stands in queries."""
+    """Whether a text has the form of a fingerprint, which is used in folder names and queries."""
     return isinstance(text, str) and re.fullmatch(r"[0-9a-zA-Z_-]{1,64}", text) is not None
 
 
@@ -168,7 +170,7 @@ _KINDS_OF_ENVIRONMENT: dict[str, Any] = {"git_commit": str | None, "device_kind"
 
 
 def check_document(document: Any, where: str) -> None:
-    """Raise ValueError naming what a study lacks, or what in it is of another kind than this program writes."""
+    """Raise ValueError naming a part of a study that is missing or has another type than this program writes."""
     if not isinstance(document, Mapping):
         raise ValueError(f"{where} is no study")
     _check_kinds(document, where, _KINDS)
@@ -190,7 +192,7 @@ def check_document(document: Any, where: str) -> None:
 
 
 def environment_of(kept: Any, where: str) -> dict[str, Any]:
-    """Where a run was trained, as it was kept; older records lack some of it. Raises ValueError for other kinds."""
+    """A run's environment from its stored values, some of which older records lack; raises ValueError for others."""
     if not isinstance(kept, Mapping):
         raise ValueError(f"{where} is {kept!r:.60}")
     _check_kinds(kept, where, {name: kind for name, kind in _KINDS_OF_ENVIRONMENT.items() if name in kept})
@@ -210,9 +212,9 @@ def _check_kinds(part: Any, where: str, kinds: Mapping[str, Any]) -> None:
 
 
 def families_of(document: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """The families of contrasts that a study declares: arm to reference, by the name of the family.
+    """The families of contrasts that a study declares: the reference of each arm, by the name of the family.
 
-    Every arm against the baseline; and every arm that was written against another one against that.
+    One has every arm against the baseline, the other every arm against its parent, if that is another arm.
     """
     parents = {arm["name"]: arm["parent"] for arm in document["arms"] if arm["parent"] is not None}
     baseline = document["baseline"]
@@ -224,7 +226,7 @@ def families_of(document: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def frame_of(runs: Iterable[RecordedRun]) -> pd.DataFrame:
-    """Runs with a result as the analysis reads them: arm, seed, accuracy (percent; nan where diverged), status."""
+    """Runs with a result as a table: arm, seed, accuracy (percent; nan if diverged), status."""
     rows = [
         (
             run.arm,
@@ -234,38 +236,47 @@ def frame_of(runs: Iterable[RecordedRun]) -> pd.DataFrame:
         )
         for run in runs
     ]
+    import pandas as pd
+
     frame = pd.DataFrame(rows, columns=["arm", "seed", "accuracy", "status"])
     return frame.astype({"seed": "int64", "accuracy": "float64"})
 
 
 def worth(run: RecordedRun) -> int:
-    """Which of several records of one training says most: a result, else a failure, else what never ended."""
+    """Rank of a record among several of one training: a result, then a failure, then a run that never ended."""
     return {"finished": 3, "diverged": 3, "failed": 2, "killed": 1}.get(run.outcome, 0)
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Per-image outcomes of a study's finished runs on the test images, in the data set's canonical order."""
+    """Per-image predictions of a study's finished runs on the test images, in the data set's canonical order."""
 
     fingerprints: tuple[str, ...]
     labels: npt.NDArray[np.int64]
-    """[images]."""
+    """Classes of the images [images]."""
     predicted: npt.NDArray[np.uint16]
-    """[runs, images]."""
+    """Predicted classes [runs, images]."""
     loss: npt.NDArray[np.float16]
     """-log p(label) in nats, [runs, images]."""
     confidence: npt.NDArray[np.float16] | None
-    """Probability of the predicted class, [runs, images]; None in records made before it was kept."""
+    """Probability of the predicted class in steps of 0.01, [runs, images]; None in records made before it was kept."""
 
 
 def predictions_from_logits(
     logits: npt.NDArray[Any], labels: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.float16], npt.NDArray[np.float16]]:
-    """Predicted class, loss and confidence, each [images], of one run's logits [images, classes]."""
+    """Predicted class, loss and confidence, each [images], of one run's logits [images, classes].
+
+    Confidence is rounded to hundredths, and at least 0.01: enough for reliability, in half the bytes.
+    """
     scores = np.ascontiguousarray(logits.T, dtype=np.float32)  # classes first: numpy is 3 times as fast over long rows
     highest = scores.max(0)
     predicted = (scores == highest).argmax(0).astype(np.uint16)  # argmax of booleans: twice as fast
     scores -= highest
     of_label = scores[labels, np.arange(len(labels))]
     total = np.exp(scores, out=scores).sum(0)
-    return predicted, (np.log(total) - of_label).astype(np.float16), (1 / total).astype(np.float16)
+    return (
+        predicted,
+        (np.log(total) - of_label).astype(np.float16),
+        np.maximum(np.round(1 / total, 2), 0.01).astype(np.float16),
+    )

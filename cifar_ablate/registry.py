@@ -1,8 +1,8 @@
-"""Names that a study may use, and the functions behind them.
+"""Registries: the names that a study may use, and the functions behind them.
 
-The signature is the schema: a registered callable's keyword-only parameters are what YAML may set, with their types,
-limits and defaults; positional parameters are runtime objects that the caller provides. A new entry is one function in
-any file of the registry's package: the package is imported whole at the first look-up, so nothing else is edited.
+The signature is the schema: the keyword-only parameters of a registered callable are the options that YAML may set,
+with their types, limits and defaults. Positional parameters are objects that the caller provides at run time. To add an
+entry, put a registered function into any file of the registry's package: the first look-up imports the whole package.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ F = TypeVar("F", bound=Entry)
 
 
 class Options(BaseModel):
-    """Base of the option models that are derived from signatures: closed, strict and frozen."""
+    """Base class of the option models that are derived from signatures: closed, strict and frozen."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class Registry:
-    """Entries of one kind, found in one package (or module).
+    """Entries of one kind, registered by the modules of one package (or by one module).
 
     Args:
-        kind: What an entry is, as messages call it ("augmentation").
+        kind: What messages call an entry, such as "augmentation".
         package: Dotted name of the package whose modules register the entries.
     """
 
@@ -47,9 +47,9 @@ class Registry:
         self._loaded = False
 
     def register(self, name: str, *, check: Callable[..., None] | None = None) -> Callable[[F], F]:
-        """Register the decorated callable under ``name``; a name used twice raises DuplicateNameError.
+        """Register the decorated callable under ``name``; raises DuplicateNameError if the name is taken.
 
-        ``check`` receives the validated options and raises ValueError with the remedy where they do not fit together.
+        ``check`` receives the validated options, and raises ValueError with the cure if they contradict each other.
         """
 
         def decorate(entry: F) -> F:
@@ -64,16 +64,16 @@ class Registry:
         return decorate
 
     def pass_through(self, find: Callable[[str], Entry | None], names: Callable[[], Iterable[str]]) -> None:
-        """Let ``find`` answer for names that are not registered (None: unknown); ``names`` feeds suggestions."""
+        """Let ``find`` resolve names that are not registered (None: unknown); ``names`` is used for suggestions."""
         self._fallback, self._fallback_names = find, names
 
     def names(self) -> list[str]:
-        """All registered names, sorted; pass-through names are not listed."""
+        """All registered names, sorted, without pass-through names."""
         self._load()
         return sorted(self._entries)
 
     def get(self, name: str) -> Entry:
-        """The callable behind ``name``; raises UnknownNameError with the nearest known name."""
+        """The callable registered as ``name``; raises UnknownNameError with the most similar known name."""
         self._load()
         if name in self._entries:
             return self._entries[name]
@@ -84,26 +84,26 @@ class Registry:
 
     @functools.lru_cache(maxsize=1024)  # noqa: B019 - registries live as long as the program
     def _near(self, name: str) -> tuple[str, ...]:
-        """Near ones of the pass-through names: these are thousands, so that looking takes 40 ms."""
+        """Pass-through names similar to ``name``; cached, since comparing thousands of names takes 40 ms."""
         names = self._fallback_names() if len(name) <= MAX_NAME else ()
         begins = name[:1].lower(), name.rpartition("/")[2][:1].lower()
         return tuple(get_close_matches(name, [one for one in names if (one[:1], one.rpartition("/")[2][:1]) == begins]))
 
     def options(self, name: str) -> type[Options]:
-        """The option model of ``name``: one field for each keyword-only parameter."""
+        """The option model of ``name``, with one field per keyword-only parameter."""
         return options_of(self.get(name))
 
     def check(self, name: str, options: Mapping[str, Any]) -> None:
-        """Raise ValueError, naming the options and the remedy, where options are fine alone but not together."""
+        """Raise ValueError, with the options and the cure, if options are valid alone but not together."""
         if name in self._checks:
             self._checks[name](**options)
 
     def bind(self, name: str, options: Mapping[str, Any]) -> Entry:
-        """The callable with its YAML options filled in; what is left to pass are the runtime objects."""
+        """The callable with its YAML options filled in; the caller passes the remaining arguments."""
         return functools.partial(self.get(name), **options)
 
     def summary(self, name: str) -> str:
-        """First line of the entry's docstring, for help texts and the JSON schema."""
+        """The first line of the entry's docstring, for help texts and the JSON schema."""
         return (inspect.getdoc(self.get(name)) or "").split("\n", 1)[0]
 
     def _load(self) -> None:
@@ -113,12 +113,12 @@ class Registry:
         for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
             if not module.name.startswith("_"):
                 importlib.import_module(f"{self.package}.{module.name}")
-        self._loaded = True  # only now: a module that fails to import must fail again, with the same message
+        self._loaded = True  # set last: a module that fails to import fails again at the next look-up
 
 
 @functools.cache
 def options_of(entry: Entry) -> type[Options]:
-    """Pydantic model (closed, strict, frozen) of the keyword-only parameters of ``entry``."""
+    """The pydantic model of the keyword-only parameters of ``entry``."""
     hints = typing.get_type_hints(entry, include_extras=True)
     fields: dict[str, Any] = {}
     for parameter in inspect.signature(entry).parameters.values():
@@ -133,7 +133,7 @@ MODELS = Registry("model", "cifar_ablate.models")
 AUGMENTATIONS = Registry("augmentation", "cifar_ablate.augment")
 OPTIMIZERS = Registry("optimizer", "cifar_ablate.training.optim")
 SCHEDULES = Registry("schedule", "cifar_ablate.training.schedules")
-SAMPLERS = Registry("sampler", "cifar_ablate.tuning.samplers")
-PRUNERS = Registry("pruner", "cifar_ablate.tuning.pruners")
+SAMPLERS = Registry("sampler", "cifar_ablate.tuning.algorithms")
+PRUNERS = Registry("pruner", "cifar_ablate.tuning.algorithms")
 EXECUTORS = Registry("executor", "cifar_ablate.runner.executors")
 FORMATS = Registry("report format", "cifar_ablate.report.formats")

@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 from torch.nn import functional
 
-from cifar_ablate.augment.base import Batch, Epoch, Mixer, Params, Transform
+from cifar_ablate.augment.base import Batch, Epoch, Mixer, Params, Transform, to_tensors
 from cifar_ablate.augment.pipeline import Pipeline, build_pipeline
 from cifar_ablate.registry import AUGMENTATIONS
 from cifar_ablate.rng import generator
@@ -56,7 +56,7 @@ def drawn(
     augmentation: Transform | Mixer, num: int, size_px: int = SIZE_PX, seed: int = 0, **more: Tensor
 ) -> dict[str, Tensor]:
     arrays = augmentation.draw(generator(seed, "test"), epoch_of(num, size_px))
-    params = {name: torch.from_numpy(values) for name, values in arrays.items()}
+    params = to_tensors(arrays, CPU)
     if isinstance(augmentation, Mixer):
         params["chosen"] = torch.ones(num, dtype=torch.bool)
     return params | more

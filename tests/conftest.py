@@ -47,8 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _little_to_collect() -> None:
     """What earlier tests imported is no garbage and not looked through for any.
 
-    statsmodels collects garbage each time that it corrects for many comparisons. Among the half a million objects of a
-    session that has imported everything this takes 0.3 s, and it was most of the time of the tests of ``compare``.
+    Among the half a million objects of a session that has imported everything, each collection takes 0.3 s.
     """
     gc.unfreeze()
     gc.collect()

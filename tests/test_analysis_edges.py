@@ -12,10 +12,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from cifar_ablate.analysis import Contrast, Verdict, compare
+from cifar_ablate.analysis import Contrast, Verdict
+from cifar_ablate.analysis.contrasts import compare
 from cifar_ablate.analysis.divergence import divergence_p, divergence_rate
 from cifar_ablate.analysis.engine import Joint
-from cifar_ablate.analysis.noise import half_widths
+from cifar_ablate.analysis.power import against_one, half_widths
 from cifar_ablate.errors import UsageError
 from tests.accuracies import DIVERGED, WORKED, runs
 
@@ -260,3 +261,17 @@ def test_the_curve_of_widths_is_within_its_tolerance_of_integrating_every_point(
     exact = [Joint(both, 2 * (num - 1)).critical(0.05) / num**0.5 for num in nums]
     shares = np.array(widths) / exact
     assert shares == pytest.approx(shares[0], rel=0.006)
+
+
+@pytest.mark.parametrize("num", [1, 2, 4, 10, 29, 40])
+@pytest.mark.parametrize("seeds", [2, 5, 200])
+def test_arms_against_one_reference_need_no_random_integral(num: int, seeds: int) -> None:
+    joint = Joint(np.full((num, num), 0.5) + 0.5 * np.eye(num), num * (seeds - 1))
+    if num * (seeds - 1) > 1:
+        assert against_one(num, joint.df, 0.05) == pytest.approx(joint.critical(0.05), rel=1e-3)
+
+
+def test_the_exact_integral_is_dunnetts_table() -> None:
+    """Two-sided 5% points of 4 and 2 treatments against a control (Dunnett 1964, table II)."""
+    assert against_one(4, 20, 0.05) == pytest.approx(2.65, abs=0.005)
+    assert against_one(2, 10, 0.05) == pytest.approx(2.57, abs=0.005)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
-from cifar_ablate.analysis.calibration import expected_calibration_error, reliability
 from cifar_ablate.analysis.images import (
     class_effects,
+    expected_calibration_error,
     flip_floor,
     is_luckily_small,
     mcnemar,
     new_image_interval,
+    reliability,
 )
 from cifar_ablate.errors import UsageError
 
@@ -47,21 +46,6 @@ def test_seeds_and_images_are_crossed() -> None:
     assert found.ci == pytest.approx((found.estimate - half, found.estimate + half))
     assert not found.excludes_zero
     assert found.df >= 2
-
-
-def test_mean_squares_are_those_of_the_analysis_of_variance() -> None:
-    from statsmodels.formula.api import ols
-    from statsmodels.stats.anova import anova_lm
-
-    rng = np.random.default_rng(0)
-    a, b = rng.random((4, 12)) < 0.6, rng.random((4, 12)) < 0.8
-    d = 100 * (b.astype(float) - a)
-    seed, image = np.indices(d.shape)
-    table = pd.DataFrame({"d": d.ravel(), "seed": seed.ravel(), "image": image.ravel()})
-    told = anova_lm(ols("d ~ C(seed) + C(image)", table).fit())["mean_sq"] / d.size
-    found = new_image_interval(a, b)
-    assert found is not None
-    assert (found.seed, found.image, found.residual) == pytest.approx(tuple(told), rel=1e-9)
 
 
 def test_swapping_the_arms_mirrors_the_interval() -> None:
@@ -134,7 +118,7 @@ def test_many_classes_are_corrected_together() -> None:
     labels = np.repeat(np.arange(10), 100)
     arms = {name: {seed: rng.random(1000) < 0.8 for seed in range(5)} for name in ("base", "arm")}
     found = class_effects(arms, labels, {"arm": "base"}, alpha=0.2)
-    told = multipletests(found["p"], alpha=0.2, method="fdr_bh")[0]
+    told = stats.false_discovery_control(found["p"]) <= 0.2
     assert list(found["is_shown"]) == list(told)
     assert class_effects({}, labels, {"arm": "base"}).empty
 

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from cifar_ablate.analysis import Contrast, Verdict, compare
+from cifar_ablate.analysis import Contrast, Verdict
+from cifar_ablate.analysis.contrasts import compare
 from cifar_ablate.analysis.looks import LooksTaken, spend, take_looks
 from cifar_ablate.errors import UsageError
 from tests.accuracies import DIVERGED, runs

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from cifar_ablate.analysis import Contrast, Verdict, compare
+from cifar_ablate.analysis import Contrast, Verdict
+from cifar_ablate.analysis.contrasts import compare
 from tests.accuracies import DIVERGED, runs
 
 STEADY = settings(

@@ -25,10 +25,10 @@ from pydantic import ValidationError
 
 from cifar_ablate.data import cifar, data_root, load_data
 from cifar_ablate.data.canonical import canonical, stratified_order, subset
-from cifar_ablate.data.download import download
-from cifar_ablate.data.image_folder import _decode
+from cifar_ablate.data.cifar import download
 from cifar_ablate.data.types import DataSet, RawImages, silent
 from cifar_ablate.errors import DataError, OutputError, UnknownNameError
+from cifar_ablate.portable.pictures import open_picture
 from cifar_ablate.registry import DATA
 
 CLASSES = ("cat", "dog", "owl")
@@ -339,7 +339,7 @@ def test_an_extended_header_whose_numbers_are_none_is_named(record: bytes, tmp_p
 @pytest.mark.parametrize("content", [b"", b"not an image", b"RIFF\x10\x00\x00\x00WEBPVP8L"])
 def test_a_damaged_image_is_named(content: bytes, tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "folder", small_tree() | {"train/dog/bad.webp": content})
-    with pytest.raises(DataError, match=r"cannot decode train/dog/bad\.webp in .*folder"):
+    with pytest.raises(DataError, match=r"train/dog/bad\.webp in .*folder is (empty|not an image|damaged)"):
         load_folder(folder, tmp_path)
 
 
@@ -361,7 +361,7 @@ def test_a_decompression_bomb_is_refused(tmp_path: Path) -> None:
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
     )
     folder = write_folder(tmp_path / "folder", small_tree() | {"train/cat/bomb.png": bomb})
-    with pytest.raises(DataError, match=r"bomb\.png.*decompression bomb"):
+    with pytest.raises(DataError, match=r"bomb\.png.* has 12,000 x 12,000 pixels; at most 89 megapixels"):
         load_folder(folder, tmp_path)
 
 
@@ -463,7 +463,7 @@ def test_a_line_of_a_million_pixels_is_refused_before_it_is_resized(size: tuple[
     Image.new("L", size).save(file, "PNG")
     folder = write_folder(tmp_path / "folder", small_tree() | {"train/dog/line.png": file.getvalue()})
     with pytest.raises(
-        DataError, match=r"train/dog/line\.png in .* has [\d,]+ x [\d,]+ pixels, and one side may be up"
+        DataError, match=r"train/dog/line\.png in .* has [\d,]+ x [\d,]+ pixels, and one side may be at most"
     ):
         load_folder(folder, tmp_path)
 
@@ -471,9 +471,9 @@ def test_a_line_of_a_million_pixels_is_refused_before_it_is_resized(size: tuple[
 def test_a_banner_is_still_resized_whole_and_then_cut(tmp_path: Path) -> None:
     """So its bits, and with them the fingerprints of trainings on it, stay what they were."""
     pixels = np.random.default_rng(0).integers(0, 256, (4, 400, 3), dtype=np.uint8)
-    found = _decode(png(pixels), "banner.png", 8)
+    found = open_picture(png(pixels), 8, as_stored=True).pixels
     expected = Image.fromarray(pixels).resize((800, 8), Image.Resampling.BILINEAR).crop((396, 0, 404, 8))
-    assert found == expected.tobytes()
+    np.testing.assert_array_equal(found.transpose(1, 2, 0), np.asarray(expected))
 
 
 @pytest.mark.parametrize("size", [0, 1025])

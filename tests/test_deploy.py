@@ -17,7 +17,7 @@ import pytest
 from optuna.trial import TrialState
 
 from cifar_ablate.folder import RunFolder
-from cifar_ablate.tuning.storage import opened
+from cifar_ablate.tuning.storage import open_storage
 from tests.comparing import bits, runs_of, snapshot
 from tests.conftest import Measured, Workshop
 from tests.deploying import PAGE, Deployment, private_postgresql
@@ -171,7 +171,7 @@ def elsewhere(workshop: Workshop, name: str, *arguments: str) -> str:
 
 
 def check_tuning(url: str) -> None:
-    with opened(url) as storage:
+    with open_storage(url) as storage:
         ended = [one for one in studies(storage)["baseline"].get_trials() if "lost" not in one.user_attrs]
     assert [one.state for one in ended] == [TrialState.COMPLETE] * NUM_TRIALS
     assert len({one.user_attrs["owner"] for one in ended}) == 2  # both took part
@@ -229,7 +229,7 @@ def test_postgresql_asks_for_the_password(deployed: Deployment) -> None:
     url = deployed.variables()["OPTUNA_STORAGE"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PGPASSFILE", os.devnull)
-        with pytest.raises(TrackingError, match="no password supplied"), opened(url):
+        with pytest.raises(TrackingError, match="no password supplied"), open_storage(url):
             pass
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.startup import imported
 from cifar_ablate.compact import load_predictions, load_record
 from cifar_ablate.errors import StudyError
 from cifar_ablate.registry import SCHEDULES
@@ -51,11 +50,6 @@ def test_no_profile_makes_a_step_schedule_constant(profile: str | None) -> None:
 def test_all_shipped_studies_are_those_that_are_documented() -> None:
     readme = ["readme-augmentation-tuned", "readme-augmentation"]
     assert [path.stem for path in EXPERIMENTS] == ["augmentation", "dropout", "onecycle", *readme]
-
-
-@pytest.mark.parametrize("command", ["", "run", "tune", "report"])
-def test_help_imports_no_heavy_library_and_so_answers_at_once(command: str, tmp_path: Path) -> None:
-    assert imported([*command.split(), "--help"], tmp_path) == []
 
 
 @pytest.mark.parametrize("command", [["-m", "cifar_ablate"], ["-m", "cifar_ablate.cli"]], ids=" ".join)

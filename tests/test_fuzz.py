@@ -88,14 +88,14 @@ def assert_located(problem: Problem, sources: dict[str, bytes | None]) -> None:
     assert str(problem).isprintable(), problem
     assert 10 < len(str(problem)) < 1000, problem
     assert ";" in problem.message or "must" in problem.message or "is required" in problem.message, problem
-    if problem.origin.source.startswith("--set "):
+    if problem.location.source.startswith("--set "):
         return
-    assert problem.origin.source in sources, problem
-    if problem.origin.line is not None:
-        lines = lines_of(sources[problem.origin.source] or b"")
-        assert problem.origin.line <= len(lines), problem
-        assert problem.origin.column is not None
-        assert problem.origin.column <= len(lines[problem.origin.line - 1]) + 1, problem
+    assert problem.location.source in sources, problem
+    if problem.location.line is not None:
+        lines = lines_of(sources[problem.location.source] or b"")
+        assert problem.location.line <= len(lines), problem
+        assert problem.location.column is not None
+        assert problem.location.column <= len(lines[problem.location.line - 1]) + 1, problem
 
 
 def read(case: Case, folder: Path, tally: Tally) -> Study | AblateError:

@@ -15,12 +15,12 @@ from rich.console import Console
 
 from cifar_ablate.device import Device, Slot, find_device
 from cifar_ablate.errors import UsageError
-from cifar_ablate.folder import RunFolder
+from cifar_ablate.folder import RUNS_ROOT, RunFolder
 from cifar_ablate.runner import estimate, jobs, train_group
 from cifar_ablate.runner.estimate import measure_rates
 from cifar_ablate.runner.jobs import choose_slots, fastest, parse_jobs
 from cifar_ablate.runner.preflight import prepare
-from cifar_ablate.runner.run import RUNS_ROOT, run_plans
+from cifar_ablate.runner.run import run_plans
 from cifar_ablate.training import step
 from cifar_ablate.training.engine import Mode
 from tests.comparing import runs_of

@@ -27,7 +27,7 @@ CASES = [
     ("one number", "low: 0.001", "low: 0.5", "18:30", "optimizer.lr.high", "low and high are both 0.5"),
     ("log from 0", "low: 0.001", "low: 0", "18:20", "optimizer.lr.low", "a log range starts above 0 (got 0)"),
     ("log with step", "log: true}", "log: true, step: 0.1}", "18:54", "optimizer.lr.step", "a log range has no step"),
-    ("step past the end", "log: true}", "step: 0.2}", "18:32", "optimizer.lr.high", "do not come to it; write 0.401"),
+    ("step past the end", "log: true}", "step: 0.2}", "18:32", "optimizer.lr.high", "do not end at it; write 0.401"),
     ("step too large", "log: true}", "step: 7}", "18:43", "optimizer.lr.step", "at most high - low (got 7)"),
     ("not finite", "high: 0.5, log", "high: .inf, log", "18:32", "optimizer.lr.high", "must be a finite number"),
     (

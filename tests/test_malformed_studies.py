@@ -703,7 +703,7 @@ def problems_of(
     for problem in caught.value.problems:
         assert str(problem).isprintable()
         assert ";" in problem.message or "must" in problem.message or "is required" in problem.message
-    return [(str(problem.origin), problem.path, problem.message) for problem in caught.value.problems]
+    return [(str(problem.location), problem.path, problem.message) for problem in caught.value.problems]
 
 
 def write(folder: Path, content: str | bytes, name: str = "study.yaml") -> Path:
@@ -733,7 +733,7 @@ FILES = {
     "UTF-16": (SOUND.encode("utf-16"), ":1:1", "is not UTF-8 text"),
     "a null byte": ("study: a\0b", ":1:9", "holds the control character U+0000; remove it"),
     "2 MB": ("#" * 2_000_000, "", "is over 500,000 bytes; name a study file"),
-    "a billion laughs": (LAUGHS, ":1:5", "aliases or nesting make this study too large"),
+    "a billion laughs": (LAUGHS, ":1:5", "aliases expand this study to over 20,000 values, or nest them too deeply"),
     "deep nesting": (f"a: {'[' * 60}{']' * 60}", ":1:44", "is nested too deeply; close the brackets"),
     "bottomless nesting": (f"a: {'[' * 5000}{']' * 5000}", ":1:44", "is nested too deeply; close the brackets"),
     "a set": ("!!set {a, b}", ":1:1", "is not supported; remove it"),
@@ -785,7 +785,9 @@ def test_all_problems_of_all_files_are_told_in_their_order(tmp_path: Path) -> No
     )
     with pytest.raises(StudyError) as caught:
         load_studies([first, second])
-    assert [(str(problem.origin).removeprefix(f"{tmp_path}/"), problem.path) for problem in caught.value.problems] == [
+    assert [
+        (str(problem.location).removeprefix(f"{tmp_path}/"), problem.path) for problem in caught.value.problems
+    ] == [
         ("first.yaml:1:1", "study"),
         ("first.yaml:4:1", "margin"),
         ("first.yaml:9:3", "recipe.epochs"),

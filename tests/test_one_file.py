@@ -1,12 +1,14 @@
 """The one-file test: each kind of addition is one new file, and every part of the program knows it at once.
 
-The package is copied to a folder of the test, five files are added to the copy, and nothing in it is edited.
+The package is copied to a folder of the test, five files are added to the copy, and nothing in it is edited. Three of
+them are the examples of CONTRIBUTING.md.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,62 +20,9 @@ import pytest
 import cifar_ablate
 from tests.conftest import Answer
 
+CONTRIBUTING = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
 ADDITIONS = {
-    "augment/invert.py": """
-        from dataclasses import dataclass
-
-        import torch
-
-        from cifar_ablate.augment.base import Transform, per_image
-        from cifar_ablate.fields import Probability
-        from cifar_ablate.registry import AUGMENTATIONS
-
-
-        @AUGMENTATIONS.register("invert")
-        @dataclass(frozen=True, kw_only=True)
-        class Invert(Transform):
-            '''Invert the colours with probability p.'''
-
-            stage = "geometry"
-            p: Probability = 0.5
-
-            def draw(self, rng, epoch):
-                return {"apply": rng.random(epoch.num) < self.p}
-
-            def apply(self, images, params):
-                return torch.where(per_image(params["apply"]), 1 - images, images)
-        """,
-    "models/pixels.py": """
-        from torch import nn
-
-        from cifar_ablate.fields import PositiveInt
-        from cifar_ablate.registry import MODELS
-
-
-        @MODELS.register("pixels")
-        def pixels(num_classes: int, image_size_px: int, *, hidden: PositiveInt = 16) -> nn.Module:
-            '''Two linear layers on the pixels.'''
-            return nn.Sequential(
-                nn.Flatten(), nn.Linear(3 * image_size_px**2, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
-            )
-        """,
-    "data/stripes.py": """
-        import numpy as np
-
-        from cifar_ablate.data.types import RawImages
-        from cifar_ablate.fields import PositiveInt
-        from cifar_ablate.registry import DATA
-
-
-        @DATA.register("stripes")
-        def stripes(root, report, *, num: PositiveInt = 64) -> RawImages:
-            '''Upright against level stripes.'''
-            labels = np.arange(num) % 2
-            line = np.random.default_rng(0).integers(0, 256, (num, 1, 32, 1), np.uint8)
-            level = np.broadcast_to(line, (num, 32, 32, 3))
-            images = np.where(labels[:, None, None, None] == 0, level, level.transpose(0, 2, 1, 3))
-            return RawImages(images, labels, images[: num // 2], labels[: num // 2], ("level", "upright"))
-        """,
+    **dict(re.findall(r"```python\n# cifar_ablate/(\S+)\n(.*?)```", CONTRIBUTING, re.DOTALL)),
     "runner/executors/backwards.py": """
         from cifar_ablate.registry import EXECUTORS
         from cifar_ablate.runner.executor import Executor
@@ -120,6 +69,7 @@ STUDY = """
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds a copy of the package with the five files."""
     folder = tmp_path_factory.mktemp("site")
+    assert len(ADDITIONS) == 5
     source = Path(cifar_ablate.__file__).parent
     shutil.copytree(source, folder / "cifar_ablate", ignore=shutil.ignore_patterns("__pycache__"))
     for name, text in ADDITIONS.items():

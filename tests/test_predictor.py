@@ -18,11 +18,10 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from cifar_ablate.analysis import compare
-from cifar_ablate.analysis.all_pairs import all_pairs
+from cifar_ablate.analysis.contrasts import all_pairs, compare
 from cifar_ablate.errors import AblateError, DataError, RecordError, UnknownNameError, UsageError
+from cifar_ablate.portable.answers import answer
 from cifar_ablate.predictor import load
-from cifar_ablate.predictor.portable.answers import answer
 from cifar_ablate.training.checkpoint import CHECKSUM
 from tests.conftest import Workshop
 from tests.predicting import LABEL, altered, artifact, content, digits, picture, run_of
@@ -312,7 +311,10 @@ def test_weights_with_one_byte_altered_are_refused(trained: Workshop, tmp_path: 
         "end": [len(text) - 1],
     }[part]
     for at in places:
-        with altered(path, at), pytest.raises(AblateError, match=r"not a complete file|changed after|say what it is"):
+        with (
+            altered(path, at),
+            pytest.raises(AblateError, match=r"not a complete file|changed after|metadata of"),
+        ):
             load(run=run)
     load(run=run)
 
@@ -472,12 +474,12 @@ def test_a_pipe_or_a_device_is_not_waited_for(trained: Workshop, tmp_path: Path)
     os.mkfifo(tmp_path / "pipe.png")
     answer = trained("predict", str(tmp_path / "pipe.png"), "/dev/zero", "--run", run_of("larger"))
     assert answer.code == 1
-    assert answer.err.count("is no file; name a picture") == 2
+    assert answer.err.count("is not a file; name an image") == 2
 
 
 def test_a_folder_without_pictures_is_an_error(trained: Workshop, tmp_path: Path) -> None:
     answer = trained("predict", str(tmp_path), "--run", run_of("larger"))
-    assert (answer.code, "there is no picture in" in answer.err) == (1, True)
+    assert (answer.code, "there is no image in" in answer.err) == (1, True)
 
 
 def test_a_model_and_a_run_cannot_both_be_named(trained: Workshop) -> None:

@@ -86,7 +86,7 @@ def test_a_folder_has_everything_that_is_needed(packaged: Path) -> None:
 def test_onnx_answers_as_torch_does(packaged: Path, trained: Workshop) -> None:
     session = onnxruntime.InferenceSession(str(packaged / "model.onnx"), providers=["CPUExecutionProvider"])
     images = digits().test_images
-    plain = onnx_file.Portable(load(run=run_of("larger"))).eval()
+    plain = onnx_file.OnnxExport(load(run=run_of("larger"))).eval()
     checked = onnx_file.check_onnx(plain, packaged / "model.onnx", images, "test images")
     assert (checked.num_same_class, checked.num_images) == (360, 360)
     assert checked.largest_difference < 1e-4
@@ -175,7 +175,7 @@ def test_it_predicts_in_a_fresh_environment_without_this_program(
     command.remove("-I")  # the script's own folder is where it finds its parts
     done = subprocess.run(command, cwd="/", env=outside(), capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1  # of the bad one
-    assert "bad.png is no picture of a known format" in done.stderr
+    assert "bad.png is not an image in a known format" in done.stderr
     found = [one["label"] for one in json.loads(done.stdout)]
     recorded = np.load(artifact(run_of("larger"), "test_logits.npy")).argmax(1)[:40]
     assert found == [digits().classes[label] for label in recorded]
@@ -260,7 +260,7 @@ def test_without_the_data_it_is_checked_on_noise_and_says_so(
 ) -> None:
     other = digits()
     changed = DataSet(**{**vars(other), "digest": "0" * 32})
-    monkeypatch.setattr("cifar_ablate.predictor.around.load_data", lambda *_, **__: changed)
+    monkeypatch.setattr("cifar_ablate.predictor.load.load_data", lambda *_, **__: changed)
     answer = workshop("package", "out", "--model", str(packaged))
     assert answer.code == 0, answer.err
     assert "1,000 images of noise (the data are not here)" in answer.out
@@ -268,7 +268,7 @@ def test_without_the_data_it_is_checked_on_noise_and_says_so(
 
 
 def test_nothing_of_the_program_is_imported_by_what_is_packaged() -> None:
-    folder = Path(str(importlib.util.find_spec("cifar_ablate.predictor.portable").submodule_search_locations[0]))  # type: ignore[union-attr, index]
+    folder = Path(str(importlib.util.find_spec("cifar_ablate.portable").submodule_search_locations[0]))  # type: ignore[union-attr, index]
     for path in folder.glob("*.py"):
         text = path.read_text()
         assert "import torch" not in text, path

@@ -17,8 +17,8 @@ import psutil
 import pytest
 from PIL import Image
 
+from cifar_ablate.portable.page import plain
 from cifar_ablate.predictor import load
-from cifar_ablate.predictor.portable.page import plain
 from tests.conftest import Workshop
 from tests.predicting import LABEL, artifact, content, digits, picture, run_of
 from tests.serving import serve_command, served
@@ -101,8 +101,8 @@ def test_a_warning_is_shown_for_what_is_unlike_the_test_images_only(
 @pytest.mark.parametrize(
     ("name", "data", "said"),
     [
-        ("a.png", b"hello", "is no picture of a known format"),
-        ("a.png", content(Image.new("RGB", (1, 1))), "nothing is to be seen"),
+        ("a.png", b"hello", "is not an image in a known format"),
+        ("a.png", content(Image.new("RGB", (1, 1))), "which is too small"),
         ("a.png", content(Image.new("1", (20_000, 20_000))), "at most 24 megapixels"),
         ("<b>x</b>.png", b"hello", "cannot be used"),
     ],

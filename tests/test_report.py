@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 
-from cifar_ablate.analysis import compare
+from cifar_ablate.analysis.contrasts import compare
 from cifar_ablate.registry import FORMATS
 from tests.conftest import Workshop
 from tests.recording import ARMS, PILOT, diverged, edited_record, keep_arms, with_seeds
@@ -28,11 +28,13 @@ def test_verdicts_come_first_and_reproduction_last(workshop: Workshop) -> None:
     headings = [line for line in report_of(workshop).splitlines() if line.startswith("### ")]
     assert headings == [
         "### Verdicts",
-        "### Table",
+        "### Comparisons",
+        "### Arms",
         "### Figures",
         "### Classes",
+        "### Interactions",
         "### Calibration",
-        "### Published against measured",
+        "### Published and measured",
         "### What you must know",
         "### How to reproduce",
     ]
@@ -231,7 +233,7 @@ def test_who_read_the_test_set_is_counted(workshop: Workshop) -> None:
         "decided by it which arms get more seeds (run); 1 time its seed spread was taken (plan); verdicts were "
         "read at 2 states of the record (report), this one included."
     ) in report
-    assert "**Read early**: verdicts were read 1 time before all planned runs were there (first with 20 runs" in report
+    assert "**Read early**: verdicts were read 1 time before all planned runs had ended (first with 20 runs" in report
 
 
 def decided_early(table: pd.DataFrame) -> pd.DataFrame:
@@ -290,7 +292,7 @@ def test_figures_are_drawn_the_same_twice(workshop: Workshop) -> None:
 
 
 def test_an_arm_has_one_colour_in_all_figures_and_is_told_apart_without_colour() -> None:
-    from cifar_ablate.report.canvas import pens
+    from cifar_ablate.report.figures import pens
 
     many = pens(["base", *(f"arm {index}" for index in range(31))], "base")
     assert len({(pen.marker, pen.dashes, pen.color) for pen in many.values()}) == 32
@@ -314,10 +316,10 @@ def edit_number(text: str) -> str:
 @pytest.mark.parametrize(
     ("runs", "change", "said"),
     [
-        (lambda table: table, edit_number, "2 lines would be another today"),
+        (lambda table: table, edit_number, "2 lines differ"),
         (lambda table: table[:-1], str, "1 planned run without a result: label-smoothing seed 4"),
         (lambda table: table[:-1], str, "unequal numbers of seeds with a result"),
-        (lambda table: table.assign(seed=table["seed"]), lambda text: "", "lines would be another today"),
+        (lambda table: table.assign(seed=table["seed"]), lambda text: "", "lines differ"),
     ],
 )
 def test_check_names_what_no_longer_matches(

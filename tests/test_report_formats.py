@@ -26,9 +26,11 @@ import scipy.stats
 
 from cifar_ablate.registry import FORMATS
 from cifar_ablate.report.build import build_report
-from cifar_ablate.report.deliver import render
+from cifar_ablate.report.document import Section, build_document, walk
+from cifar_ablate.report.formats.latex import escape as latex_escape
 from cifar_ablate.report.formats.markdown import escape, keep_code
 from cifar_ablate.report.types import Comparison, Report
+from cifar_ablate.report.write import format_of, render
 from tests.reporting import LABEL, NAMES, QUESTION, empty_record, hostile_record, lonely_record, pilot_record
 from tests.timing import times_as_long
 
@@ -74,6 +76,46 @@ def test_a_format_renders_the_same_report_to_the_same_text(
     format: str, text: Text, reports: Mapping[str, Report]
 ) -> None:
     assert render(reports["pilot"], format).text == text(format, "pilot")
+
+
+@pytest.mark.parametrize("name", [*RECORDS, "all"])
+def test_formats_for_people_have_the_same_sections_in_the_same_order(
+    name: str, text: Text, reports: Mapping[str, Report]
+) -> None:
+    sections = [block for _, block in walk(build_document(reports[name], ink="#000000").studies)]
+    titles = [block.title for block in sections if isinstance(block, Section)]
+    assert {"Verdicts", "Arms", "What you must know", "How to reproduce"} <= set(titles)
+    found = {
+        "markdown": re.findall(r"(?m)^#{2,} (.*)$", text("markdown", name)),
+        "html": [unescape(one) for one in re.findall(r"<h[234] id[^>]*>(.*?)</h[234]>", text("html", name))],
+        "latex": re.findall(r"(?m)^\\(?:(?:sub)+section|paragraph)\*\{(.*)\}$", text("latex", name)),
+    }
+    assert found["markdown"] == list(map(escape, titles))
+    assert found["html"] == titles
+    assert found["latex"] == [latex_escape(title) for title in titles if title != "Figures"]
+
+
+def test_the_example_of_the_guide_for_contributors_is_a_whole_format(
+    reports: Mapping[str, Report], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    example = re.search(r"```python\n(.*?)```", guide.split("### A report format")[1], re.DOTALL)
+    assert example is not None
+    monkeypatch.setattr(FORMATS, "_entries", {name: FORMATS.get(name) for name in FORMATS.names()})
+    exec(example[1], {})
+    written = render(reports["pilot"], "text").text
+    assert "WHAT YOU MUST KNOW" in written
+    assert all(one.text in written for one in comparisons(reports["pilot"]))
+    assert "mixup+affine\t5/5\t50.80" in written
+    assert FORMATS.summary("text") == "Headings, sentences and tables as plain text."
+    assert format_of(None, Path("report.text")) == "text"
+
+
+def test_figures_hold_no_more_decimals_than_can_be_seen(reports: Mapping[str, Report]) -> None:
+    for svg in render(reports["all"], "markdown").files.values():
+        tags = "".join(re.findall(r"<[a-zA-Z][^>]*>", svg))
+        assert not re.findall(r'(?:d|x|y|transform)="[^"]*\.\d{3,}', tags)
+        assert len(svg) < 40_000
 
 
 def test_listing_the_formats_imports_nothing_heavy() -> None:

@@ -16,18 +16,20 @@ import pandas as pd
 import pytest
 
 from cifar_ablate.analysis import compare
-from cifar_ablate.analysis.noise import noise_floor
-from cifar_ablate.report.steps import noise_text
+from cifar_ablate.analysis.power import noise_floor
+from cifar_ablate.compact import load_predictions, save_record
+from cifar_ablate.report.recommendations import noise_text
 from tests.accuracies import runs
 from tests.conftest import Workshop
 from tests.recording import PILOT, diverged, edited_record, keep_arms, with_seeds
+from tests.reporting import pilot_record
 from tests.test_report import decided_early, report_of, with_ledger, with_looks
 from tests.timing import times_as_long
 
 
 def steps_of(report: str) -> str:
     """What to do next."""
-    return report.split("**What to do next**\n\n")[1].split("\n\n###", maxsplit=1)[0]
+    return report.split("#### What to do next\n\n")[1].split("\n\n###", maxsplit=1)[0]
 
 
 def with_margin(margin: float) -> Callable[[dict[str, Any]], None]:
@@ -36,7 +38,7 @@ def with_margin(margin: float) -> Callable[[dict[str, Any]], None]:
 
 def test_what_seeds_can_settle_is_told_from_what_they_cannot(workshop: Workshop) -> None:
     steps = steps_of(report_of(workshop, edited_record(workshop.folder, document=with_margin(1.0))))
-    assert "Open, with the seeds per arm still wanted to detect 1 point: +cutmix against mixup+affine (about " in steps
+    assert "Open, with the additional seeds per arm to detect 1 point: +cutmix against mixup+affine (about " in steps
     assert re.search(r"label-smoothing against \\\+cutmix|label-smoothing against \+cutmix", steps)
     assert re.search(r"Not a matter of seeds: aggressive against baseline\. .* takes \d+ more seeds per arm", steps)
 
@@ -108,7 +110,7 @@ def test_a_verdict_over_seeds_added_by_hand_says_so_itself(workshop: Workshop) -
     verdicts = report_of(workshop, record).split("### Verdicts")[1].split("Noise floor")[0]
     told = [line for line in verdicts.splitlines() if line.startswith("- ")]
     assert len(told) == 7
-    assert all(line.endswith("take the interval for too narrow.") for line in told)
+    assert all(line.endswith("the interval is too narrow.") for line in told)
 
 
 def test_an_arm_whose_runs_all_diverged_was_run(workshop: Workshop) -> None:
@@ -231,3 +233,17 @@ def test_a_noise_floor_of_unlike_comparisons_gives_its_range() -> None:
         r"points \([\d.]+ to [\d.]+, by the arm\) in 1 of 20", noise_text({"": noise_floor([quiet, wild])})
     )
     assert "by the arm" not in noise_text({"": noise_floor([quiet])})
+
+
+def test_a_record_is_small_and_gives_back_every_prediction(tmp_path: Path) -> None:
+    pilot = pilot_record()
+    predictions, curves = pilot.details.predictions(pilot.runs), pilot.details.curves(pilot.runs)
+    environments = pilot.details.environments(pilot.runs)
+    save_record(tmp_path / "record", pilot, curves=curves, environments=environments, predictions=predictions)
+    assert sum(path.stat().st_size for path in (tmp_path / "record").iterdir()) < 500_000
+    again = load_predictions(tmp_path / "record")
+    assert predictions is not None
+    for name in ("fingerprints", "labels", "predicted", "confidence"):
+        assert np.array_equal(getattr(again, name), getattr(predictions, name))
+    for run, loss in zip(pilot.runs, again.loss.astype(float), strict=True):
+        assert loss.mean() == pytest.approx(run.metrics["test_nll"], abs=0.001)

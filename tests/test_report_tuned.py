@@ -19,17 +19,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cifar_ablate.analysis import compare
-from cifar_ablate.analysis.moves import moves
-from cifar_ablate.analysis.types import Verdict
+from cifar_ablate.analysis.contrasts import compare
+from cifar_ablate.analysis.interactions import moves
+from cifar_ablate.analysis.verdicts import Verdict
 from cifar_ablate.compact import load_record
 from cifar_ablate.records import StudyRecord
-from cifar_ablate.report.accuracy import Study
 from cifar_ablate.report.build import build_report
-from cifar_ablate.report.deliver import render
+from cifar_ablate.report.recorded_study import RecordedStudy
 from cifar_ablate.report.tuned import change_of, shared_label, shared_labels, tuning_report
-from cifar_ablate.report.tuning_types import Change, TunedComparison, TuningReport
-from cifar_ablate.report.types import Report, StudyReport
+from cifar_ablate.report.types import Change, Report, StudyReport, TunedComparison, TuningReport
+from cifar_ablate.report.write import render
 from tests.accuracies import runs
 from tests.conftest import Workshop
 from tests.recording import ARMS, PILOT, edited_record
@@ -43,7 +42,7 @@ POINTS = {"baseline": 5.0, "mixup+affine": 1.0, "aggressive": 4.5, "label-smooth
 @pytest.fixture(scope="module")
 def report() -> Report:
     """A tuned study with its shared recipe beside it, unlisted."""
-    return build_report([tuned_record(POINTS)], beside=[shared_record()])
+    return build_report([tuned_record(POINTS)], shared_recipes=[shared_record()])
 
 
 def tuning_of(
@@ -54,7 +53,7 @@ def tuning_of(
     only: tuple[str, ...] = ARMS,
 ) -> TuningReport:
     tuned, shared = tuned_record(points, edit, only=only), beside or shared_record()
-    tuning = tuning_report(Study(tuned, tuned.current()), Study(shared, shared.current()))
+    tuning = tuning_report(RecordedStudy(tuned, tuned.current()), RecordedStudy(shared, shared.current()))
     assert tuning is not None
     return tuning
 
@@ -158,7 +157,7 @@ def test_a_flip_whose_difference_may_not_have_moved_says_so() -> None:
     assert one.move is not None
     assert one.move.estimate == pytest.approx(-2.5)
     assert not one.move.is_shown
-    assert one.text.endswith("the verdict changed, but that the difference did is not shown.")
+    assert one.text.endswith("the verdict changed, but the data do not show that the difference did.")
 
 
 def test_the_move_of_a_difference_is_that_of_its_four_arms(report: Report) -> None:
@@ -219,7 +218,7 @@ def test_too_few_seeds_move_nothing_and_flip_nothing() -> None:
     def two(record: StudyRecord) -> StudyRecord:
         return replace(record, runs=[run for run in record.runs if run.seed < 2])
 
-    found = build_report([two(tuned_record(POINTS))], beside=[two(shared_record())]).studies[0].tuning
+    found = build_report([two(tuned_record(POINTS))], shared_recipes=[two(shared_record())]).studies[0].tuning
     assert found is not None
     assert all(one.move is None and one.change is Change.UNKNOWN for one in found.comparisons)
     assert "whether the verdict stands cannot be said without both" in found.comparisons[0].text
@@ -233,7 +232,7 @@ def test_a_shared_record_that_is_not_at_hand_is_named_with_the_command_that_make
     study = build_report([tuned_record(POINTS)]).studies[0]
     assert study.tuning is not None
     assert not study.tuning.is_at_hand
-    assert f"readme-augmentation@pilot, is not at hand, so nothing stands beside these verdicts: `{COMMAND}`" in (
+    assert f"readme-augmentation@pilot, is missing, so these verdicts are compared with nothing: `{COMMAND}`" in (
         study.tuning.missing
     )
     assert all(one.shared is None and one.change is Change.UNKNOWN for one in study.tuning.comparisons)
@@ -357,7 +356,7 @@ def test_a_study_with_tuned_values_is_run_and_reported_beside_the_one_it_came_fr
     workshop.write("tiny.yaml", shared)
     workshop.write("tiny-tuned.yaml", tuned.replace("SMOOTH", ", optimizer: {lr: 0.3}") + TUNED)
     assert workshop("run", "tiny-tuned.yaml", "--set", "epochs=1").code == 0
-    command = re.search(r"nothing stands beside these verdicts: `cifar-ablate ([^`]*)`", workshop("report").out)
+    command = re.search(r"these verdicts are compared with nothing: `cifar-ablate ([^`]*)`", workshop("report").out)
     assert command is not None
     assert command[1] == "run tiny.yaml --set epochs=1"
     assert workshop(*command[1].split()).code == 0
@@ -668,7 +667,7 @@ def test_hostile_names_stay_names_in_the_page(hostile: Report) -> None:
 
 def test_hostile_names_stay_in_their_cells_of_markdown(hostile: Report) -> None:
     text = render(hostile, "markdown").text
-    section = text.split("### With each arm's own best recipe")[1].split("### Table")[0]
+    section = text.split("### With each arm's own best recipe")[1].split("### Comparisons")[0]
     tables = [block for block in section.split("\n\n") if block.startswith("| Arm")]
     assert len(tables) == 2
     for block in tables:

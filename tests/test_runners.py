@@ -91,7 +91,7 @@ def test_plan_says_who_trains_what_and_where_the_rest_stands(workshop: Workshop,
     assert {states(answer.out)[run] for run in ("baseline 1", "flip 0", "flip 1")} == {"to do"}
     assert "4 runs: 0 done, 1 running, 0 failed, 3 to do" in answer.out
     after = workshop("plan", *long)
-    assert re.fullmatch(r"interrupted at epoch \d+/60", states(after.out)["baseline 0"])
+    assert re.fullmatch(r"interrupted at epoch \d+/60 \(from epoch \d+\)", states(after.out)["baseline 0"])
     assert "4 runs: 0 done, 0 failed, 1 interrupted, 3 to do" in after.out
     assert workshop("run", *long, "--arm", "baseline", "--seed", "0").code == 0
     assert states(workshop("plan", *long).out)["baseline 0"] == "done"

@@ -170,7 +170,7 @@ def test_what_a_member_is_called_cannot_command_the_terminal(
 ) -> None:
     write_tar(workshop.folder / "sent.tar", small_tree() | {"train/cat/\x1b[2J\n\u202ea.png": b"no image"})
     answer = opened(".tar")
-    is_one_sentence(answer, "cannot decode")
+    is_one_sentence(answer, "is not an image in a known format")
     assert not {"\x1b", "\u202e"} & set(answer.out + answer.err)
 
 
@@ -179,7 +179,7 @@ def test_a_class_has_a_name_that_can_be_shown(name: str, workshop: Workshop, ope
     tree = {entry.replace("/cat/", f"/{name}/"): content for entry, content in small_tree().items()}
     write_tar(workshop.folder / "sent.tar", tree)
     answer = opened(".tar")
-    is_one_sentence(answer, "is no name for a class", "rename it")
+    is_one_sentence(answer, "is not a valid class name", "rename it")
     assert not {"\x1b", "\u202e"} & set(answer.out + answer.err)
 
 
@@ -222,7 +222,7 @@ def test_links_within_a_folder_and_to_a_whole_folder_are_followed(
 def test_a_pipe_among_the_images_is_not_waited_for(workshop: Workshop, opened: Callable[[str], Answer]) -> None:
     folder = write_folder(workshop.folder / "sent", small_tree())
     os.mkfifo(folder / "train/cat/pipe.png")
-    is_one_sentence(opened(""), "pipe.png is no file")
+    is_one_sentence(opened(""), "pipe.png is not a file")
 
 
 def test_a_file_without_end_among_the_images_is_not_read(workshop: Workshop, opened: Callable[[str], Answer]) -> None:

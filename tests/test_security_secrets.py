@@ -15,7 +15,7 @@ from urllib.parse import quote, quote_plus, unquote
 import pytest
 
 from cifar_ablate.console import make_console
-from cifar_ablate.passwords import hidden, keep_hidden, without_password
+from cifar_ablate.text_safety import redact, redact_url, remember_secret
 from tests.conftest import Answer, Workshop
 from tests.tuning import write
 
@@ -251,7 +251,7 @@ def test_a_traceback_has_no_password(workshop: Workshop) -> None:
     ],
 )
 def test_of_an_address_only_the_secret_is_hidden(address: str, shown: str) -> None:
-    assert without_password(address) == shown
+    assert redact_url(address) == shown
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_a_secret_within_a_parameter_is_found_by_itself(
 ) -> None:
     monkeypatch.setenv("OPTUNA_STORAGE", address)
     for secret in secrets:
-        assert hidden(f"refused {secret} of me") == "refused *** of me"
+        assert redact(f"refused {secret} of me") == "refused *** of me"
 
 
 def test_what_is_printed_has_no_password(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,6 +283,6 @@ def test_what_is_printed_has_no_password(monkeypatch: pytest.MonkeyPatch, capsys
 def test_a_secret_is_hidden_without_its_address_too_and_words_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://postgres:{ENCODED}@h/db")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "postgres")
-    keep_hidden("postgresql://me:other-secret@h/db")
+    remember_secret("postgresql://me:other-secret@h/db")
     said = f"postgresql refused {SECRET}, {ENCODED}, {SECRET!r} and other-secret of postgres"
-    assert hidden(said) == "postgresql refused ***, ***, '***' and *** of ***"
+    assert redact(said) == "postgresql refused ***, ***, '***' and *** of ***"

@@ -114,7 +114,7 @@ def test_the_same_seed_gives_the_same_studies_in_any_number_of_processes() -> No
 
 
 def test_the_page_tells_the_worked_example_as_compare_does() -> None:
-    from cifar_ablate.analysis import compare
+    from cifar_ablate.analysis.contrasts import compare
     from tests.accuracies import WORKED, runs
 
     text = " ".join(PAGE.read_text(encoding="utf-8").split())

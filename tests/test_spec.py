@@ -11,10 +11,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cifar_ablate.errors import Origin, Problem, StudyError
-from cifar_ablate.spec.delta import differences
+from cifar_ablate.errors import Location, Problem, StudyError
+from cifar_ablate.spec.delta import differences, merge
+from cifar_ablate.spec.edit import as_node, read_document, set_value, without_sections, write_document
 from cifar_ablate.spec.load import load_studies, load_study
-from cifar_ablate.spec.merge import merge
 from cifar_ablate.spec.overlay import load_overlay, model_options, profile_names
 from cifar_ablate.spec.schema import Recipe, Study
 from cifar_ablate.spec.text import parse_yaml, scalar
@@ -92,8 +92,8 @@ def test_quoted_scalars_are_text_and_keys_are_names() -> None:
 
 def test_every_value_remembers_its_line_and_column() -> None:
     tree = parse_yaml("a:\n  b: [1, {c: 2}]\n", "x.yaml")
-    assert tree.at(("a", "b")).origin == Origin("x.yaml", 2, 3)
-    assert tree.at(("a", "b", "1", "c")).origin == Origin("x.yaml", 2, 11)
+    assert tree.at(("a", "b")).location == Location("x.yaml", 2, 3)
+    assert tree.at(("a", "b", "1", "c")).location == Location("x.yaml", 2, 11)
     assert tree.at(("a", "nothing", "here")).path == "a"
 
 
@@ -174,7 +174,7 @@ def test_a_key_with_a_question_mark_is_set_only_where_the_component_has_it() -> 
 def test_a_merged_value_remembers_the_layer_it_came_from() -> None:
     found: list[Problem] = []
     tree = merge(parse_yaml("{a: {b: 1, c: 2}}", "base"), parse_yaml("{a: {c: 3}}", "delta"), found)
-    assert (tree.at(("a", "b")).origin.source, tree.at(("a", "c")).origin.source) == ("base", "delta")
+    assert (tree.at(("a", "b")).location.source, tree.at(("a", "c")).location.source) == ("base", "delta")
 
 
 # Studies
@@ -388,7 +388,7 @@ def test_anything_at_all_is_a_study_or_a_study_error(
     assert found is None or len(found) > 0
     for problem in found or ():
         assert str(problem).isprintable()
-        assert problem.origin.source in (str(path), "profile smoke")
+        assert problem.location.source in (str(path), "profile smoke")
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -396,3 +396,102 @@ def test_anything_at_all_is_a_study_or_a_study_error(
 def test_any_text_is_a_tree_or_a_study_error(text: str) -> None:
     found = problems_in(lambda: parse_yaml(text, "any.yaml"))
     assert all(str(problem).isprintable() for problem in found or ())
+
+
+# Editing a study
+
+COMMENTED = """\
+# Why this study exists.
+study: small   # its name
+question: "Does it help?"
+
+recipe:
+  data: digits
+  optimizer: {name: sgd, lr: 5e-2}   # assumed
+
+tune:   # not copied
+  space: {optimizer.lr: [0.1, 0.2]}
+# About the arms.
+arms:
+  baseline:   # as published
+  'no': {augment: {hflip: null, crop: }}
+  flip:
+    # more of it
+    augment:
+      hflip: {p: 0.5}   # half
+
+  # The last one.
+  other: {epochs: 3}
+
+# Figures of others.
+published: {flip: 88.0}
+"""
+
+
+def test_an_edited_study_keeps_comments_order_and_quotes() -> None:
+    text = without_sections(COMMENTED, parse_yaml(COMMENTED, "x"), ("tune", "published"))
+    document = read_document(text)
+    set_value(document["arms"], "baseline", {}, {"optimizer": {"lr": 0.1}})
+    flip = {"augment": {"hflip": {"p": 0.5}}}
+    set_value(document["arms"], "flip", flip, {"augment": {"hflip": {"p": 0.7}}, "schedule": {"name": "cosine"}})
+    set_value(document["arms"], "other", {"epochs": 3}, {"epochs": 3, "augment": {"hflip": None}, "lr": 1e-5})
+    assert (
+        write_document(document)
+        == """\
+# Why this study exists.
+study: small   # its name
+question: "Does it help?"
+
+recipe:
+  data: digits
+  optimizer: {name: sgd, lr: 5e-2}   # assumed
+
+# About the arms.
+arms:
+  baseline: {optimizer: {lr: 0.1}} # as published
+  'no': {augment: {hflip: null, crop: null}}
+  flip:
+    # more of it
+    augment:
+      hflip: {p: 0.7}   # half
+    schedule: {name: cosine}
+
+  # The last one.
+  other: {epochs: 3, augment: {hflip: null}, lr: 1e-05}
+"""
+    )
+
+
+@pytest.mark.parametrize("value", ["5", "null", "1e3", "a: b", "#x", "- a", "", " x", "true", "*x", "no", "a\nb", "ä"])
+def test_text_in_an_edited_study_stays_text(value: str) -> None:
+    document = read_document("study: small\n")
+    document["tuned"] = as_node({"a": value, value: [value, 1, None, True, 0.5, {"b": value}]})
+    again = parse_yaml(write_document(document), "x").value
+    assert again == {"study": "small", "tuned": {"a": value, value: [value, 1, None, True, 0.5, {"b": value}]}}
+
+
+def test_a_mapping_that_two_arms_share_is_changed_in_one_of_them_only() -> None:
+    text = "tune: {a: &t 5}\narms:\n  a: &a {optimizer: &o {lr: 0.1}}\n  b: *a\n  c: {optimizer: *o, epochs: *t}\n"
+    document = read_document(without_sections(text, parse_yaml(text, "x"), ("tune",)))
+    del document["tune"]
+    set_value(document["arms"], "a", {"optimizer": {"lr": 0.1}}, {"optimizer": {"lr": 0.2}})
+    set_value(document["arms"], "c", {"optimizer": {"lr": 0.1}, "epochs": 5}, {"optimizer": {"lr": 0.3}, "epochs": 5})
+    arms = parse_yaml(write_document(document), "x").value["arms"]
+    assert [arms[name]["optimizer"]["lr"] for name in "abc"] == [0.2, 0.1, 0.3]
+    assert arms["c"]["epochs"] == 5
+
+
+def test_a_block_that_is_replaced_keeps_the_comments_that_follow_it() -> None:
+    document = read_document("arms:\n  a:\n    optimizer:\n      name: sgd\n      lr: 1   # high\n\n  # next\n  b:\n")
+    before = {"optimizer": {"name": "sgd", "lr": 1}}
+    set_value(document["arms"], "a", before, {"optimizer": {"name": "adamw"}})
+    assert write_document(document) == "arms:\n  a:\n    optimizer: {name: adamw} # high\n\n  # next\n  b:\n"
+
+
+def test_a_study_in_flow_style_can_be_edited() -> None:
+    text = '{"study": "small", "tune": {"trials": 5}, "arms": {"a": null, "b": {"epochs": 5}}}'
+    document = read_document(without_sections(text, parse_yaml(text, "x"), ("tune",)))
+    del document["tune"]
+    set_value(document["arms"], "a", {}, {"epochs": 7})
+    again = parse_yaml(write_document(document), "x").value
+    assert again == {"study": "small", "arms": {"a": {"epochs": 7}, "b": {"epochs": 5}}}

@@ -15,13 +15,13 @@ import pytest
 from optuna.trial import TrialState
 
 from cifar_ablate.data import load_data
-from cifar_ablate.data.validation import validation_part
+from cifar_ablate.data.canonical import validation_part
 from cifar_ablate.device import find_device
 from cifar_ablate.errors import DataError, TrackingError
 from cifar_ablate.registry import PRUNERS, SAMPLERS
 from cifar_ablate.spec.space import compose
 from cifar_ablate.tuning.plan import grid_size, plan_tuning
-from cifar_ablate.tuning.suggest import readable
+from cifar_ablate.tuning.trials import ArmTrials, readable
 from tests.conftest import Workshop
 from tests.disturbing import Begin, said
 from tests.test_test_set import write_images
@@ -371,14 +371,12 @@ def test_what_diverged_would_again_and_is_not_tried_again(workshop: Workshop) ->
 def test_a_storage_that_does_not_answer_for_a_moment_fails_no_trial(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cifar_ablate.tuning.trials import ArmTrials
-
     report = ArmTrials.report
 
-    def broken(arm: ArmTrials, asked: Any, seed: int, epoch: int, accuracy: float) -> bool:
-        if asked.number == 1:
+    def broken(arm: ArmTrials, running: Any, seed: int, epoch: int, accuracy: float) -> bool:
+        if running.number == 1:
             raise TrackingError("the tuning storage is away; look after it")
-        return report(arm, asked, seed, epoch, accuracy)
+        return report(arm, running, seed, epoch, accuracy)
 
     write(workshop)
     with monkeypatch.context() as patch:
@@ -410,20 +408,18 @@ def test_a_trial_that_another_command_has_taken_over_is_left_to_it(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after a night of sleep: the heartbeat had stopped, another machine took the trial, then this one wakes up."""
-    from cifar_ablate.tuning.trials import ArmTrials
-
     report = ArmTrials.report
     taken: list[int] = []
 
-    def report_after_sleep(arm: ArmTrials, asked: Any, seed: int, epoch: int, accuracy: float) -> bool:
-        if asked.number == 1 and not taken:
+    def report_after_sleep(arm: ArmTrials, running: Any, seed: int, epoch: int, accuracy: float) -> bool:
+        if running.number == 1 and not taken:
             taken.append(1)
             (study,) = studies(storage_of(workshop.folder)).values()
             theirs = study.get_trials()[1]
             study._storage.set_trial_user_attr(theirs._trial_id, "lost", "its process ended without a word")
             study._storage.set_trial_state_values(theirs._trial_id, FAIL)
             study.enqueue_trial(theirs.params, user_attrs={"taken_up_from": 1})
-        return report(arm, asked, seed, epoch, accuracy)
+        return report(arm, running, seed, epoch, accuracy)
 
     monkeypatch.setattr(ArmTrials, "report", report_after_sleep)
     write(workshop)
@@ -586,7 +582,7 @@ def test_trials_that_take_turns_in_one_place_are_all_trained_and_come_to_the_sam
     assert in_turn == alone
 
 
-# What a fresh pair of eyes found
+# Regressions
 
 
 @pytest.mark.slow
@@ -618,7 +614,7 @@ def test_a_choice_with_options_keeps_those_that_it_does_not_name(workshop: Works
     study = load(path)
     data = {study_key(study): load_data("digits", {}, train_size=200)}
     (plan,) = plan_tuning(study, ["baseline"], data, find_device("cpu"))
-    assert plan.present["augment.cutmix"] == {"alpha": 1.0}
+    assert plan.untuned_values["augment.cutmix"] == {"alpha": 1.0}
     chosen = {"augment.cutmix": {"alpha": 0.3}, "schedule": "constant"}
     values, _ = compose(study.space, plan.values, lambda one: chosen[one.name])
     assert values["augment"]["cutmix"] == {"alpha": 0.3, "p": 0.5}

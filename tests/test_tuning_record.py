@@ -42,7 +42,7 @@ WITHOUT_SCHEDULE = (
 )
 GRID = (("pruner: none", "pruner: {name: median, startup_trials: 1, warmup: 0}"), (SAMPLER, "grid"))
 MIXED = (*GRID, (RATE, "[0.02, 0.05, 1.0e-7, 1.0e+30]"), WITHOUT_SCHEDULE)
-"""Trials of every kind: complete, pruned and failed."""
+"""A study with complete, pruned and failed trials."""
 
 
 def parent_and_children(label: str = "small/tuning") -> tuple[Any, list[Any]]:
@@ -56,7 +56,7 @@ def parent_and_children(label: str = "small/tuning") -> tuple[Any, list[Any]]:
 def test_commands_that_end_at_the_same_moment_all_bring_the_parent_up_to_date(workshop: Workshop) -> None:
     """A tag of the best trial before was deleted twice, and one of the commands ended with "not delivered"."""
     tracking = Tracking()
-    opened = open_tuning(tracking, "small/tuning", "baseline", "0", {})
+    tuning = open_tuning(tracking, "small/tuning", "baseline", "0", {})
     together = threading.Barrier(NUM_AT_ONCE)
 
     def close(_: int) -> None:
@@ -64,7 +64,7 @@ def test_commands_that_end_at_the_same_moment_all_bring_the_parent_up_to_date(wo
             together.wait(timeout=30)
             points = [("val_accuracy", float(trial), 1000 * trial, trial) for trial in range(best + 2)]
             tags = {f"{BEST}field_{best}": "1"}
-            close_tuning(tracking, opened.run_id, "0", is_done=True, tags=tags, points=points, files=[])
+            close_tuning(tracking, tuning, is_done=True, tags=tags, points=points, files=[])
 
     with ThreadPoolExecutor(NUM_AT_ONCE) as pool:
         list(pool.map(close, range(NUM_AT_ONCE)))
@@ -108,7 +108,7 @@ def test_the_parent_run_has_history_and_importance_as_figures_and_every_trial_as
     client = mlflow.MlflowClient()
     names = {file.path: file.file_size for file in client.list_artifacts(parent.info.run_id)}
     assert names.keys() == {"trials.csv", "history.png", "importances.png"}
-    assert names["history.png"] > 10_000
+    assert names["history.png"] > 3_000
     table = Path(client.download_artifacts(parent.info.run_id, "trials.csv", str(workshop.folder)))
     rows = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))))
     ended = trials(workshop.folder)
@@ -323,7 +323,7 @@ def test_write_does_not_take_the_place_of_somebodys_own_file(workshop: Workshop)
     (workshop.folder / "small-tuned.yaml").write_text(path.read_text().replace("study: small", "study: mine"))
     answer = workshop(*ONLINE, "--offline", "--trials", "1", "--write")
     assert answer.code == 2
-    assert "small-tuned.yaml is there, and not of a tuning; name another file with --output" in answer.err
+    assert "small-tuned.yaml exists, and was not written by a tuning; name another file with --output" in answer.err
     assert "study: mine" in (workshop.folder / "small-tuned.yaml").read_text()
     for _ in range(2):
         assert workshop(*ONLINE, "--offline", "--trials", "1", "--write", "--output", "mine.yaml").code == 0
@@ -351,9 +351,7 @@ def test_write_refuses_values_that_an_overlay_would_change_again(workshop: Works
     overlay = ("--set", "optimizer.lr={times: 2}")
     answer = workshop(*ONLINE, *overlay, "--offline", "--write")
     assert answer.code == 2
-    assert (
-        "tune.space.optimizer.lr: is tuned as 'optimizer.lr={times: 2}' leaves it in arm 'baseline', and" in answer.err
-    )
+    assert "tune.space.optimizer.lr: is tuned in arm 'baseline' under 'optimizer.lr={times: 2}', which" in answer.err
     assert not (workshop.folder / "optuna.db").exists(), "it is found out before the first trial"
     assert workshop(*ONLINE, *overlay, "--offline", "--trials", "1").code == 0
 
@@ -380,7 +378,7 @@ def test_write_finds_out_first_that_an_overlay_scales_a_field_that_is_tuned_unde
     write(workshop, ("[constant, cosine]", f"{constant}\n    {stepped}"), WITHOUT_WARMUP)
     answer = workshop(*ONLINE, "--set", "schedule.every_epochs?={times: 2}", "--offline", "--write")
     assert answer.code == 2
-    assert "tune.space.schedule.every_epochs: is tuned as 'schedule.every_epochs?={times: 2}' leaves it" in answer.err
+    assert "tune.space.schedule.every_epochs: is tuned in arm 'baseline' under 'schedule.every_epochs?" in answer.err
     assert not (workshop.folder / "optuna.db").exists()
 
 
@@ -395,7 +393,7 @@ def test_write_replaces_neither_another_studys_values_nor_the_study_itself(works
     assert (workshop.folder / "best.yaml").read_text() == before
     answer = workshop(*tune, "small.yaml")
     assert answer.code == 2
-    assert "small.yaml is there, and not of a tuning" in answer.err
+    assert "small.yaml exists, and was not written by a tuning" in answer.err
 
 
 @pytest.mark.parametrize(

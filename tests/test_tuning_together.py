@@ -20,8 +20,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from cifar_ablate.process import ProcessId, this_process
-from cifar_ablate.tuning.attributes import is_alive
-from cifar_ablate.tuning.storage import opened
+from cifar_ablate.tuning.storage import open_storage
+from cifar_ablate.tuning.trials import is_alive
 from tests.comparing import runs_of
 from tests.conftest import Tried, Workshop
 from tests.disturbing import Begin, gone_within, said, wait_until
@@ -33,7 +33,7 @@ LONG = ("epochs: 3", "epochs: 12")
 
 @pytest.fixture
 def undisturbed(workshop: Workshop) -> Callable[..., list[object]]:
-    """What the trials are where nothing happens, in a folder of their own."""
+    """Trials of an undisturbed tuning in another folder."""
 
     def tune(*edits: tuple[str, str], num: int) -> list[object]:
         place = workshop.folder / "undisturbed"
@@ -222,7 +222,7 @@ def test_four_processes_share_a_fresh_postgresql_server(workshop: Workshop, begi
     write(workshop)
     commands = [begin(*TUNE, "--trials", "12", "--storage", postgres) for _ in range(4)]
     assert [command.end(seconds=280) for command in commands] == [0] * 4, said(commands)
-    with opened(postgres) as storage:
+    with open_storage(postgres) as storage:
         ended = [one for one in studies(storage)["baseline"].get_trials() if "lost" not in one.user_attrs]
     assert [one.state for one in ended] == [TrialState.COMPLETE] * 12
     assert not [one.number for one in ended if one.user_attrs.get("fingerprints") is None]

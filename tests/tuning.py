@@ -1,4 +1,4 @@
-"""A study whose tuning takes seconds, and what tests ask of it."""
+"""A study whose tuning takes seconds, and helpers that read its trials."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ TUNE = ("tune", "small.yaml", "--offline")
 
 
 def write(workshop: Workshop, *edits: tuple[str, str], name: str = "small.yaml") -> Path:
-    """The study, edited, in the folder of the test."""
+    """Write the study, with edits (old, new), into the folder of the test."""
     text = textwrap.dedent(STUDY)
     for old, new in edits:
         assert text.count(old) == 1, old
@@ -59,7 +59,7 @@ def storage_of(folder: Path) -> str:
 
 
 def studies(url: str | optuna.storages.BaseStorage) -> dict[str, optuna.Study]:
-    """Optuna's studies, by arm."""
+    """Optuna studies by arm."""
     found = {}
     for name in optuna.get_all_study_names(url):
         study = optuna.load_study(study_name=name, storage=url)
@@ -68,7 +68,7 @@ def studies(url: str | optuna.storages.BaseStorage) -> dict[str, optuna.Study]:
 
 
 def trials(folder: Path, arm: str = "baseline") -> list[FrozenTrial]:
-    """Trials of an arm that count: those that were lost, or tried again when asked, have another number now."""
+    """Trials of an arm that count: neither lost nor retried under another number."""
     study = studies(storage_of(folder))[arm]
     gone = study.user_attrs.get("retried", [])
     return [one for one in study.get_trials() if "lost" not in one.user_attrs and one.number not in gone]
@@ -77,7 +77,7 @@ def trials(folder: Path, arm: str = "baseline") -> list[FrozenTrial]:
 def told(
     folder: Path, arm: str = "baseline"
 ) -> list[tuple[TrialState, dict[str, Any], float | None, dict[int, float]]]:
-    """All that decides a tuning: how each trial ended, its values, its accuracy and its curve."""
+    """State, values, accuracy and curve of each trial: what equal tunings share."""
     return [
         (one.state, one.user_attrs.get("values", {}), one.value, one.intermediate_values) for one in trials(folder, arm)
     ]

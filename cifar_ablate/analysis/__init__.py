@@ -1,7 +1,8 @@
-"""From accuracies to verdicts: pure functions of arrays and tables, without torch and without MLflow."""
+"""From accuracies to verdicts: pure functions of arrays and tables, without torch and without MLflow.
 
-from cifar_ablate.analysis.contrasts import compare
-from cifar_ablate.analysis.types import Contrast, Interval, Verdict
-from cifar_ablate.analysis.verdicts import label
+``contrasts.compare`` is the entry point. This file imports no numerical library, so that sentences cost nothing.
+"""
 
-__all__ = ["Contrast", "Interval", "Verdict", "compare", "label"]
+from cifar_ablate.analysis.verdicts import Contrast, Interval, Verdict, label
+
+__all__ = ["Contrast", "Interval", "Verdict", "label"]

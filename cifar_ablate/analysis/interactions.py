@@ -1,21 +1,24 @@
-"""Do changes depend on each other? Interactions from add-one and leave-one-out arms, effects from full factorials."""
+"""Whether changes depend on each other, and whether differences depend on the recipes of the arms.
+
+``interactions`` takes add-one and leave-one-out arms, or full factorials; ``moves`` takes arms before and after tuning.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
 import pandas as pd
 
-from cifar_ablate.analysis.arms import arms_of
+from cifar_ablate.analysis.contrasts import arms_of
 from cifar_ablate.analysis.engine import Weights, estimate, fit_arms
 from cifar_ablate.analysis.sentences import count, interval, level_name, points
-from cifar_ablate.analysis.types import Interval
-from cifar_ablate.analysis.verdicts import MIN_DF
+from cifar_ablate.analysis.verdicts import MIN_DF, Interval
 
 Factors = Mapping[str, frozenset[str]]
-"""For each arm, what it has changed against the baseline (whose set is empty)."""
+"""The changes of each arm against the baseline, whose set is empty."""
 _Designed = tuple[str, str, Weights]
 """Name, kind and weights of an effect."""
 
@@ -28,17 +31,17 @@ class Effect:
     kind: str
     """main effect, interaction, or order (added alone against removed from all)."""
     weights: Mapping[str, float]
-    """Of the arms' means."""
+    """Weights of the arms' means."""
     estimate: float
     ci95: Interval | None
     p_adjusted: float | None
     added: float | None
-    """For kind order: the change added alone to the baseline."""
+    """For kind order: points that the change adds to the baseline."""
     removed: float | None
-    """For kind order: what the change brings on top of all others."""
+    """For kind order: points that the change adds to all other changes."""
     sentence: str
     is_provisional: bool = False
-    """Too few seeds: the interval is shown and decides nothing."""
+    """Whether there are too few seeds for a verdict; the interval is still shown."""
 
     @property
     def is_shown(self) -> bool:
@@ -50,21 +53,21 @@ def _excludes_zero(ci95: Interval | None) -> bool:
 
 
 def is_ladder(factors: Factors) -> bool:
-    """Some arm has several changes, and nothing in the design tells how they depend on each other."""
+    """Whether some arm has several changes and the design cannot estimate how they depend on each other."""
     return any(len(changes) > 1 for changes in factors.values()) and not tells_effects(factors)
 
 
 def tells_effects(factors: Factors) -> bool:
-    """Arms with these changes, all of them trained, tell main effects or interactions."""
+    """Whether arms with these changes, once all are trained, can estimate main effects or interactions."""
     return any(True for _ in _design(factors))
 
 
 def interactions(frame: pd.DataFrame, factors: Factors, *, alpha: float = 0.05) -> tuple[Effect, ...]:
-    """Every effect that the design can tell, as one family; none where arms lack two finished runs.
+    """Every effect that the design can estimate, as one family; arms with fewer than two finished runs are left out.
 
     Args:
         frame: As for ``compare``; arms with a diverged run are left out.
-        factors: What each arm has changed.
+        factors: The changes of each arm.
 
     Raises:
         UsageError: As for ``compare``.
@@ -96,7 +99,7 @@ def interactions(frame: pd.DataFrame, factors: Factors, *, alpha: float = 0.05) 
 
 
 def _design(factors: Factors) -> Iterator[_Designed]:
-    """Name, kind and weights of every effect that arms with these changes can tell; the largest set tells it first."""
+    """Every effect that arms with these changes can estimate, each from the largest possible set of changes."""
     arm_of = {changes: arm for arm, changes in factors.items()}
     if frozenset() not in arm_of:
         return
@@ -109,7 +112,7 @@ def _design(factors: Factors) -> Iterator[_Designed]:
 
 
 def _effects_within(everything: frozenset[str], arm_of: Mapping[frozenset[str], str]) -> Iterator[_Designed]:
-    """Effects of these changes: all of them where every combination is an arm, else what was added and left out."""
+    """Effects of these changes: a full factorial if every combination is an arm, else add-one and leave-one-out."""
     names = sorted(everything)
     if len(names) < 2:
         return
@@ -152,3 +155,47 @@ def _sentence(effect: Effect, level: str, family: str) -> str:
     both = f"{points(effect.added or 0.0)} points alone, {points(effect.removed or 0.0)} on top of all others"
     tail = provisional or ("order-dependent" if effect.is_shown else "no dependence on the others shown")
     return f"{name}: {both}; interaction {value} ({basis}); {tail}."
+
+
+Sides = tuple[str, str, str, str]
+"""Keys of four recipes: arm and reference before, arm and reference after."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """A difference after a change of recipes minus the difference before, in points."""
+
+    estimate: float
+    ci95: Interval | None
+    """Simultaneous over the family; None if both differences come from the same runs, or runs show no spread."""
+
+    @property
+    def is_shown(self) -> bool:
+        return _excludes_zero(self.ci95)
+
+
+def moves(values: Mapping[str, pd.Series], sides: Sequence[Sides], *, alpha: float = 0.05) -> list[Move | None]:
+    """The moves of differences as one family; None for a recipe with too few runs for an interval.
+
+    Args:
+        values: Accuracies in percent, indexed by seed, of each recipe that has runs. A recipe that did not change has
+            the same key before and after, so that its runs count once.
+        sides: The recipes of each difference.
+        alpha: Error level of the family.
+    """
+    weights = [_move_weights(one) if all(len(values.get(key, ())) > 2 for key in one) else None for one in sides]
+    asked = list({frozenset(one.items()): one for one in weights if one}.values())
+    found: dict[frozenset[tuple[str, float]], Move | None] = {frozenset(): Move(0.0, None)}
+    if asked:
+        fit = fit_arms({key: values[key] for key in sorted({key for one in asked for key in one})})
+        for one, move in zip(asked, estimate(fit, asked, alpha=alpha), strict=True):
+            found[frozenset(one.items())] = Move(move.value, move.ci95) if fit.df >= MIN_DF else None
+    return [None if one is None else found[frozenset(one.items())] for one in weights]
+
+
+def _move_weights(sides: Sides) -> Weights:
+    arm_before, reference_before, arm, reference = sides
+    weights: Counter[str] = Counter()
+    for key, weight in ((arm, 1), (reference, -1), (arm_before, -1), (reference_before, 1)):
+        weights[key] += weight
+    return {key: float(weight) for key, weight in weights.items() if weight}

@@ -1,8 +1,8 @@
-"""Seeds where they matter: pre-declared looks, with the family's alpha spent over them (O'Brien-Fleming).
+"""Pre-declared looks that spend a family's alpha (O'Brien-Fleming), so that seeds are added only where needed.
 
-Looking whenever one likes, and adding seeds until something shows, finds differences between equal arms more often than
-the level says (docs/statistics.md, peeking). Here each look spends its increment, and a contrast that is decided keeps
-its look's interval.
+Without them, looking at any time and adding seeds until something shows finds differences between equal arms more
+often than the level allows (docs/statistics.md, peeking). Each look spends its increment of alpha, and a contrast that
+is decided keeps the interval of its look.
 """
 
 from __future__ import annotations
@@ -13,45 +13,44 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import special
 
-from cifar_ablate.analysis.arms import checked
-from cifar_ablate.analysis.contrasts import compare
+from cifar_ablate.analysis.contrasts import checked, compare
 from cifar_ablate.analysis.sentences import count
-from cifar_ablate.analysis.types import Contrast, Verdict
+from cifar_ablate.analysis.verdicts import Contrast, Verdict
 from cifar_ablate.errors import UsageError
 
 
 @dataclass(frozen=True)
 class Look:
-    """A look at the first ``num_seeds`` seeds, with its share of the family's alpha."""
+    """A look at the first ``num_seeds`` seeds, with its part of the family's alpha."""
 
     num_seeds: int
     alpha: float
 
 
 def spend(looks: Sequence[int], alpha: float = 0.05) -> tuple[Look, ...]:
-    """The alpha of each look: increments of O'Brien and Fleming's spending function (Lan and DeMets 1983).
+    """The alpha of each look: increments of the O'Brien-Fleming spending function (Lan and DeMets 1983).
 
     For looks at 5, 8 and 12 seeds: 0.0024, 0.0140, 0.0336.
     """
     share = np.array(looks) / looks[-1]
-    spent = 2 * stats.norm.sf(stats.norm.isf(alpha / 2) / np.sqrt(share))
+    spent = 2 * special.ndtr(special.ndtri(alpha / 2) / np.sqrt(share))
     return tuple(Look(num, float(one)) for num, one in zip(looks, np.diff(spent, prepend=0.0), strict=True))
 
 
 @dataclass(frozen=True)
 class LooksTaken:
-    """Where a study with looks stands."""
+    """State of a study with looks."""
 
     families: tuple[tuple[Contrast, ...], ...]
-    """Contrasts of each family, each as of its look."""
+    """Contrasts of each family, each from its own look."""
     taken: tuple[Look, ...]
-    """Looks that were complete."""
+    """Looks whose runs have all ended."""
     pending: Look | None
-    """The look that waits for runs; None when all is decided, or the last one was taken."""
+    """The look that waits for runs; None if everything is decided, or the last look was taken."""
     wanted: Mapping[str, int]
-    """Arm to the number of its seeds (the first ones) that the looks have asked for."""
+    """Number of seeds, counted from the first, that the looks have requested of each arm."""
 
 
 def take_looks(
@@ -63,16 +62,18 @@ def take_looks(
     margin: float = 0.2,
     alpha: float = 0.05,
 ) -> LooksTaken:
-    """Take every look whose runs have ended; decided contrasts stop, the others ask for the next look's seeds.
+    """Take every look whose runs have ended; decided contrasts stop, the others request the seeds of the next look.
 
     Args:
-        frame: As for ``compare``. Runs of seeds that no look has asked for are not looked at.
-        looks: Numbers of seeds, increasing.
+        frame: As for ``compare``. Runs of seeds that no look has requested are ignored.
+        looks: Increasing numbers of seeds.
         seeds: All seeds in their order; a look takes the first ones.
-        families: For each family, arm to reference. Each family has the whole alpha, as in a study without looks.
+        families: The reference of each arm, for each family. Each family has the whole alpha, as without looks.
+        margin: Smallest difference that matters, in points.
+        alpha: Error level of each family.
 
     Raises:
-        UsageError: The looks do not increase, or want more seeds than there are; and as for ``compare``.
+        UsageError: The looks do not increase, or request more seeds than there are; and as for ``compare``.
     """
     if not looks or any(after <= before for before, after in zip((0, *looks), looks, strict=False)):
         raise UsageError(f"looks at {', '.join(map(str, looks)) or 'no'} seeds; give increasing numbers of seeds")
@@ -116,7 +117,7 @@ def _take(
     results: dict[str, Contrast],
     margin: float,
 ) -> None:
-    """One look of one family: the open arms and their references on one seed set; closes what it decides."""
+    """One look of one family: compare open arms on the look's seeds with their references, and close the decided."""
     if not open_pairs:
         return
     mine = frame[frame["arm"].isin({*open_pairs, *open_pairs.values()})]
@@ -130,7 +131,7 @@ def _take(
 
 
 def _open(contrast: Contrast, note: str) -> Contrast:
-    """A contrast that goes on: how many seeds it would take in all is not known at the level of an early look."""
+    """A contrast that stays open, without the number of further seeds: an early look's level does not tell it."""
     sentence = re.sub(r": about [\d,]+ more seeds? [^:]*\.$", ".", contrast.sentence)
     notes = (*contrast.notes, note)
     return replace(contrast, num_more_seeds=None, num_more_seeds_range=None, notes=notes, sentence=sentence)

@@ -1,13 +1,13 @@
-"""Contrasts in words: one sentence each, with everything that a reader needs to doubt it."""
+"""Contrasts in words: one sentence each, with the interval, the seeds and the number of comparisons."""
 
 from __future__ import annotations
 
 from cifar_ablate.analysis.divergence import divergence_of, divergence_sentence
-from cifar_ablate.analysis.types import Contrast, Interval, Verdict
+from cifar_ablate.analysis.verdicts import Contrast, Interval, Verdict
 
 
 def points(value: float, *, like: Interval | None = None, signed: bool = True) -> str:
-    """Points with two decimals; with three where two would round a bound of ``like``, or the value, to 0."""
+    """Points with two decimals, or with three if two would round the value or a bound of ``like`` to 0."""
     near = min((abs(bound) for bound in (like or (value,)) if bound), default=0.0)
     decimals = 3 if 0 < near < 0.005 else 2
     text = f"{value:+.{decimals}f}" if signed else f"{value:.{decimals}f}"
@@ -15,7 +15,7 @@ def points(value: float, *, like: Interval | None = None, signed: bool = True) -
 
 
 def interval(bounds: Interval) -> str:
-    """Both bounds in points."""
+    """Both bounds in points: ``+0.10 to +0.42``."""
     return f"{points(bounds[0], like=bounds)} to {points(bounds[1], like=bounds)}"
 
 
@@ -50,7 +50,7 @@ def verdict_sentence(
     num_comparisons: int,
     more: tuple[int, tuple[int, int]] | None,
 ) -> str:
-    """One sentence, without its full stop. ``more``: seeds per arm still wanted, and their range."""
+    """The verdict in a sentence without a full stop; ``more``: additional seeds per arm, and their range."""
     basis = f"{level_name(alpha)} CI {interval(ci95)}, {seeds}, {count(num_comparisons, 'comparison')}"
     narrow = f"{level_name(2 * alpha)} CI {interval(ci90)}, {seeds}, {count(num_comparisons, 'comparison')}"
     d = f"{margin:g}"
@@ -83,7 +83,7 @@ def _more(more: tuple[int, tuple[int, int]] | None, d: str) -> str:
 
 
 def contrast_sentence(contrast: Contrast, margin: float) -> str:
-    """The contrast and its verdict in words."""
+    """The contrast and its verdict in a sentence."""
     arm, reference, found = contrast.arm, contrast.reference, contrast.estimate
     if divergence := divergence_of(contrast):
         return divergence_sentence(arm, reference, divergence, _conditional(contrast)) + "."

@@ -1,1 +1,1 @@
-
+"""Augmentations: one file per stage (geometry, erasing, mixing), and the pipeline that applies them."""

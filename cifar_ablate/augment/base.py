@@ -1,20 +1,6 @@
-"""What an augmentation is: parameters drawn for a whole epoch, then one batched operation per step.
+"""Base classes of augmentations: ``draw`` parameters for an epoch, ``apply`` them to the batch of each step.
 
-To add one, write a frozen, keyword-only dataclass in any file of this package and register it::
-
-    @AUGMENTATIONS.register("invert")
-    @dataclass(frozen=True, kw_only=True)
-    class Invert(Transform):
-        \"\"\"Invert the colours with probability p.\"\"\"
-
-        stage = "geometry"
-        p: Probability = 0.5
-
-        def draw(self, rng, epoch):
-            return {"apply": rng.random(epoch.num) < self.p}
-
-        def apply(self, images, params):
-            return torch.where(per_image(params["apply"]), 1 - images, images)
+CONTRIBUTING.md has an example.
 """
 
 from __future__ import annotations
@@ -35,7 +21,7 @@ Params = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass over the training images, as an augmentation may know it."""
+    """What an augmentation may know about a pass over the training images."""
 
     seed: int
     number: int
@@ -64,22 +50,25 @@ class Transform(ABC):
     stage: ClassVar[Literal["geometry", "erase"]]
     """geometry: images in [0, 1], black is 0. erase: normalised images, the data set's mean is 0."""
     rank: ClassVar[int] = 50
-    """Place within the stage, low first; names break ties. The order written in YAML never matters."""
+    """Order within the stage, low first; ties are broken by name. The order in YAML does not matter."""
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, epoch: Epoch) -> dict[str, Array]:
-        """Parameters for all images of an epoch, in its order: each array's first axis has length ``epoch.num``."""
+        """Parameters for all images of an epoch, in its order: arrays whose first axis has length ``epoch.num``.
+
+        Draw from ``rng`` only, so that equal seeds give equal trainings. ``apply`` gets float64 as float32.
+        """
 
     @abstractmethod
     def apply(self, images: Tensor, params: Params) -> Tensor:
-        """float32 [B, 3, H, W] to the same; ``params`` holds these B images' rows of what ``draw`` gave."""
+        """float32 [B, 3, H, W] to the same; ``params`` has these B images' rows of what ``draw`` returned."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixer(ABC):
     """An augmentation that mixes each image and its target with a partner's (of the same batch, before any mixing).
 
-    Where a recipe has several mixers, each image is given to one of them, with equal chances: ``params["chosen"]``.
+    If a recipe has several mixers, each image is mixed by one of them, chosen uniformly: ``params["chosen"]``.
     """
 
     stage: ClassVar[Literal["mix"]] = "mix"
@@ -87,11 +76,20 @@ class Mixer(ABC):
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, epoch: Epoch) -> dict[str, Array]:
-        """Parameters for all images of an epoch, in its order: each array's first axis has length ``epoch.num``."""
+        """Parameters for all images of an epoch, in its order: arrays whose first axis has length ``epoch.num``.
+
+        Draw from ``rng`` only, so that equal seeds give equal trainings. ``apply`` gets float64 as float32.
+        """
 
     @abstractmethod
     def apply(self, batch: Batch, partner: Batch, params: Params) -> Batch:
-        """Mix the images where ``params["chosen"]`` (bool [B]) holds; the others pass unchanged."""
+        """Mix the images for which ``params["chosen"]`` (bool [B]) is true; return the others unchanged."""
+
+
+def to_tensors(drawn: Mapping[str, Array], device: torch.device) -> dict[str, Tensor]:
+    """Move drawn parameters to a device; float64 becomes float32, the precision of images."""
+    narrow = {key: values.astype(np.float32) if values.dtype == np.float64 else values for key, values in drawn.items()}
+    return {key: torch.from_numpy(values).to(device, non_blocking=True) for key, values in narrow.items()}
 
 
 def per_image(values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Cutout and random erasing: part of a normalised image becomes the data set's mean colour."""
+"""Cutout and random erasing: fill a part of each normalised image with 0, the data set's mean colour."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from cifar_ablate.fields import PositiveFloat, PositiveInt, Probability
 from cifar_ablate.registry import AUGMENTATIONS
 
 TRIES = 10
-"""Boxes proposed per image by random erasing, as in torchvision; if none fits, the image is left alone."""
+"""Boxes that random erasing proposes per image, as in torchvision; if none fits, the image is not changed."""
 
 
 @AUGMENTATIONS.register("cutout")
 @dataclass(frozen=True, kw_only=True)
 class Cutout(Transform):
-    """A square of ``size_px`` around a uniform pixel, clipped at the borders (DeVries and Taylor, arXiv 1708.04552)."""
+    """Erase a square of ``size_px`` around a random pixel with probability p (arXiv 1708.04552)."""
 
     stage: ClassVar[Literal["erase"]] = "erase"
     rank: ClassVar[int] = 10
@@ -47,7 +47,7 @@ def check_erasing(*, area: tuple[float, float], ratio: tuple[float, float], **_:
 @AUGMENTATIONS.register("erasing", check=check_erasing)
 @dataclass(frozen=True, kw_only=True)
 class RandomErasing(Transform):
-    """A box of random area and shape with probability p, the law of torchvision's RandomErasing (arXiv 1708.04896)."""
+    """Erase a box of random area and shape with probability p, as torchvision's RandomErasing (arXiv 1708.04896)."""
 
     stage: ClassVar[Literal["erase"]] = "erase"
     rank: ClassVar[int] = 20

@@ -1,4 +1,4 @@
-"""Crop, flips and affine: images in [0, 1], one draw per image."""
+"""Crop, flips and affine maps of images in [0, 1], drawn for each image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from cifar_ablate.rng import generator
 @AUGMENTATIONS.register("crop")
 @dataclass(frozen=True, kw_only=True)
 class Crop(Transform):
-    """Pad by ``padding`` px on each side, then cut out the original size at an offset uniform on {0..2 padding}."""
+    """Pad by ``padding`` px on each side, then crop to the original size at an offset uniform on {0..2 padding}."""
 
     stage: ClassVar[Literal["geometry"]] = "geometry"
     rank: ClassVar[int] = 10
@@ -61,17 +61,17 @@ class HorizontalFlip(Transform):
 @AUGMENTATIONS.register("alternating-flip")
 @dataclass(frozen=True, kw_only=True)
 class AlternatingFlip(Transform):
-    """Mirror each image in every other epoch, from the first or the second on by a coin toss (arXiv 2404.00498).
+    """Mirror each image in every other epoch, starting with the first or the second at random (arXiv 2404.00498).
 
-    An image is mirrored iff its bit plus the epoch's number is odd, so two epochs in a row show it both ways, where
-    ``hflip`` shows half of the images the same way twice. The bit is uniform and belongs to (seed, training image).
+    An image is mirrored iff its random bit plus the epoch's number is odd. So two successive epochs show it both ways,
+    while ``hflip`` shows half of the images the same way twice. The bit is fixed for a seed and a training image.
     """
 
     stage: ClassVar[Literal["geometry"]] = "geometry"
     rank: ClassVar[int] = 20
 
     def draw(self, rng: np.random.Generator, epoch: Epoch) -> dict[str, Array]:
-        # not from rng, which is another one in each epoch; an image's bit is the same however many images there are
+        # rng differs in each epoch; an image's bit must not, and must not depend on the number of images
         bits = generator(epoch.seed, "augment/alternating-flip/bit").random(epoch.order.max() + 1) < 0.5
         return {"flip": bits[epoch.order] ^ (epoch.number % 2 == 1)}
 
@@ -91,10 +91,10 @@ def check_affine(*, scale: tuple[float, float], **_: object) -> None:
 @AUGMENTATIONS.register("affine", check=check_affine)
 @dataclass(frozen=True, kw_only=True)
 class Affine(Transform):
-    """Rotate, shift, scale and shear with probability p, the law and the grid of torchvision's RandomAffine.
+    """Rotate, shift, scale and shear with probability p, with the distributions of torchvision's RandomAffine.
 
-    Outside the image is black. Parameters are uniform: angle in +-degrees, scale in its range, shear along x in +-shear
-    degrees, shift round(U(-translate * size, translate * size)) px on each axis.
+    Pixels outside of the image are black. All parameters are uniform: angle in +-degrees, scale in its range, shear
+    along x in +-shear degrees, shift round(U(-translate * size, translate * size)) px on each axis.
     """
 
     stage: ClassVar[Literal["geometry"]] = "geometry"
@@ -117,7 +117,7 @@ class Affine(Transform):
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
         chosen = params["apply"]
-        if images.device.type == "cpu":  # p is small as a rule: warp those images only; needs no synchronisation here
+        if images.device.type == "cpu":  # warps the chosen images only; on a GPU this would wait for their number
             rows = chosen.nonzero().squeeze(1)
             return images.index_copy(0, rows, self._warp(images[rows], params["matrix"][rows])) if len(rows) else images
         return torch.where(per_image(chosen), self._warp(images, params["matrix"]), images)
@@ -133,7 +133,7 @@ class Affine(Transform):
 
 
 def inverse_affine(angle: Array, shift: Array, scale: Array, shear: Array) -> Array:
-    """Matrices from output to input pixels around the centre: float64 [N, 2, 3].
+    """Matrices that map output to input pixels, relative to the centre: float64 [N, 2, 3].
 
     Args:
         angle: float [N], degrees.

@@ -1,4 +1,4 @@
-"""MixUp and CutMix, one lambda per image; together each image gets one of the two (timm's ``elem`` mode)."""
+"""MixUp and CutMix, with one lambda per image. If a recipe has both, each image gets one of them (timm's ``elem``)."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class MixUp(Mixer):
 @AUGMENTATIONS.register("cutmix")
 @dataclass(frozen=True, kw_only=True)
 class CutMix(Mixer):
-    """Paste a box of a partner, its target weighted by the box's area, with probability p (arXiv 1905.04899).
+    """Paste a box of a partner and weight its target by the box's area, with probability p (arXiv 1905.04899).
 
-    lambda ~ Beta(alpha, alpha); the box has half sides floor(size sqrt(1 - lambda) / 2) around a uniform pixel and is
-    clipped at the borders; the weight follows from the clipped area. Boxes are torchvision's; where the whole side
-    floor(size sqrt(1 - lambda)) is odd, timm's reach one pixel further down and right.
+    lambda ~ Beta(alpha, alpha). The box has half sides floor(size sqrt(1 - lambda) / 2) around a uniform pixel and is
+    clipped at the borders; the clipped area gives the weight. Boxes are torchvision's; if the whole side
+    floor(size sqrt(1 - lambda)) is odd, timm's extend one pixel further down and right.
     """
 
     alpha: PositiveFloat = 1.0
@@ -59,7 +59,7 @@ class CutMix(Mixer):
 
 
 def cutmix_box(kept: Array, centre: Array, image_size_px: int) -> Array:
-    """Boxes int64 [N, 4] (top, left, bottom, right; the last two exclusive) for lambda [N] and centres [N, 2]."""
+    """Boxes for lambda [N] and centres [N, 2]: int64 [N, 4] (top, left, bottom, right; the last two exclusive)."""
     half = (0.5 * np.sqrt(1 - kept) * image_size_px).astype(np.int64)[:, None]
     return np.concatenate([centre - half, centre + half], axis=1).clip(0, image_size_px)
 

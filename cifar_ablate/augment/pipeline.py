@@ -1,4 +1,4 @@
-"""From uint8 images of one step to the float batch that the network sees."""
+"""Apply a recipe's augmentations: from the uint8 images of a step to the float batch that the network gets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cifar_ablate.augment.base import Batch, Epoch, Mixer, Params, Transform
+from cifar_ablate.augment.base import Batch, Epoch, Mixer, Params, Transform, to_tensors
 from cifar_ablate.registry import AUGMENTATIONS
 from cifar_ablate.rng import generator
 
@@ -32,7 +32,7 @@ class Pipeline:
     def draw_epoch(self, epoch: Epoch, device: torch.device) -> Draws:
         """Parameters of every augmentation for all images of an epoch, in the epoch's order.
 
-        Each augmentation has its own generator, keyed by (seed, its name, epoch).
+        The generator of each augmentation is keyed by (seed, its name, epoch).
         """
         draws: dict[str, dict[str, Any]] = {}
         augmentations: tuple[tuple[str, Transform | Mixer], ...] = (*self.geometry, *self.erase, *self.mix)
@@ -41,10 +41,7 @@ class Pipeline:
         share = generator(epoch.seed, "augment/mix", epoch.number).random(epoch.num) * len(self.mix)
         for index, (name, _) in enumerate(self.mix):
             draws[name]["chosen"] = share.astype(int) == index
-        return {
-            name: {key: torch.from_numpy(values).to(device, non_blocking=True) for key, values in params.items()}
-            for name, params in draws.items()
-        }
+        return {name: to_tensors(params, device) for name, params in draws.items()}
 
     def __call__(self, images: Tensor, labels: Tensor, draws: Draws, start: int) -> Batch:
         """Augment one step of an epoch.
@@ -52,15 +49,15 @@ class Pipeline:
         Args:
             images: uint8 [B, 3, H, W].
             labels: int64 [B].
-            draws: what ``draw_epoch`` gave.
-            start: position of the first of these images in the epoch's order.
+            draws: Result of ``draw_epoch``.
+            start: Position of the first of these images in the epoch's order.
         """
         rows = slice(start, start + len(images))
         mine = {name: {key: values[rows] for key, values in params.items()} for name, params in draws.items()}
         return self.augment(images, labels, mine)
 
     def augment(self, images: Tensor, labels: Tensor, params: Draws) -> Batch:
-        """Augment uint8 images [B, 3, H, W] with labels int64 [B]; ``params`` holds their rows of the draws."""
+        """Augment uint8 images [B, 3, H, W] with labels int64 [B]; ``params`` has their rows of the draws."""
         pixels = images.float().div_(255)
         for name, transform in self.geometry:
             pixels = transform.apply(pixels, params[name])
@@ -69,7 +66,7 @@ class Pipeline:
             pixels = transform.apply(pixels, params[name])
         batch = Batch(pixels, smooth_targets(labels, self.num_classes, self.label_smoothing))
         if self.mix:
-            # the batch's order is random, so its mirror image is a random partner (timm pairs this way, too)
+            # the batch is shuffled, so the reversed batch gives random partners, as in timm
             partner = Batch(batch.images.flip(0), batch.targets.flip(0))
             for name, mixer in self.mix:
                 batch = mixer.apply(batch, partner, params[name])
@@ -91,7 +88,7 @@ def build_pipeline(
 
 
 def smooth_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
-    """Targets float32 [B, C]: off = e/C, on = 1 - e + e/C (timm)."""
+    """Soft targets float32 [B, C] of labels int64 [B]: e/C, and 1 - e + e/C for the true class (as timm)."""
     # torch's one_hot reads the labels on the host to check them, on every device but CUDA
     targets = (labels[:, None] == torch.arange(num_classes, device=labels.device)).float()
     return targets if smoothing == 0 else targets * (1 - smoothing) + smoothing / num_classes

@@ -1,4 +1,4 @@
-"""Images and labels: one file per source, one order and one digest for all of them."""
+"""Data sets: one file per source, with the same canonical order and digest for all."""
 
 from cifar_ablate.data.load import data_root, load_data
 from cifar_ablate.data.types import DataSet

@@ -1,4 +1,4 @@
-"""Tar archives read from the stream: nothing is extracted, hostile members are refused, a cut-off end is noticed."""
+"""Read tar archives as a stream: nothing is extracted, and hostile or incomplete archives are refused."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from typing import IO, cast
 from cifar_ablate.errors import DataError
 
 MAX_MEMBER_BYTES = 64 << 20
+"""Maximum size of a file in an archive or folder."""
 MAX_HEADER_BYTES = 1 << 20
-"""Of a header that gives the next member a long name: tarfile reads it whole, however long it says that it is."""
+"""Maximum size of an extended header, which tarfile reads into memory whole."""
 MAX_FOLDERS = 50_000
-"""Of all splits together; ImageNet with 21,841 classes has 43,684."""
+"""Maximum number of folders in an archive; ImageNet with 21,841 classes has 43,684."""
 BOMB_BYTES, BOMB_RATIO = 256 << 20, 100
-"""What unpacks to more than both, this many bytes and this many times its own size, holds no images."""
+"""An archive that unpacks to more than this many bytes and more than this many times its own size is refused."""
 CHUNK_BYTES = 1 << 20
 DAMAGES = (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, OSError, ValueError, RecursionError)
 _LONG_NAMES = (
@@ -28,15 +29,15 @@ _LONG_NAMES = (
 
 
 class _WholeTarInfo(tarfile.TarInfo):
-    """Headers of an archive that must end with its end mark.
+    """Member headers of an archive that must end with its end mark.
 
-    ``tarfile`` takes a header that is missing, cut off or damaged for the end of the archive, unless it is the first:
-    an archive that lost its second half would be read as a smaller data set.
+    ``tarfile`` treats a missing, truncated or damaged header as the end of the archive, unless it is the first. So a
+    truncated archive would be read as a smaller data set.
     """
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> _WholeTarInfo:
-        """A member with the headers before it that say more of it, whose texts and numbers may be damaged, too."""
+        """The next member with its extended headers, whose fields may be damaged, too."""
         begin = archive.fileobj.tell() if archive.fileobj is not None else 0
         try:
             return super().fromtarfile(archive)
@@ -44,13 +45,13 @@ class _WholeTarInfo(tarfile.TarInfo):
             raise  # the end mark
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"{error} at byte {begin:,}, no end mark") from error
-        except (ValueError, ArithmeticError) as error:  # its text may be a megabyte of what should be a number
-            raise tarfile.ReadError(f"a field of the header at byte {begin:,} is no number") from error
+        except (ValueError, ArithmeticError) as error:  # the text of the error may repeat a megabyte of damage
+            raise tarfile.ReadError(f"a field of the header at byte {begin:,} is not a number") from error
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _WholeTarInfo:
         if len(buf) == tarfile.BLOCKSIZE and not any(buf):
-            return super().frombuf(buf, encoding, errors)  # raises what tells tarfile that this is the end
+            return super().frombuf(buf, encoding, errors)  # raises EOFHeaderError, with which tarfile ends
         try:
             member = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
@@ -63,7 +64,7 @@ class _WholeTarInfo(tarfile.TarInfo):
 
 
 class _Unpacked:
-    """The unpacked bytes of an archive, as far as they are in proportion to its size."""
+    """The unpacked bytes of an archive, up to the limit that its size allows."""
 
     def __init__(self, stream: IO[bytes], path: Path) -> None:
         self.stream, self.path, self.num_bytes = stream, path, 0
@@ -75,20 +76,20 @@ class _Unpacked:
         if self.num_bytes > self.most:
             raise DataError(
                 f"refused {self.path}: it unpacks to over {self.most >> 20:,} MiB, {BOMB_RATIO} times its own size or "
-                "more, which no images do; use an archive of plain image files"
+                "more, which images never do; use an archive of plain image files"
             )
         return content
 
 
 def archive_entries(path: Path) -> Iterator[tuple[str, bytes | None]]:
-    """Names and contents of an archive's files, in its order; None for the content of a folder.
+    """Names and contents of an archive's members, in its order; the content of a folder is None.
 
     Args:
-        path: A tar archive, plain or compressed with gzip, xz or bzip2, told by its first bytes.
+        path: A tar archive, plain or compressed with gzip, xz or bzip2, as its first bytes say.
 
     Raises:
-        DataError: damaged or cut off; a member with an absolute name or ``..``, a link, a device, or over 64 MiB; one
-            that unpacks to far more than its size, or has more folders than any data set.
+        DataError: The archive is damaged or truncated, exceeds a limit of this module, or has a member that is a link,
+            a device, or named outside of the archive.
     """
     num_folders = 0
     try:
@@ -104,7 +105,7 @@ def archive_entries(path: Path) -> Iterator[tuple[str, bytes | None]]:
                 file = archive.extractfile(member)
                 yield member.name, None if file is None else file.read()
             while stream.read(CHUNK_BYTES):
-                pass  # to the end, where the checksum of the compression stands
+                pass  # to the end, where the compression has its checksum
     except DataError:
         raise
     except DAMAGES as error:

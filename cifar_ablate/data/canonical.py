@@ -1,9 +1,9 @@
-"""The one order, the one digest and the one subset of a data set, whatever container its images came in.
+"""Canonical order, digest, subset and validation part of a data set, independent of how its images are stored.
 
-Canonical order: each split is sorted by the SHA-256 of every image's pixels (uint8 [3, H, W] bytes), then by label. So
-the official archive, a folder and a tar of the same images give the same arrays, the same digest and bit-identical
-trainings, and images that came sorted by class get mixed. Hashing and sorting 60,000 images of 32x32 takes 0.3 s
-(1 s on memory that was never touched before).
+Canonical order sorts each split by the SHA-256 of its images' pixels (uint8 [3, H, W] bytes), then by label. So the
+official archive, a folder and a tar archive of the same images give the same arrays, the same digest and bit-identical
+trainings, and images that are stored by class are mixed. Hashing and sorting 60,000 images of 32x32 takes 0.3 s (1 s
+the first time the memory is used).
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from cifar_ablate.data.types import DataSet, Images, Labels, RawImages
 from cifar_ablate.errors import DataError
 
 SUBSET_SEED = 1729
-"""Every training subset is drawn with this seed, so that it is the same for all arms, seeds and machines."""
+"""Seed of every training subset, so that it is the same for all arms, seeds and machines."""
+VALIDATION_SEED = 4104
+"""Seed of every validation part, so that it is the same for all trials, arms and machines."""
 
 
 def canonical(name: str, raw: RawImages) -> DataSet:
-    """Check what a source handed in and bring it to canonical order.
+    """Check what a source returned, and bring it to canonical order.
 
     Raises:
-        DataError: a wrong dtype or shape, a label without a class, a class without training images, no test image.
+        DataError: A wrong dtype or shape, a label without a class, a class without training images, or no test image.
     """
     _check(name, raw)
     train_images, train_labels = _in_order(raw.train_images, raw.train_labels)
@@ -46,7 +48,7 @@ def canonical(name: str, raw: RawImages) -> DataSet:
 
 
 def digest_of(classes: Sequence[str], arrays: Sequence[Images | Labels]) -> str:
-    """SHA-256 (first 16 bytes, in hex) over class names, and the dtype, shape and bytes of C-contiguous arrays."""
+    """First 32 hex digits of a SHA-256 over the class names, and the dtype, shape and bytes of C-contiguous arrays."""
     header = {"classes": list(classes), "arrays": [[array.dtype.str, list(array.shape)] for array in arrays]}
     digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for array in arrays:
@@ -55,10 +57,12 @@ def digest_of(classes: Sequence[str], arrays: Sequence[Images | Labels]) -> str:
 
 
 def subset(data: DataSet, train_size: int) -> DataSet:
-    """The first ``train_size`` images of the stratified order, kept in canonical order; a smaller subset lies inside.
+    """Take the first ``train_size`` training images of the stratified order, and keep them in canonical order.
+
+    Smaller subsets are subsets of larger ones.
 
     Raises:
-        DataError: fewer images than classes, or more than there are.
+        DataError: Fewer images than classes, or more than the data set has.
     """
     if train_size > data.num_train_full:
         raise DataError(
@@ -74,12 +78,53 @@ def subset(data: DataSet, train_size: int) -> DataSet:
     return replace(data, train_images=data.train_images[keep], train_labels=data.train_labels[keep])
 
 
-def stratified_order(labels: Labels, seed: int) -> NDArray[np.int64]:
-    """An order of indices, int64 [N], whose every prefix gives each class its share.
+def validation_part(data: DataSet, fraction: float) -> DataSet:
+    """Hold out a stratified part of the training images, which replaces the test images.
 
-    The k-th image (from 0, in random order) of a class of n images stands at k/n: each class comes once before any
-    comes twice, and prefixes are nested, which shares by largest remainder are not (Balinski and Young, Fair
-    Representation, 1982: this is Adams's method). Random numbers are raw PCG64 output, which NumPy never changes.
+    Args:
+        data: Both splits; a subset of the training images is split as it is.
+        fraction: Share of the training images that is held out, in (0, 1).
+
+    Returns:
+        A data set with ``split`` "val" that contains none of the test images and shares no memory with ``data``. Its
+        digest depends on that of ``data`` and on the sizes of the parts, so trials and runs differ in fingerprint.
+
+    Raises:
+        DataError: One of the parts would have no image of some class.
+    """
+    num = len(data.train_labels)
+    num_held_out = round(fraction * num)
+    order = stratified_order(data.train_labels, VALIDATION_SEED)
+    held_out, kept = np.sort(order[:num_held_out]), np.sort(order[num_held_out:])
+    for part, what in ((held_out, "validation"), (kept, "training")):
+        missing = data.num_classes - len(np.unique(data.train_labels[part]))
+        if missing:
+            cure = "raise" if what == "validation" else "lower"
+            raise DataError(
+                f"val_fraction {fraction:g} of {num:,} training images leaves {missing} of {data.num_classes} classes "
+                f"without a {what} image; {cure} it, or take more training images"
+            )
+    identity = f"{data.digest}/{num}/{num_held_out}/{VALIDATION_SEED}"
+    return replace(
+        data,
+        train_images=data.train_images[kept],
+        train_labels=data.train_labels[kept],
+        test_images=data.train_images[held_out],
+        test_labels=data.train_labels[held_out],
+        num_test_full=num,
+        split="val",
+        digest=hashlib.sha256(identity.encode()).hexdigest()[:32],
+    )
+
+
+def stratified_order(labels: Labels, seed: int) -> NDArray[np.int64]:
+    """An order of indices, int64 [N], in which every prefix is stratified by class.
+
+    The images are sorted by k/n, where k counts the images of a class from 0 in random order and n is their number. So
+    every class comes once before any comes twice, and larger prefixes contain smaller ones, which shares by largest
+    remainder do not ensure. The random numbers are raw PCG64 output, which NumPy keeps stable across versions.
+
+    Source: Adams's method in Balinski and Young, Fair Representation, 1982.
     """
     random = np.random.PCG64(seed).random_raw(len(labels))
     place = np.empty(len(labels), dtype=np.float64)

@@ -1,11 +1,9 @@
-"""Images of one's own, as ``train/<class>/*`` and ``test/<class>/*``: a folder, or tar archives of such a folder."""
+"""Your own images as ``train/<class>/*`` and ``test/<class>/*``, in a folder or in tar archives of one."""
 
 from __future__ import annotations
 
-import io
 import os
 import stat
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,24 +12,21 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from cifar_ablate.data.archives import MAX_MEMBER_BYTES, archive_entries
-from cifar_ablate.data.types import Labels, RawImages, Report, stored
+from cifar_ablate.data.types import Labels, ProgressCallback, RawImages, stored
 from cifar_ablate.errors import DataError, short
 from cifar_ablate.fields import ImageSize
-from cifar_ablate.harmless import on_one_line
 from cifar_ablate.registry import DATA
+from cifar_ablate.text_safety import sanitize_line
 
 SPLITS = ("train", "test")
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""What Pillow may open: it would also run Ghostscript on an EPS file that calls itself a PNG."""
-DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 LAYOUT = "expected train/<class>/<image> and test/<class>/<image>"
-MAX_ASPECT = 100
-"""Of an image, its longer side by its shorter one: a line of a million pixels would be resized to gigabytes."""
+MAX_PIXELS = 89_478_485
+"""Largest width x height of a training image: Pillow's ``Image.MAX_IMAGE_PIXELS``."""
 MAX_CLASS_NAME = 200
-"""Characters; it stands in reports, pictures and cards."""
+"""Maximum characters of a class name, which reports, figures and model cards show."""
 REPORT_EVERY = 500
+"""Images between two reports of progress."""
 
 
 def _inputs(root: Path, *, path: str | list[str], image_size: int) -> list[Path]:
@@ -41,40 +36,42 @@ def _inputs(root: Path, *, path: str | list[str], image_size: int) -> list[Path]
 
 @contextmanager
 def _readable(place: str | Path) -> Iterator[None]:
-    """What stops one from looking into a place, as an error with its name: no rights, a name that is too long."""
+    """Turn errors of the file system, such as missing permissions, into a DataError that names ``place``."""
     try:
         yield
     except OSError as error:
         said = f"cannot read {short(str(place))}: {error.strerror}"
         raise DataError(f"{said}; correct `path` of image_folder, or its rights") from error
-    except RuntimeError as error:  # ~nobody
+    except RuntimeError as error:  # the home folder of an unknown user, ~nobody
         raise DataError(f"{short(str(place))} leads nowhere: {error}; correct `path` of image_folder") from error
 
 
 @DATA.register("image_folder")
 @stored(_inputs)
-def image_folder(root: Path, report: Report, *, path: str | list[str], image_size: ImageSize = 32) -> RawImages:
+def image_folder(
+    root: Path, report: ProgressCallback, *, path: str | list[str], image_size: ImageSize = 32
+) -> RawImages:
     """Images of your own: train/<class>/* and test/<class>/* in a folder, a tar archive, or several of them.
 
     Args:
-        root: Not used: the images are where the study says.
-        report: Progress, in images.
+        root: Not used: ``path`` says where the images are.
+        report: Called with the number of decoded images.
         path: A folder with train/ and test/, a tar archive of one (plain, gz, xz or bz2), a folder of such archives, or
-            a list of these; from the current directory. What stands beside train/ and test/, and hidden files, is
+            a list of these; relative to the current directory. Hidden files and anything beside train/ and test/ are
             ignored. A link in a folder may not lead out of it.
-        image_size: Height and width in pixels. Other images are resized on their shorter side (bilinear, antialiased)
-            and cropped to the centre; one side may be up to 100 times the other. All become RGB; transparency is
-            dropped.
+        image_size: Height and width in pixels. The shorter side of other images is resized (bilinear, antialiased) and
+            the centre is cropped; one side may be at most 100 times the other. Images are converted to RGB, without
+            their transparency.
 
     Raises:
-        DataError: a place that is missing, an archive that is damaged or hostile, a file that is no image, class
-            folders that differ between train and test.
+        DataError: A missing place, a damaged or hostile archive, a file that is not an image, or different class
+            folders in train and test.
     """
     return read_folders("image_folder", find_places(path), image_size, report)
 
 
 def find_places(path: str | list[str]) -> list[Path]:
-    """The folders (with train/ or test/ in them) and archives that ``path`` stands for; DataError if there are none."""
+    """The folders (with train/ or test/ in them) and archives that ``path`` names; raises DataError if it has none."""
     places: list[Path] = []
     for text in [path] if isinstance(path, str) else path:
         with _readable(text):
@@ -98,12 +95,12 @@ def _places_in(place: Path) -> list[Path]:
 
 
 def has_splits(place: Path) -> bool:
-    """Whether a folder is laid out as images of a data set."""
+    """Whether a folder contains train/ or test/."""
     return any((place / split).is_dir() for split in SPLITS)
 
 
 def archives_in(folder: Path, pattern: str) -> list[Path]:
-    """Tar archives straight in ``folder`` whose name fits ``pattern``, by name."""
+    """Tar archives in ``folder``, not below it, whose name matches the glob ``pattern``, sorted by name."""
     return sorted(
         file
         for file in folder.glob(pattern)
@@ -111,32 +108,31 @@ def archives_in(folder: Path, pattern: str) -> list[Path]:
     )
 
 
-def read_folders(name: str, places: Sequence[Path], image_size: int, report: Report) -> RawImages:
-    """Decode all images of some folders and archives together; 60,000 CIFAR images in WebP take 15 s on one core."""
-    from PIL import Image
+def read_folders(name: str, places: Sequence[Path], image_size: int, report: ProgressCallback) -> RawImages:
+    """Decode the images of several folders and archives as one data set; raises DataError.
+
+    60,000 CIFAR images in WebP take about 15 s on one core.
+    """
+    from cifar_ablate.portable.pictures import SUFFIXES
 
     pixels = {split: bytearray() for split in SPLITS}
     owners: dict[str, list[str]] = {split: [] for split in SPLITS}
     classes: set[str] = set()
     seen: set[str] = set()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for place in places:
-            for entry, content in _entries(place):
-                shown = on_one_line(entry)
-                split, class_name = _place_in_layout(entry, place, is_folder=content is None)
-                classes.add(class_name)
-                if content is None:
-                    continue
-                if entry in seen:
-                    raise DataError(
-                        f"{shown} in {place} comes a second time; name each folder and archive once in `path`"
-                    )
-                seen.add(entry)
-                pixels[split] += _decode(content, f"{shown} in {place}", image_size)
-                owners[split].append(class_name)
-                if len(seen) % REPORT_EVERY == 0:
-                    report(f"decoding {name}", len(seen), None)
+    for place in places:
+        for entry, content in _entries(place):
+            shown = sanitize_line(entry)
+            split, class_name = _place_in_layout(entry, place, SUFFIXES, is_folder=content is None)
+            classes.add(class_name)
+            if content is None:
+                continue
+            if entry in seen:
+                raise DataError(f"{shown} in {place} comes a second time; name each folder and archive once in `path`")
+            seen.add(entry)
+            pixels[split] += _decode(content, f"{shown} in {place}", image_size)
+            owners[split].append(class_name)
+            if len(seen) % REPORT_EVERY == 0:
+                report(f"decoding {name}", len(seen), None)
     report(f"decoding {name}", len(seen), len(seen))
     names = _agreed_classes(classes, owners, ", ".join(str(place) for place in places))
     images = {split: np.frombuffer(pixels[split], np.uint8).reshape(-1, image_size, image_size, 3) for split in SPLITS}
@@ -145,7 +141,7 @@ def read_folders(name: str, places: Sequence[Path], image_size: int, report: Rep
 
 
 def _entries(place: Path) -> Iterator[tuple[str, bytes | None]]:
-    """Visible things below train/ and test/, by name; None for the content of a class folder."""
+    """Names and contents of the visible files below train/ and test/; the content of a folder is None."""
     entries = archive_entries(place) if place.is_file() else _folder_entries(place)
     for entry, content in entries:
         parts = PurePosixPath(entry).parts
@@ -190,7 +186,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _refuse_link_out(path: Path, inside: Path) -> None:
-    """A folder that somebody sent could show files of this machine as its images."""
+    """Refuse a link that leads out: a folder from somebody else could present files of this machine as images."""
     if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
         raise DataError(
             f"refused {path}: it is a link that leads out of {inside}; copy the images there, or name the folder that "
@@ -201,8 +197,8 @@ def _refuse_link_out(path: Path, inside: Path) -> None:
 def _bytes_of(file: Path) -> bytes:
     try:
         found = file.stat()
-        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, a device read for ever
-            raise DataError(f"{file} is no file; replace or remove it")
+        if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait, reading a device would never end
+            raise DataError(f"{file} is not a file; replace or remove it")
         if found.st_size > MAX_MEMBER_BYTES:
             raise DataError(f"{file} is larger than {MAX_MEMBER_BYTES >> 20} MiB; replace or remove it")
         return file.read_bytes()
@@ -210,54 +206,30 @@ def _bytes_of(file: Path) -> bytes:
         raise DataError(f"cannot read {file}: {error.strerror}; replace or remove it") from error
 
 
-def _place_in_layout(entry: str, place: Path, *, is_folder: bool) -> tuple[str, str]:
-    parts, shown = entry.split("/"), on_one_line(entry)
+def _place_in_layout(entry: str, place: Path, suffixes: tuple[str, ...], *, is_folder: bool) -> tuple[str, str]:
+    """Split and class of an entry; raises DataError if it does not fit the layout."""
+    parts, shown = entry.split("/"), sanitize_line(entry)
     if len(parts) != (2 if is_folder else 3):
         raise DataError(f"{shown} in {place} is out of place: {LAYOUT}; move or remove it")
-    if not is_folder and not entry.lower().endswith(IMAGE_SUFFIXES):
-        raise DataError(f"{shown} in {place} is not an image ({', '.join(IMAGE_SUFFIXES)}); convert or remove it")
+    if not is_folder and not entry.lower().endswith(suffixes):
+        raise DataError(f"{shown} in {place} is not an image ({', '.join(suffixes)}); convert or remove it")
     if not parts[1].isprintable() or len(parts[1]) > MAX_CLASS_NAME:
         raise DataError(
-            f"{on_one_line(parts[1])[:MAX_CLASS_NAME]!r} in {place} is no name for a class, which has up to "
+            f"{sanitize_line(parts[1])[:MAX_CLASS_NAME]!r} in {place} is not a valid class name, which has at most "
             f"{MAX_CLASS_NAME} printable characters; rename it"
         )
     return parts[0], parts[1]
 
 
 def _decode(content: bytes, where: str, image_size: int) -> bytes:
-    """RGB bytes [image_size, image_size, 3] of one image file."""
-    from PIL import Image, UnidentifiedImageError
+    """Pixels of one image file: uint8 [image_size, image_size, 3] in RGB, as bytes."""
+    from cifar_ablate.portable.pictures import PictureError, open_picture
 
     try:
-        with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as opened:
-            _refuse_line(opened.size, where)
-            deep = opened.mode in DEEP_MODES
-            image = opened.convert("RGB")
-    except DataError:
-        raise
-    except UnidentifiedImageError as error:
-        raise DataError(f"cannot decode {where}: no known image format; replace or remove the file") from error
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
-        raise DataError(f"cannot decode {where}: {error}; replace or remove the file") from error
-    if deep:
-        raise DataError(f"{where} has more than 8 bits per channel; convert it to 8 bits, so that you choose the range")
-    if image.size != (image_size, image_size):
-        scale = image_size / min(image.size)
-        width, height = (max(image_size, round(side * scale)) for side in image.size)
-        left, top = (width - image_size) // 2, (height - image_size) // 2
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-        image = image.crop((left, top, left + image_size, top + image_size))
-    return image.tobytes()
-
-
-def _refuse_line(size: tuple[int, int], where: str) -> None:
-    """Before anything is decoded or resized; a banner is resized whole and then cut, for its bits decide."""
-    width, height = size
-    if max(size) > MAX_ASPECT * min(size):
-        raise DataError(
-            f"{where} has {width:,} x {height:,} pixels, and one side may be up to {MAX_ASPECT} times the other; cut "
-            "it, or remove the file"
-        )
+        picture = open_picture(content, image_size, name=where, max_pixels=MAX_PIXELS, as_stored=True)
+    except PictureError as error:
+        raise DataError(str(error)) from error
+    return picture.pixels.transpose(1, 2, 0).tobytes()
 
 
 def _agreed_classes(classes: set[str], owners: dict[str, list[str]], where: str) -> tuple[str, ...]:

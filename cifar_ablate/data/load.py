@@ -1,4 +1,4 @@
-"""From a name in a study to arrays in memory; decoded images are kept, so that only the first start has to wait."""
+"""Load a data set by its name in a study; decoded images are stored, so that later starts are fast."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from cifar_ablate.data.canonical import canonical, digest_of, subset
-from cifar_ablate.data.types import DataSet, Report, Storage, silent, storage_of
+from cifar_ablate.data.types import DataSet, ProgressCallback, Storage, silent, storage_of
 from cifar_ablate.errors import DataError
 from cifar_ablate.locks import lock
 from cifar_ablate.registry import DATA
 
 LAYOUT_VERSION = 1
-"""Raise it when decoding or canonical order changes: what was kept before is then not found any more."""
+"""Version of decoding and canonical order. Raise it when one of them changes, so that stored images are not used."""
 
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
 def data_root() -> Path:
-    """Where downloads and decoded images live: ``$CIFAR_ABLATE_DATA``, else ``cifar-ablate`` in the user's cache."""
+    """Folder of downloads and decoded images: ``$CIFAR_ABLATE_DATA``, else ``cifar-ablate`` in the user's cache."""
     chosen = os.environ.get("CIFAR_ABLATE_DATA")
     if chosen:
         return Path(chosen).expanduser()
@@ -37,24 +37,24 @@ def load_data(
     *,
     train_size: int | None = None,
     root: Path | None = None,
-    report: Report = silent,
+    report: ProgressCallback = silent,
 ) -> DataSet:
     """Load a data set in canonical order.
 
     Args:
         name: A registered source.
-        options: The source's keyword-only arguments, as the study has them.
-        train_size: Size of a stratified subset of the training images, the same for all arms and seeds; a smaller one
-            lies inside a larger one. None: all.
-        root: Where downloads and decoded images live; ``data_root()`` if not given. It may be read-only.
-        report: Called with what is done, how much of it, and how much there is.
+        options: The source's keyword-only arguments from the study.
+        train_size: Size of a stratified subset of the training images, which is the same for all arms and seeds and
+            contains all smaller subsets. None: all images.
+        root: Folder of downloads and decoded images, which may be read-only; None: ``data_root()``.
+        report: Called with what is done, how much is done, and the total.
 
     Returns:
         uint8 images [N, 3, H, W], int64 labels, class names, and the digest of the full data.
 
     Raises:
-        UnknownNameError: no source of that name.
-        DataError: images that are missing, damaged, hostile or of an unusable shape; a ``train_size`` out of range.
+        UnknownNameError: No source has this name.
+        DataError: The images are missing, damaged, hostile or of an unusable shape, or ``train_size`` is out of range.
     """
     source = DATA.get(name)
     chosen = DATA.options(name)(**options).model_dump()
@@ -74,12 +74,14 @@ def load_data(
         data = decode()
     else:
         file = place / "decoded" / f"{name}-{_key(name, chosen, place, storage)}.safetensors"
-        data = _kept(file, name, storage, decode, report)
+        data = _stored(file, name, storage, decode, report)
     return data if train_size is None else subset(data, train_size)
 
 
-def _kept(file: Path, name: str, storage: Storage, decode: Callable[[], DataSet], report: Report) -> DataSet:
-    """Decoded images kept from an earlier start; else one process decodes and keeps them while others wait for it."""
+def _stored(
+    file: Path, name: str, storage: Storage, decode: Callable[[], DataSet], report: ProgressCallback
+) -> DataSet:
+    """Stored images of an earlier start; otherwise one process decodes and stores them while others wait for it."""
     data = _read(file, name, storage)
     if data is None:
         waiting = partial(report, "waiting for another process that decodes the same images", 0, None)
@@ -92,7 +94,7 @@ def _kept(file: Path, name: str, storage: Storage, decode: Callable[[], DataSet]
 
 
 def _key(name: str, options: Mapping[str, Any], root: Path, storage: Storage) -> str:
-    """16 hex digits that change with the source, its options, and the name, size or time of any file it reads."""
+    """16 hex digits of the source, its options, and the path, size and modification time of every file it reads."""
     files = []
     for path in storage.inputs(root, **options):
         try:
@@ -105,17 +107,17 @@ def _key(name: str, options: Mapping[str, Any], root: Path, storage: Storage) ->
 
 
 def _read(file: Path, name: str, storage: Storage) -> DataSet | None:
-    """Kept images whose digest is right; None if there are none, or if the file is cut off, damaged or foreign."""
+    """Stored images, if the file exists and their digest is right; None otherwise."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, framework="numpy") as kept:
-            classes = tuple(json.loads(kept.metadata()["classes"]))
-            expected = kept.metadata()["digest"]
-            arrays = [kept.get_tensor(key) for key in ARRAYS]
+        with safe_open(file, framework="numpy") as stored:
+            classes = tuple(json.loads(stored.metadata()["classes"]))
+            expected = stored.metadata()["digest"]
+            arrays = [stored.get_tensor(key) for key in ARRAYS]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError):
         return None
-    digest = digest_of(classes, arrays)  # 0.1 s for CIFAR-10: a run's fingerprint stands on it
+    digest = digest_of(classes, arrays)  # 0.1 s for CIFAR-10; the fingerprints of runs depend on it
     if digest != expected or storage.digest not in (None, digest):
         return None
     train_images, train_labels, test_images, test_labels = arrays
@@ -132,8 +134,8 @@ def _read(file: Path, name: str, storage: Storage) -> DataSet | None:
     )
 
 
-def _write(file: Path, data: DataSet, report: Report) -> None:
-    """Keep decoded images, whole or not at all; a folder that cannot be written only costs time at the next start."""
+def _write(file: Path, data: DataSet, report: ProgressCallback) -> None:
+    """Store decoded images atomically; a folder that cannot be written only makes the next start slower."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
@@ -144,7 +146,7 @@ def _write(file: Path, data: DataSet, report: Report) -> None:
         save_file({key: getattr(data, key) for key in ARRAYS}, part, metadata=metadata)
         part.replace(file)
     except (OSError, SafetensorError) as error:
-        report(f"decoded images are not kept ({error})", 0, None)
+        report(f"decoded images are not stored ({error})", 0, None)
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)

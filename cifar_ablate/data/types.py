@@ -1,4 +1,4 @@
-"""What a source hands in, what a training gets, and what a source says about itself."""
+"""The types of this room: what a source returns, what a training gets, and how decoded images are stored."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
-Report = Callable[[str, int, int | None], None]
-"""``report(what, done, total)``: progress in bytes or images; ``total`` is None where it is not known."""
+ProgressCallback = Callable[[str, int, int | None], None]
+"""``report(what, done, total)``: progress in bytes or images; ``total`` is None if it is unknown."""
 
 
 def silent(what: str, done: int, total: int | None) -> None:
-    """The report of a caller that shows no progress."""
+    """A ``ProgressCallback`` that shows nothing."""
 
 
 @dataclass(frozen=True, eq=False)
 class RawImages:
-    """What a source hands in: both splits as decoded, in any order."""
+    """What a source returns: both splits, decoded, in any order."""
 
     train_images: Images
     """uint8 [N, H, W, 3], RGB."""
@@ -39,7 +39,7 @@ class RawImages:
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """Both splits in canonical order (see ``canonical.py``); the training split may be a stratified subset."""
+    """Both splits in canonical order (see ``canonical.py``); the training images may be a stratified subset."""
 
     name: str
     """The source's name in the study."""
@@ -54,26 +54,26 @@ class DataSet:
     test_labels: Labels
     """int64 [M]."""
     digest: str
-    """32 hex digits that stand for the full data (pixels, labels, class names), whatever subset this is."""
+    """32 hex digits that identify the full data (pixels, labels, class names), also for a subset."""
     num_train_full: int
-    """Training images before any subset."""
+    """Number of training images before a subset was taken."""
     num_test_full: int
-    """Test images before any subset."""
+    """Number of test images before a subset was taken."""
     split: Literal["test", "val"] = "test"
-    """What the network is evaluated on. val: ``test_images`` are held-out training images, see ``validation.py``."""
+    """What the network is evaluated on. val: ``test_images`` are held-out training images (``validation_part``)."""
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.classes)
 
     @property
     def image_size_px(self) -> int:
-        """Height and width of every image."""
+        """Height and width of every image in pixels."""
         return int(self.train_images.shape[-1])
 
     def describe(self) -> str:
-        """The data, named for what it is: ``cifar10: 5,000 of 50,000 training images, all 10,000 test images``."""
+        """The data in words, such as ``cifar10: 5,000 of 50,000 training images, all 10,000 test images``."""
         train = _share(len(self.train_labels), self.num_train_full)
         if self.split == "val":
             return f"{self.name}: {train} training images, and {len(self.test_labels):,} others of them to validate on"
@@ -87,12 +87,12 @@ def _share(num: int, num_full: int) -> str:
 
 @dataclass(frozen=True)
 class Storage:
-    """How a source's decoded images may be kept on disk."""
+    """How the decoded images of a source are stored on disk."""
 
     inputs: Callable[..., Iterable[Path]]
-    """``inputs(root, **options)``: every file that is read; one that changes makes the images be decoded again."""
+    """``inputs(root, **options)``: every file that the source reads; if one changes, the images are decoded again."""
     digest: str | None
-    """The digest that the images must have, for data that everybody knows."""
+    """Digest that the images must have; None: any."""
 
 
 S = TypeVar("S", bound=Callable[..., RawImages])
@@ -100,7 +100,12 @@ _STORAGE: dict[Callable[..., Any], Storage] = {}
 
 
 def stored(inputs: Callable[..., Iterable[Path]], *, digest: str | None = None) -> Callable[[S], S]:
-    """Let the decoded images of a source be kept; a source without this decorator is decoded at every start."""
+    """Decorator of a source: store its decoded images. A source without it is decoded at every start.
+
+    Args:
+        inputs: ``inputs(root, **options)`` returns every file that the source reads.
+        digest: Digest that the images must have; None: any.
+    """
 
     def decorate(source: S) -> S:
         _STORAGE[source] = Storage(inputs, digest)
@@ -110,5 +115,5 @@ def stored(inputs: Callable[..., Iterable[Path]], *, digest: str | None = None) 
 
 
 def storage_of(source: Callable[..., Any]) -> Storage | None:
-    """What ``stored`` said about a source; None: nothing is kept."""
+    """The arguments of a source's ``stored`` decorator; None: it has none."""
     return _STORAGE.get(source)

@@ -1,1 +1,1 @@
-"""Networks: one file for each of our own families, every architecture of timm by its name, and what builds them."""
+"""Networks: one file per family of ours, all architectures of timm by their names, and ``build_model``."""

@@ -1,4 +1,4 @@
-"""From a model's name, options and an init seed to its weights, its layer table and its size."""
+"""Build a model from its name, options and an init seed; count its parameters; print its layers."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ class LayerCounts:
     """Size of a model."""
 
     parameters: int
-    """Trainable and other parameters, buffers excluded."""
+    """Number of parameters, without buffers."""
     mult_adds: int
-    """Multiply-adds of one image's forward pass: torchinfo's count or, where larger, that of the matrix products.
+    """Multiply-adds of one image's forward pass: torchinfo's count or, if larger, that of torch's FlopCounterMode.
 
-    torchinfo counts BatchNorm and biases too, as published tables do, but a Linear layer once however many tokens pass
-    (5.9 M instead of 0.4 G for a small vision transformer) and no product outside of a layer.
+    torchinfo includes BatchNorm and biases, as published tables do, but counts a Linear layer once for any number of
+    tokens (5.9 M instead of 0.4 G for a small vision transformer) and no product outside of a layer.
     """
 
 
 def build_model(
     name: str, options: Mapping[str, Any], *, num_classes: int, image_size_px: int, init_seed: int
 ) -> nn.Module:
-    """A float32 model on the CPU, in training mode: images [B, 3, H, W] to logits [B, num_classes].
+    """Build a float32 model on the CPU, in training mode: images [B, 3, H, W] to logits [B, num_classes].
 
-    The initial weights are a pure function of the arguments: no global generator is read or moved. The model answers
-    one image before it is returned, so that a size it cannot take is told here and not in the middle of a training.
+    The initial weights depend on the arguments alone: no global generator is read or changed. The model processes one
+    image before it is returned, so that an unsupported size is an error here and not during a training.
 
     Args:
         name: A registered name, or one of timm's.
-        options: The entry's keyword-only parameters; those left out take their defaults.
+        options: The entry's keyword-only parameters; missing ones take their defaults.
         num_classes: Length of the logits.
         image_size_px: H and W.
         init_seed: Seed of the initial weights, any 64-bit integer.
@@ -62,7 +62,7 @@ def build_model(
         except Exception as error:
             if is_out_of_memory(error):
                 raise out_of_memory(error) from error
-            # models of other libraries say it with any class, from KeyError to AssertionError
+            # other libraries raise any class for this, from KeyError to AssertionError
             raise UsageError(
                 f"model {name!r} cannot be built for images of {image_size_px} px "
                 f"({type(error).__name__}: {error}); choose another image size or another model"
@@ -75,17 +75,17 @@ def build_model(
 def layer_table(
     name: str, options: Mapping[str, Any], *, num_classes: int = 10, image_size_px: int = 32, depth: int = 4
 ) -> str:
-    """torchinfo's table of the layers (batch 1): type, output shape, parameters, then totals and sizes in MB.
+    """torchinfo's table of a model's layers for one image: type, output shape, parameters, totals, sizes in MB.
 
     Args:
         name: A model's name.
         options: Its options.
         num_classes: Length of the logits.
         image_size_px: Height and width of the images.
-        depth: Levels of the module tree to show; a module at the last level stands for all below it.
+        depth: Levels of the module tree to show; a module at the last level includes those below it.
 
     Raises:
-        UnknownNameError, UsageError: As build_model.
+        UnknownNameError, UsageError: As ``build_model``.
     """
     statistics, mult_adds = _statistics(name, options, num_classes, image_size_px, depth)
     lines = str(statistics).splitlines()
@@ -95,13 +95,13 @@ def layer_table(
 
 
 def count(name: str, options: Mapping[str, Any], *, num_classes: int = 10, image_size_px: int = 32) -> LayerCounts:
-    """Parameters, and multiply-adds per image, of a model; raises as build_model."""
+    """Parameters and multiply-adds per image of a model; raises as ``build_model``."""
     statistics, mult_adds = _statistics(name, options, num_classes, image_size_px, 1)
     return LayerCounts(parameters=int(statistics.total_params), mult_adds=mult_adds)
 
 
 def _checked(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with their defaults, by the entry's own schema."""
+    """The options with their defaults, validated by the entry's signature."""
     schema = MODELS.options(name)
     try:
         return schema(**options).model_dump()
@@ -112,7 +112,7 @@ def _checked(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _answer(model: nn.Module, image_size_px: int) -> torch.Tensor:
-    """Logits [1, num_classes] of one black image in evaluation mode, which leaves BatchNorm's statistics alone."""
+    """Logits [1, num_classes] of one black image in evaluation mode, which does not change BatchNorm's statistics."""
     model.eval()
     with torch.no_grad():
         logits: torch.Tensor = model(_image(image_size_px))
@@ -128,7 +128,7 @@ def _image(image_size_px: int) -> torch.Tensor:
 def _statistics(
     name: str, options: Mapping[str, Any], num_classes: int, image_size_px: int, depth: int
 ) -> tuple[Any, int]:
-    """torchinfo's ModelStatistics of one image, and the multiply-adds as LayerCounts defines them."""
+    """torchinfo's ModelStatistics for one image, and the multiply-adds as ``LayerCounts`` defines them."""
     import torchinfo
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -1,10 +1,10 @@
-"""The two residual networks that the studies are about: `resnet18-compact` and `resnet18`.
+"""Two residual networks for small images: `resnet18-compact` and `resnet18`.
 
 Both take float images [B, 3, H, W] and return logits [B, num_classes], for any H and W (pooling is adaptive). Weights
-come from torch's default initialisers and global generator, which ``cifar_ablate.models.build.build_model`` pins.
+come from torch's default initialisers and global generator, which ``cifar_ablate.models.build.build_model`` seeds.
 
-Sources: `resnet18` is the ResNet-18 of kuangliu/pytorch-cifar; `resnet18-compact` is the published layer table that
-``tests/tables/cifar10_resnet18_readme.txt`` holds: half the stem, a downsampling first stage, and bare 1x1 shortcuts.
+Sources: `resnet18` is the ResNet-18 of kuangliu/pytorch-cifar. `resnet18-compact` follows the published layer table in
+``tests/tables/cifar10_resnet18_readme.txt``: half the stem, a downsampling first stage, and bare 1x1 shortcuts.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def resnet18(num_classes: int, image_size_px: int, *, width: PositiveInt = 64, d
 class CompactBlock(nn.Module):
     """[B, in, H, W] to [B, out, H / stride, W / stride]; a shortcut that changes the size is a bare 1x1 convolution.
 
-    Layers are registered in the order of the published table (shortcut first), which is the order they draw weights in.
+    Layers are registered in the order of the published table (shortcut first), in which their weights are drawn.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, dropout: float) -> None:
@@ -95,7 +95,7 @@ class CompactResNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """[B, in, H, W] to [B, out, H / stride, W / stride]; a shortcut is empty, or a 1x1 convolution and a BatchNorm."""
+    """[B, in, H, W] to [B, out, H / stride, W / stride]; the shortcut is empty or a 1x1 convolution + BatchNorm."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, dropout: float) -> None:
         super().__init__()
@@ -142,12 +142,12 @@ def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 
 
 def drop(probability: float) -> nn.Dropout | None:
-    """A Dropout, or None at probability 0; apart from its BatchNorm, so that weights have the same names either way."""
+    """A Dropout, or None at probability 0; a layer of its own, so that weights have the same names either way."""
     return nn.Dropout(probability) if probability > 0 else None
 
 
 def through(x: Tensor, *layers: nn.Module | None) -> Tensor:
-    """``x`` after each layer in turn; None stands for a layer that is not there."""
+    """Apply layers in turn; None is skipped."""
     for layer in layers:
         if layer is not None:
             x = layer(x)
@@ -157,7 +157,7 @@ def through(x: Tensor, *layers: nn.Module | None) -> Tensor:
 def _stage(
     block: type[CompactBlock] | type[BasicBlock], in_channels: int, out_channels: int, stride: int, dropout: float
 ) -> nn.Sequential:
-    """Two blocks, of which the first changes size and channels."""
+    """Two blocks; the first one changes size and channels."""
     return nn.Sequential(
         block(in_channels, out_channels, stride, dropout), block(out_channels, out_channels, 1, dropout)
     )

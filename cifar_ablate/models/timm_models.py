@@ -1,17 +1,17 @@
-"""Every architecture of timm, by name: the only door to that library. Weights are never downloaded.
+"""All architectures of timm by their names; the only module that imports its models. Weights are never downloaded.
 
-``vit_tiny_patch16_224`` and ``timm/vit_tiny_patch16_224`` name the same model; the prefix is needed where one of our
-own models has the name (``timm/resnet18``). A pretrained tag (``resnet50.a1_in1k``) is accepted and means nothing here.
+``vit_tiny_patch16_224`` and ``timm/vit_tiny_patch16_224`` are the same model; the prefix is needed if one of our own
+models has the name (``timm/resnet18``). A pretrained tag (``resnet50.a1_in1k``) is accepted and ignored.
 
-timm's networks expect 224 px. Below ``SMALL_PX`` their beginnings are refitted, since five halvings leave a single
-pixel of a 32 px image; the tables below say how, by the timm module (family) that defines the model:
+timm's networks are made for 224 px and halve the size five times, which leaves a single pixel of a 32 px image. So the
+first layers are adapted to images smaller than ``SMALL_PX``, by the timm module (family) that defines the model:
 
-* ``POOLED``: a 3x3 stride-1 convolution for the 7x7 stride-2 one, and no max-pooling: 4x4 is left of 32 px;
-* ``GRIDS``: patches so small that the first grid has this many cells on a side, with a window that divides it;
-* any other family: the image size where the model asks for it, else half the stride of the convolutions that see the
-  image (``efficientnet``: 2x2 is left; ``convnext``: its 4x4 patches overlap by half, and 2x2 is left).
+* ``POOLED``: a 3x3 convolution of stride 1 replaces the 7x7 one of stride 2, without max-pooling: 32 px end as 4x4;
+* ``GRIDS``: the patch size is set so that the first grid has this many cells per side, with a window that divides it;
+* other families get the image size if the model takes it, and otherwise half the stride in the convolutions that see
+  the image (``efficientnet``: 32 px end as 2x2; ``convnext``: its 4x4 patches overlap by half, and 32 px end as 2x2).
 
-What a family cannot do shows in ``build_model``, which sends one image through the model.
+``build_model`` sends one image through the model and so finds sizes that a family cannot take.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from cifar_ablate.registry import MODELS
 
 PREFIX = "timm/"
 IMAGE_CHANNELS = 3
-SMALL_PX = 96  # from here on, timm's own stems leave at least 3x3
+SMALL_PX = 96
+"""From this size on, timm's own stems leave at least 3x3."""
 
 POOLED = {
     "densenet": ("features.conv0", "features.pool0"),
@@ -40,6 +41,7 @@ POOLED = {
     "senet": ("layer0.conv1", "pool0"),
     "sknet": ("conv1", "maxpool"),
 }
+"""Family to the paths of its first convolution and of its max-pooling."""
 GRIDS = {
     "beit": 8,
     "cait": 8,
@@ -52,14 +54,18 @@ GRIDS = {
     "vision_transformer": 8,
     "vision_transformer_relpos": 8,
 }
+"""Family to the cells per side of its first grid."""
 WINDOWS = {"swin_transformer": 4, "swin_transformer_v2": 4, "swin_transformer_v2_cr": 4}
-MIXER_GRID = 8  # as GRIDS; these models fix their patch size before their arguments are looked at
-CONVOLUTIONAL = frozenset({"byobnet", "mobilevit"})  # ask for the image size, but do without it
+MIXER_GRID = 8
+"""As ``GRIDS``, for token mixers, which ignore a patch size among their arguments."""
+CONVOLUTIONAL = frozenset({"byobnet", "mobilevit"})
+"""Families that accept an image size although they work with any."""
 OPTIONS = {"drop_rate": "dropout", "drop_path_rate": "drop_path"}
+"""timm's names of our options."""
 
 
 def find(name: str) -> Callable[..., nn.Module] | None:
-    """The builder of the timm model ``name`` (one object per architecture), or None where timm has no such model."""
+    """The builder of the timm model ``name`` (one object per architecture), or None if timm has no such model."""
     from timm import is_model
     from timm.models import get_pretrained_cfg
 
@@ -76,7 +82,7 @@ def find(name: str) -> Callable[..., nn.Module] | None:
 
 
 def names() -> Iterator[str]:
-    """Names for suggestions, with and without the prefix."""
+    """All names, with and without the prefix, from which suggestions are made."""
     from timm import list_models
 
     for name in list_models():
@@ -93,12 +99,12 @@ def _entry(architecture: str) -> Callable[..., nn.Module]:
 
         Args:
             num_classes: Length of the logits.
-            image_size_px: H and W; many of these models accept only the size they were built for.
-            dropout: timm's ``drop_rate``, mostly before the head only.
-            drop_path: timm's ``drop_path_rate``: probability of skipping the last block, smaller for earlier ones.
+            image_size_px: H and W; many of these models accept one size only.
+            dropout: timm's ``drop_rate``, in most models before the head only.
+            drop_path: timm's ``drop_path_rate``: probability of skipping the last block; smaller for earlier blocks.
 
         Raises:
-            UsageError: ``dropout`` or ``drop_path`` is above 0 and the model has no such thing.
+            UsageError: ``dropout`` or ``drop_path`` is above 0, and the model has no such option.
         """
         family = _family(architecture)
         rates = {"drop_rate": dropout, "drop_path_rate": drop_path}
@@ -128,7 +134,7 @@ def _family(architecture: str) -> str:
 
 
 def _shape(family: str, image_size_px: int) -> dict[str, int]:
-    """timm's arguments for this image size; those that a model does not know are left out later."""
+    """timm's arguments for this image size; ``_create`` drops those that a model does not take."""
     shape = {"img_size": image_size_px}
     if image_size_px < SMALL_PX and family in GRIDS:
         shape["patch_size"] = _patch_size(image_size_px, GRIDS[family])
@@ -138,13 +144,13 @@ def _shape(family: str, image_size_px: int) -> dict[str, int]:
 
 
 def _patch_size(image_size_px: int, grid: int) -> int:
-    """Side of a patch for about ``grid`` cells a side, and at least half: a divisor of the size if there is one."""
+    """Patch size for a grid of ``grid`` to ``grid / 2`` cells per side, preferably a divisor of the image size."""
     least = max(1, image_size_px // grid)
     return next((side for side in range(least, 2 * least + 1) if image_size_px % side == 0), least)
 
 
 def _create(architecture: str, arguments: dict[str, Any]) -> tuple[nn.Module, set[str]]:
-    """The model, and which arguments it does not know; a refused option that is not 0 raises UsageError."""
+    """The model, and the arguments that it does not take; raises UsageError if one of them is an option above 0."""
     from timm import create_model
 
     refused: set[str] = set()
@@ -152,7 +158,7 @@ def _create(architecture: str, arguments: dict[str, Any]) -> tuple[nn.Module, se
         known = {key: value for key, value in arguments.items() if key not in refused}
         try:
             model: nn.Module = create_model(architecture, pretrained=False, **known)
-        except TypeError as error:  # timm checks nothing itself: the model's constructor answers
+        except TypeError as error:  # the error of the model's constructor; timm does not check arguments
             unknown = re.search(r"unexpected keyword argument(?:\(s\): \[| )'(\w+)'", str(error))
             if unknown is None or unknown[1] not in known:
                 raise
@@ -165,35 +171,35 @@ def _create(architecture: str, arguments: dict[str, Any]) -> tuple[nn.Module, se
 
 
 def _mixer(architecture: str, arguments: dict[str, Any], native: Any) -> nn.Module:
-    """A token mixer for about ``MIXER_GRID`` cells a side, with patches cut to fit; ``native`` is its usual stem."""
+    """A token mixer with about ``MIXER_GRID`` cells per side; ``native`` is the stem that timm builds."""
     image_size_px = arguments["img_size"]
     patch_size = _patch_size(image_size_px, MIXER_GRID)
-    many_px = image_size_px // patch_size * native.patch_size[0]  # where the usual patches make the same grid
+    many_px = image_size_px // patch_size * native.patch_size[0]  # size at which timm's patches give the same grid
     model, _ = _create(architecture, {**arguments, "img_size": many_px})
     stem: Any = model.get_submodule("stem")
     stem.set_input_size(img_size=image_size_px, patch_size=patch_size)
-    stem.proj.reset_parameters()  # timm resamples the old weights, as one would with trained ones
+    stem.proj.reset_parameters()  # timm resamples the old weights, which suits trained ones
     return model
 
 
 def _refit(model: nn.Module, conv_path: str, pool_path: str) -> None:
-    """Make the stem keep the size: stride 1, a 3x3 kernel for a larger one, no pooling."""
+    """Make the stem keep the image size: stride 1, at most a 3x3 kernel, no pooling."""
     modules = dict(model.named_modules())
     stem = modules.get(conv_path)
     if isinstance(stem, nn.Conv2d) and max(stem.kernel_size) > 3:
         small = type(stem)(stem.in_channels, stem.out_channels, 3, stride=1, padding=1, bias=stem.bias is not None)
         nn.init.kaiming_normal_(small.weight, mode="fan_out", nonlinearity="relu")
         model.set_submodule(conv_path, small)
-    else:  # a stem of several 3x3 convolutions, of which the first halves
+    else:  # a stem of several 3x3 convolutions, the first of stride 2
         _halve_strides(model)
     if pool_path in modules:
         model.set_submodule(pool_path, nn.Identity())
 
 
 def _halve_strides(model: nn.Module) -> None:
-    """Halve the stride of the convolutions that see the image (parallel branches have several); a stride of 1 stays.
+    """Halve the stride of the convolutions that see the image, of which parallel branches have several.
 
-    Kernels as wide as their stride (patches) get the padding that makes the size a multiple of the new stride again.
+    Convolutions without padding (patches) get the padding that keeps the size a multiple of the new stride.
     """
     for conv in model.modules():
         if isinstance(conv, nn.Conv2d) and conv.in_channels == IMAGE_CHANNELS and max(conv.stride) > 1:

@@ -1,4 +1,4 @@
-"""What a network brings along to be used, and to be judged, without the record it comes from: ``predictor.json``."""
+"""``predictor.json``: classes, preprocessing, provenance and accuracy of a network, readable without its record."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
+from cifar_ablate.analysis.sentences import count
 from cifar_ablate.errors import RecordError, not_written
 from cifar_ablate.folder import write_atomically
-from cifar_ablate.predictor.portable.answers import Usual
+from cifar_ablate.portable.answers import WarningBounds
+from cifar_ablate.report.formats.markdown import escape
 
 CARD, WEIGHTS = "predictor.json", "weights.safetensors"
-"""Names of the two files of a network that can be used."""
+"""File names in a folder from which ``load`` can load."""
 FORMAT = 1
-"""Raised when ``predictor.json`` can no longer be read as before."""
+"""Version of ``predictor.json``. Raise it when older programs can no longer read the file."""
 
 Interval = tuple[float, float]
 
@@ -34,85 +36,85 @@ class _Frozen(BaseModel):
 
 
 class Preprocessing(_Frozen):
-    """From a picture to what the network takes."""
+    """How an image becomes the input of the network."""
 
     image_size_px: Annotated[int, Field(ge=1, le=4096)]
-    """Height and width; others are resized on their shorter side (bilinear, antialiased), and cut to the centre."""
+    """Height and width: the shorter side is resized (bilinear, antialiased), and the centre is cropped."""
     mean: Annotated[list[float], Field(min_length=3, max_length=3)]
-    """Of RGB channels in [0, 1]; subtracted."""
+    """Subtracted from the RGB channels in [0, 1]."""
     std: Annotated[list[PositiveFloat], Field(min_length=3, max_length=3)]
-    """Divided by, after that."""
+    """Divides the channels after that."""
     flip_averaging: bool = False
-    """Logits are the mean of those of a picture and of its mirror image."""
+    """Average the logits of an image and of its mirror image."""
 
 
-class Origin(_Frozen):
-    """Which training the weights are from."""
+class Provenance(_Frozen):
+    """The run that trained the weights."""
 
     study: str
     """Label of the study's variant."""
     arm: str
     seed: int
     run_id: str
-    """Of MLflow."""
+    """MLflow run id."""
     fingerprint: str
     epochs: int
     precision: Literal["fp32", "bf16"]
-    """As it was evaluated: fp32 or bf16."""
+    """Precision in which the run was evaluated."""
     data: str
-    """The data, named for what they are."""
+    """The data in words (``DataSet.describe``)."""
     data_digest: str
     recipe: dict[str, Any]
 
 
-class Spread(_Frozen):
+class SeedSpread(_Frozen):
     """Test accuracy of the arm over its seeds, in percent."""
 
     mean: float
     sd: float
     num_seeds: int
     interval: Interval
-    """95%, of the mean over seeds (Student's t)."""
+    """95% confidence interval of the mean over seeds (Student's t)."""
 
 
 class Accuracy(_Frozen):
-    """What the network is worth, in percent."""
+    """Test accuracy of the network, in percent."""
 
     percent: float
-    """Of this network, on all test images."""
+    """Accuracy of this network on all test images."""
     num_images: int
     interval: Interval
-    """95%, for new images like these (Wilson)."""
-    over_seeds: Spread | None = None
-    """None with fewer than three seeds, or where one has diverged."""
+    """95% confidence interval for new images of the same distribution (Wilson)."""
+    over_seeds: SeedSpread | None = None
+    """None with fewer than three seeds, or if one of them diverged."""
     is_chosen_on_test: bool = False
-    """The arm was chosen because of its accuracy on these test images: it looks a little better than it is."""
+    """Whether the arm was chosen by its accuracy on these test images, which makes the accuracy optimistic."""
     choice: str = ""
     """How the arm was chosen, in words."""
 
 
 class Card(_Frozen):
-    """Everything about a network but its weights."""
+    """Everything about a network except its weights."""
 
     format: int = FORMAT
     network: Annotated[dict[str, Any], AfterValidator(_named)]
     """Name and options of the model."""
     classes: Annotated[list[str], Field(min_length=2)]
-    """By label."""
+    """Class names, by label."""
     preprocessing: Preprocessing
-    origin: Origin
+    origin: Provenance
     accuracy: Accuracy
-    usual: Usual
-    """How sure the network is of its test images."""
+    usual: WarningBounds
+    """Bounds on confidence and entropy, calibrated on the test images."""
     question: str = ""
-    """Of the study."""
+    """Question of the study."""
     verdicts: list[str] = []
-    """What the study said of the arm when the card was written."""
+    """Verdicts of the study on the arm at the time when the card was written."""
     sha256: dict[str, str]
-    """Of the files beside it, by name."""
+    """SHA-256 of the files beside the card, by name."""
 
     def headline(self) -> str:
-        """Which network it is, and what it is worth, in one line."""
+        """The network and its test accuracy in one line."""
         one, of = self.accuracy, self.origin
         low, high = one.interval
         text = (
@@ -121,9 +123,27 @@ class Card(_Frozen):
         )
         return f"{text}; chosen on this test set" if one.is_chosen_on_test else text
 
+    def about(self) -> str:
+        """The network, its accuracy and its data as a paragraph of markdown."""
+        of, accuracy = self.origin, self.accuracy
+        low, high = accuracy.interval
+        lines = [
+            f"**Study** {escape(of.study)}, **arm** {escape(of.arm)}, **seed** {of.seed} "
+            f"({count(of.epochs, 'epoch')}): **{accuracy.percent:.2f}%** of {accuracy.num_images:,} test images right "
+            f"(95% CI {low:.2f} to {high:.2f})."
+        ]
+        if accuracy.over_seeds is not None:
+            spread = accuracy.over_seeds
+            low, high = spread.interval
+            lines.append(f"Its arm over {spread.num_seeds} seeds: {spread.mean:.2f}% (95% CI {low:.2f} to {high:.2f}).")
+        if accuracy.choice:
+            lines.append(escape(accuracy.choice))
+        lines.append(f"Data: {escape(of.data)}.")
+        return " ".join(lines)
 
-def fill(folder: Path, card: Card, weights: Path) -> None:
-    """Write the card and the weights, from which ``load`` can load; raises OutputError."""
+
+def write_card(folder: Path, card: Card, weights: Path) -> None:
+    """Write the card and a copy of the weights into a folder from which ``load`` can load; raises OutputError."""
     try:
         shutil.copyfile(weights, folder / WEIGHTS)
     except OSError as error:
@@ -132,7 +152,7 @@ def fill(folder: Path, card: Card, weights: Path) -> None:
 
 
 def read_card(folder: Path) -> Card:
-    """Of a folder; raises RecordError where there is none, or it is damaged or of a newer program."""
+    """Read the card in a folder; raises RecordError if it is missing, damaged or of a newer version."""
     path = folder / CARD
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -151,7 +171,7 @@ def read_card(folder: Path) -> Card:
 
 
 def check_files(card: Card, folder: Path) -> None:
-    """Raise RecordError where a file beside the card is missing, or not the one that it was written for."""
+    """Raise RecordError if a file that the card names is missing or has another SHA-256."""
     for name, expected in card.sha256.items():
         path = folder / name
         if Path(name).name != name:

@@ -1,4 +1,4 @@
-"""A trained network as a callable: pictures in, probabilities out."""
+"""A trained network as a callable that takes images and returns answers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from cifar_ablate.augment.pipeline import Pipeline
 from cifar_ablate.errors import DataError, RecordError
 from cifar_ablate.models.build import build_model
+from cifar_ablate.portable.answers import Answer, answer, softmax
+from cifar_ablate.portable.pictures import Picture, PictureError, open_picture
 from cifar_ablate.predictor.card import Card
-from cifar_ablate.predictor.portable.answers import Answer, answer, softmax
-from cifar_ablate.predictor.portable.pictures import Picture, PictureError, open_picture
 from cifar_ablate.training.checkpoint import load_weights
 from cifar_ablate.training.engine import on_device
 from cifar_ablate.training.evaluate import predict_logits
@@ -27,46 +27,54 @@ Source = str | Path | bytes | Image.Image | NDArray[Any]
 
 
 class Predictor:
-    """A trained network with everything that belongs to it; what ``load`` gives.
+    """A trained network with its preprocessing; ``load`` returns one.
 
-    It computes as its run was evaluated: in that run's precision, and with flip averaging where the recipe says so.
+    It computes as its run was evaluated: in that run's precision, with flip averaging if the recipe has it.
+
+    Args:
+        card: Preprocessing, classes and provenance of the network.
+        weights: Its weights in safetensors format.
+        device: Device of the network, such as ``cpu`` or ``cuda``.
+
+    Raises:
+        RecordError: The weights are damaged, altered, or of another network.
     """
 
     def __init__(self, card: Card, weights: Path, *, device: str = "cpu") -> None:
-        """Raises RecordError where the weights are damaged, altered, or of another network."""
         self.card, self.device = card, torch.device(device)
-        self.model = on_device(_network(card, weights), self.device)
+        self.model = on_device(_trained(card, weights), self.device)
         self._pipeline = _without_augmentations(card, self.device)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """By label."""
+        """Class names, by label."""
         return tuple(self.card.classes)
 
     @property
     def image_size_px(self) -> int:
+        """Height and width of the images that the network takes."""
         return self.card.preprocessing.image_size_px
 
     def __call__(self, source: Source) -> Answer:
-        """Classes with their probabilities for one picture, of any common format and size.
-
-        Raises DataError where it is no picture, or none that can be used.
-        """
+        """Answer for one image of any common format and size; raises DataError if it cannot be used."""
         return self.answer(self.picture(source))
 
     def picture(self, source: Source, *, name: str = "") -> Picture:
-        """The picture as the network takes it; raises DataError."""
+        """Decode an image and bring it to the network's size; raises DataError if it cannot be used.
+
+        ``name`` is what error messages call it; a path is its own name.
+        """
         try:
             return open_picture(source, self.image_size_px, name=name)
         except PictureError as error:
             raise DataError(str(error)) from None
 
     def answer(self, picture: Picture) -> Answer:
-        """Of a picture that was brought to the network's size."""
+        """Answer for an image at the network's size."""
         return self.answers([picture])[0]
 
     def answers(self, pictures: Sequence[Picture]) -> list[Answer]:
-        """Of several pictures, in one pass."""
+        """Answers for several images at the network's size, computed as one batch."""
         if not pictures:
             return []
         probabilities = self.probabilities(np.stack([picture.pixels for picture in pictures]))
@@ -76,17 +84,20 @@ class Predictor:
         ]
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """float64 [N, classes] of uint8 images [N, 3, H, W] of the network's own size; raises DataError."""
+        """Class probabilities: uint8 [N, 3, H, W] at the network's size to float64 [N, C].
+
+        Raises DataError for another dtype or shape.
+        """
         size = self.image_size_px
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (3, size, size):
             raise DataError(
                 f"images are {images.dtype} {list(images.shape)}; give uint8 [N, 3, {size}, {size}], or call the "
-                "predictor with one picture of any size"
+                "predictor with one image of any size"
             )
         return softmax(self.logits(torch.from_numpy(images)).numpy())
 
     def logits(self, images: Tensor) -> Tensor:
-        """float32 [N, classes] of uint8 images [N, 3, H, W], as the run computed its test predictions."""
+        """Logits, computed as the run computed its test predictions: uint8 [N, 3, H, W] to float32 [N, C]."""
         return predict_logits(
             self.model,
             images.to(self.device),
@@ -96,40 +107,14 @@ class Predictor:
         )
 
 
-class Portable(nn.Module):
-    """uint8 images [B, 3, H, W] to probabilities float32 [B, classes], in fp32: what ONNX files hold."""
-
-    def __init__(self, predictor: Predictor) -> None:
-        super().__init__()
-        self.model = plain_network(predictor)
-        self.flip_averaging = predictor.card.preprocessing.flip_averaging
-        mean, std = _scale(predictor.card)
-        self.mean, self.std = nn.Buffer(mean), nn.Buffer(std)
-
-    def forward(self, images: Tensor) -> Tensor:
-        pixels = (images.float() / 255 - self.mean) / self.std
-        logits: Tensor = self.model(pixels)
-        if self.flip_averaging:
-            logits = (logits + self.model(pixels.flip(3))) / 2
-        return logits.softmax(1)
-
-
-def plain_network(predictor: Predictor) -> nn.Module:
-    """The network on a CPU as it was written, without our convolutions, in evaluation mode."""
-    card = predictor.card
-    model = _fresh(card)
-    model.load_state_dict(predictor.model.state_dict())
-    return model.eval()
-
-
-def _network(card: Card, weights: Path) -> nn.Module:
+def _trained(card: Card, weights: Path) -> nn.Module:
     tensors, metadata = load_weights(weights)
     if metadata.get("fingerprint") != card.origin.fingerprint:
         raise RecordError(
-            f"{weights} is of the training {metadata.get('fingerprint', 'of nobody')}, not of "
+            f"{weights} is of the run {metadata.get('fingerprint', 'unknown')}, not of "
             f"{card.origin.fingerprint}; package or promote it again"
         )
-    model = _fresh(card)
+    model = untrained(card)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
@@ -138,18 +123,20 @@ def _network(card: Card, weights: Path) -> nn.Module:
     return model.eval()
 
 
-def _fresh(card: Card) -> nn.Module:
+def untrained(card: Card) -> nn.Module:
+    """The network of a card with initial weights, on the CPU."""
     options = {name: value for name, value in card.network.items() if name != "name"}
     size, num = card.preprocessing.image_size_px, len(card.classes)
     return build_model(card.network["name"], options, num_classes=num, image_size_px=size, init_seed=0)
 
 
-def _scale(card: Card) -> tuple[Tensor, Tensor]:
+def normalisation(card: Card) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the RGB channels: float32 [1, 3, 1, 1]."""
     one = card.preprocessing
     mean, std = (torch.tensor(values, dtype=torch.float32).view(1, 3, 1, 1) for values in (one.mean, one.std))
     return mean, std
 
 
 def _without_augmentations(card: Card, device: torch.device) -> Pipeline:
-    mean, std = _scale(card)
+    mean, std = normalisation(card)
     return Pipeline((), (), (), mean.to(device), std.to(device), len(card.classes), 0.0)

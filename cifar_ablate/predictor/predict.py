@@ -1,4 +1,4 @@
-"""``cifar-ablate predict``: many pictures through one network, told as a table or as JSON."""
+"""``cifar-ablate predict``: answers for many image files, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -9,25 +9,29 @@ from itertools import islice
 from pathlib import Path
 
 from cifar_ablate.errors import DataError
+from cifar_ablate.portable.answers import Answer
+from cifar_ablate.portable.pictures import SUFFIXES, Picture
 from cifar_ablate.predictor.network import Predictor
-from cifar_ablate.predictor.portable.answers import Answer
-from cifar_ablate.predictor.portable.pictures import SUFFIXES, Picture
 
-AT_A_TIME = 250
-"""Pictures in memory."""
+BATCH_SIZE = 250
+"""Images decoded and predicted at a time."""
 
 
 @dataclass(frozen=True)
-class Predicted:
-    """What became of one file: an answer, or why there is none."""
+class Prediction:
+    """The answer for one file, or the reason why there is none."""
 
     path: Path
     answer: Answer | None
     error: str = ""
+    """Why the file cannot be used; empty if it has an answer."""
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
-    """The files named, and of a folder all pictures in it and below, by name; raises DataError for an empty folder."""
+    """The named files, and all images in and below the named folders, by name.
+
+    Raises DataError for a folder without images.
+    """
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():
@@ -35,17 +39,20 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
             continue
         inside = sorted(one for one in path.rglob("*") if one.is_file() and one.suffix.lower() in SUFFIXES)
         if not inside:
-            raise DataError(f"there is no picture in {path} ({', '.join(SUFFIXES)}); name a picture, or its folder")
+            raise DataError(f"there is no image in {path} ({', '.join(SUFFIXES)}); name an image, or its folder")
         found += inside
     return found
 
 
 def predict_files(
     predictor: Predictor, paths: Iterable[Path], on_done: Callable[[int], None] = lambda num: None
-) -> Iterator[Predicted]:
-    """Answers in the order of the files; one that is no picture does not keep the others from theirs."""
+) -> Iterator[Prediction]:
+    """Predict files in their order; one that cannot be used gives a ``Prediction`` with an error.
+
+    ``on_done`` is called with 1 after each file is decoded.
+    """
     left = iter(paths)
-    while chunk := list(islice(left, AT_A_TIME)):
+    while chunk := list(islice(left, BATCH_SIZE)):
         pictures: list[Picture | DataError] = []
         for path in chunk:
             try:
@@ -56,13 +63,13 @@ def predict_files(
         answers = iter(predictor.answers([one for one in pictures if isinstance(one, Picture)]))
         for path, picture in zip(chunk, pictures, strict=True):
             if isinstance(picture, Picture):
-                yield Predicted(path, next(answers))
+                yield Prediction(path, next(answers))
             else:
-                yield Predicted(path, None, str(picture))
+                yield Prediction(path, None, str(picture))
 
 
-def as_json(predictor: Predictor, predicted: Sequence[Predicted], top: int) -> str:
-    """One document: the network, and every file with its answer or its error."""
+def as_json(predictor: Predictor, predicted: Sequence[Prediction], top: int) -> str:
+    """One JSON document with the network, and every file with its answer or its error."""
     card = predictor.card
     network = {
         "study": card.origin.study,
@@ -79,8 +86,8 @@ def as_json(predictor: Predictor, predicted: Sequence[Predicted], top: int) -> s
     return json.dumps({"network": network, "pictures": files}, indent=1, ensure_ascii=False) + "\n"
 
 
-def table_of(predicted: Sequence[Predicted], top: int) -> Iterator[str]:
-    """A line for each picture: its name, the likeliest classes with their probabilities, and what is to be said."""
+def table_of(predicted: Sequence[Prediction], top: int) -> Iterator[str]:
+    """Lines of a table: per file its name, the likeliest classes with their probabilities, and any warning."""
     width = max((len(shown(one.path)) for one in predicted), default=0)
     for one in predicted:
         if one.answer is None:
@@ -93,10 +100,10 @@ def table_of(predicted: Sequence[Predicted], top: int) -> Iterator[str]:
 
 
 def shown(path: Path) -> str:
-    """A name as a terminal may show it: what is not printable would be taken for a command."""
+    """A file name for the terminal, with unprintable characters escaped."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in str(path))
 
 
-def failures(predicted: Sequence[Predicted]) -> list[str]:
-    """Why files have no answer."""
+def failures(predicted: Sequence[Prediction]) -> list[str]:
+    """Error messages of the files without an answer."""
     return [one.error for one in predicted if one.answer is None]

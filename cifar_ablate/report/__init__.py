@@ -1,1 +1,1 @@
-"""From records to a report: numbers first (build.py), then a format."""
+"""From records to numbers (build.py), from numbers to blocks (document.py), from blocks to a format (formats/)."""

@@ -1,4 +1,4 @@
-"""From records to the numbers and sentences of a report, before any format. Formats do no arithmetic."""
+"""From records to a `Report`: all numbers and sentences, before any format."""
 
 from __future__ import annotations
 
@@ -11,29 +11,33 @@ from typing import Any
 import numpy as np
 
 from cifar_ablate.analysis.images import flip_floor, is_luckily_small
-from cifar_ablate.analysis.noise import noise_floor
+from cifar_ablate.analysis.power import noise_floor
 from cifar_ablate.records import StudyRecord
-from cifar_ablate.report.accuracy import Study, run_row, spread
-from cifar_ablate.report.evidence import calibrations, class_effects, classes_text, curves, published_rows, width_curve
+from cifar_ablate.report.caveats import caveats
+from cifar_ablate.report.evidence import (
+    calibrations,
+    class_effects,
+    classes_text,
+    curves,
+    published_rows,
+    reproduce,
+    width_curve,
+)
 from cifar_ablate.report.families import all_families, interactions_of
-from cifar_ablate.report.reading import must_know
-from cifar_ablate.report.reproduce import reproduce
-from cifar_ablate.report.steps import missing_runs, next_steps, noise_text
-from cifar_ablate.report.tuned import shared_label, tuning_report
-from cifar_ablate.report.tuned_fields import between
-from cifar_ablate.report.tuned_words import counterpart
-from cifar_ablate.report.tuning_types import TuningReport
-from cifar_ablate.report.types import ArmRow, Report, StudyReport
+from cifar_ablate.report.recommendations import missing_runs, next_steps, noise_text
+from cifar_ablate.report.recorded_study import RecordedStudy, run_row
+from cifar_ablate.report.tuned import between, counterpart, shared_label, tuning_report
+from cifar_ablate.report.types import ArmRow, Report, StudyReport, TuningReport
 
 
-def build_report(records: Sequence[StudyRecord], *, beside: Sequence[StudyRecord] = ()) -> Report:
+def build_report(records: Sequence[StudyRecord], *, shared_recipes: Sequence[StudyRecord] = ()) -> Report:
     """Everything that a report says of the studies, in the given order.
 
     Args:
         records: Of the studies that are reported.
-        beside: Of others that they are compared with: the shared recipes of tuned studies.
+        shared_recipes: Of the studies that tuned ones are compared with, and that are not reported themselves.
     """
-    studies = [Study(record, record.current()) for record in (*records, *beside)]
+    studies = [RecordedStudy(record, record.current()) for record in (*records, *shared_recipes)]
     by_label = {study.record.label: study for study in reversed(studies)}
     reported = studies[: len(records)]
     shared = {study.record.label: by_label.get(shared_label(study.document) or "") for study in reported}
@@ -41,7 +45,7 @@ def build_report(records: Sequence[StudyRecord], *, beside: Sequence[StudyRecord
     return Report(tuple(_study(study, tuned, shared[study.record.label]) for study in reported))
 
 
-def _study(study: Study, tuned: Mapping[str, TuningReport | None], shared: Study | None) -> StudyReport:
+def _study(study: RecordedStudy, tuned: Mapping[str, TuningReport | None], shared: RecordedStudy | None) -> StudyReport:
     record, document = study.record, study.document
     families = all_families(study)
     wanted = families.looks.wanted if families.looks is not None else {}
@@ -75,29 +79,29 @@ def _study(study: Study, tuned: Mapping[str, TuningReport | None], shared: Study
         published=published_rows(study, {row.name: row.test_accuracy for row in rows}),
         width=width_curve(families),
         curves=curves(study),
-        must_know=(*_counterparts(record.label, tuned), *must_know(study, families, record.num_superseded())),
+        must_know=(*_counterparts(record.label, tuned), *caveats(study, families, record.num_superseded())),
         reproduce=reproduce(study, shared),
         tuning=tuned[record.label],
     )
 
 
 def _counterparts(label: str, tuned: Mapping[str, TuningReport | None]) -> Iterator[tuple[str, str]]:
-    """Of a shared recipe: what its tuned counterparts come to."""
+    """For the study of a shared recipe: what its tuned counterparts show."""
     for name, tuning in tuned.items():
         if tuning is not None and tuning.is_at_hand and tuning.shared == label:
             yield counterpart(name, tuning)
 
 
-def _differs(study: Study, arm: Mapping[str, Any]) -> tuple[str, ...]:
-    """From the arm's parent, in words; what the search has found is marked."""
+def _differs(study: RecordedStudy, arm: Mapping[str, Any]) -> tuple[str, ...]:
+    """Differences from the arm's parent, in words; those that the search found are marked."""
     if study.tuned is None or arm["parent"] is None:
         return tuple(arm["differs"])
     return between(study, arm["parent"], arm["name"]).in_words
 
 
-def _row(study: Study, arm: Mapping[str, Any], num_planned: int) -> ArmRow:
+def _row(study: RecordedStudy, arm: Mapping[str, Any], num_planned: int) -> ArmRow:
     name = arm["name"]
-    accuracy = spread(study.by_seed(name, "test_accuracy").values())
+    accuracy = study.mean_sd(name, "test_accuracy")
     seconds = study.by_seed(name, "train_seconds").values()
     correct = study.correct.get(name, {})
     row = ArmRow(
@@ -108,7 +112,7 @@ def _row(study: Study, arm: Mapping[str, Any], num_planned: int) -> ArmRow:
         num_planned=num_planned,
         outcomes=Counter(run.outcome for run in study.runs_of.get(name, ())),
         test_accuracy=accuracy,
-        train_accuracy=spread(study.by_seed(name, "train_accuracy").values()),
+        train_accuracy=study.mean_sd(name, "train_accuracy"),
         outlying_seeds=tuple(study.outlying[name]),
         sd_floor=flip_floor(np.stack(list(correct.values()))) if len(correct) > 1 else None,
         is_sd_lucky=False,

@@ -1,4 +1,4 @@
-"""The two families of contrasts, with what needs more than accuracies: looks, new images, confounds."""
+"""The two families of comparisons, with looks, intervals for new images, and confounds."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from cifar_ablate.analysis.divergence import divergence_of
 from cifar_ablate.analysis.images import NewImageInterval, mcnemar, new_image_interval
 from cifar_ablate.analysis.interactions import Effect, interactions, is_ladder, tells_effects
 from cifar_ablate.analysis.looks import LooksTaken
-from cifar_ablate.analysis.noise import level_of_one, points_detected
+from cifar_ablate.analysis.power import level_of_one, points_detected
 from cifar_ablate.analysis.sentences import interval
 from cifar_ablate.records import LedgerEntry
-from cifar_ablate.report.accuracy import Study
-from cifar_ablate.report.tuned_fields import Between, between, own_best_sentence
+from cifar_ablate.report.recorded_study import RecordedStudy
+from cifar_ablate.report.tuned import RecipeDifferences, between, own_best_sentence
 from cifar_ablate.report.types import Comparison, Family
 
-ADDED = " Seeds were added after verdicts had been read: take the interval for too narrow."
+ADDED = " Seeds were added after verdicts had been read: the interval is too narrow."
 LADDER = (
     "Some arms add several changes on top of each other. Whether one of them helps only together with another cannot "
-    "be told from such a ladder: an arm with each change alone would show it."
+    "be told from such a ladder: add an arm with each change alone."
 )
 NOT_WITH_LOOKS = (
-    "Interactions are not tested in a study with looks: its arms end with unequal seeds, and no part of the 5% was set "
-    "aside for them."
+    "Interactions are not tested in a study with looks: its arms end with unequal seeds, and no part of the error rate "
+    "of 5% is left for them."
 )
 
 
@@ -43,7 +43,7 @@ class Families:
         return (one for family in self.families for one in family.comparisons)
 
 
-def all_families(study: Study) -> Families:
+def all_families(study: RecordedStudy) -> Families:
     """Every contrast of the study's families, as of its last look."""
     return Families(
         tuple(
@@ -54,14 +54,14 @@ def all_families(study: Study) -> Families:
     )
 
 
-def seeds_added(study: Study) -> LedgerEntry | None:
-    """When verdicts were last read with fewer seeds planned than now, and no looks declared; None for never."""
+def seeds_added(study: RecordedStudy) -> LedgerEntry | None:
+    """The last reading of verdicts with fewer seeds planned than now, in a study without looks; None for none."""
     read = [one for one in study.record.ledger if one.kind == "verdicts" and one.num_runs and one.detail.isdigit()]
     fewer = [one for one in read if int(one.detail) < len(study.document["seeds"])]
     return max(fewer, key=lambda one: int(one.detail)) if fewer and not study.looks else None
 
 
-def _comparison(study: Study, contrast: Contrast) -> Comparison:
+def _comparison(study: RecordedStudy, contrast: Contrast) -> Comparison:
     found = between(study, contrast.reference, contrast.arm)
     new_images, p = _new_images(study, contrast), _mcnemar_p(study, contrast)
     return Comparison(
@@ -78,7 +78,7 @@ def _comparison(study: Study, contrast: Contrast) -> Comparison:
     )
 
 
-def _new_images(study: Study, contrast: Contrast) -> NewImageInterval | None:
+def _new_images(study: RecordedStudy, contrast: Contrast) -> NewImageInterval | None:
     level = level_of_one(contrast)
     mine, other = study.correct.get(contrast.arm, {}), study.correct.get(contrast.reference, {})
     seeds = sorted(mine.keys() & other.keys() & used_seeds(study, contrast))
@@ -89,8 +89,8 @@ def _new_images(study: Study, contrast: Contrast) -> NewImageInterval | None:
     )
 
 
-def used_seeds(study: Study, contrast: Contrast) -> set[int]:
-    """The seeds that a contrast may look at: those of its look, or all."""
+def used_seeds(study: RecordedStudy, contrast: Contrast) -> set[int]:
+    """The seeds that a contrast uses: those of its look, or all."""
     seeds = study.document["seeds"]
     return set(seeds[: contrast.look] if contrast.look else seeds)
 
@@ -109,8 +109,8 @@ def _text(contrast: Contrast, new_images: NewImageInterval | None, mcnemar_p: fl
     return said
 
 
-def _due_to(study: Study, contrast: Contrast, found: Between) -> str:
-    """What the difference can be put down to, after a space; empty where there is nothing to say."""
+def _due_to(study: RecordedStudy, contrast: Contrast, found: RecipeDifferences) -> str:
+    """Causes of the difference, after a space; empty where there is nothing to say."""
     if contrast.estimate is None:
         return ""
     own_best = own_best_sentence(study, contrast.arm, contrast.reference, found)
@@ -134,16 +134,16 @@ def _on_new_images(contrast: Contrast, new_images: NewImageInterval | None) -> s
     return f"shown for this test set only (on new images {interval(new_images.ci)}{seeds})"
 
 
-def _mcnemar_p(study: Study, contrast: Contrast) -> float | None:
-    """McNemar's exact test, where both have one run: it ranks two networks, and no recipes."""
+def _mcnemar_p(study: RecordedStudy, contrast: Contrast) -> float | None:
+    """McNemar's exact test where both have one run: it ranks two networks, not their recipes."""
     mine, other = study.correct.get(contrast.arm, {}), study.correct.get(contrast.reference, {})
     if contrast.verdict is not Verdict.SINGLE_RUN or len(mine) != 1 or len(other) != 1:
         return None
     return mcnemar(next(iter(other.values())), next(iter(mine.values())))
 
 
-def interactions_of(study: Study) -> tuple[tuple[Effect, ...], str]:
-    """Effects that the design can tell, and a note where it is a ladder."""
+def interactions_of(study: RecordedStudy) -> tuple[tuple[Effect, ...], str]:
+    """Effects that the design can estimate, and a note where it can not."""
     factors = _factors(study)
     if is_ladder(factors):
         return (), LADDER
@@ -152,8 +152,8 @@ def interactions_of(study: Study) -> tuple[tuple[Effect, ...], str]:
     return interactions(study.frame, factors), ""
 
 
-def _factors(study: Study) -> dict[str, frozenset[str]]:
-    """What each arm changes; tuned values are no factors, and of arms that differ in nothing else the first counts."""
+def _factors(study: RecordedStudy) -> dict[str, frozenset[str]]:
+    """The changes of each arm, without tuned values; of arms that differ in nothing else only the first one."""
     baseline = study.document["baseline"]
     changes = {name: between(study, baseline, name).changes for name in [baseline, *study.arms]}
     meanings: dict[str, set[str]] = {}

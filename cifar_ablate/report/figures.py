@@ -1,41 +1,178 @@
-"""The figures of a report, as SVG: differences, seeds, curves, classes, reliability, what more seeds would bring."""
+"""The figures of a report, as SVG.
+
+Drawn by matplotlib, which is imported only here and only where a figure is drawn. They can be read in greyscale, and an
+arm has the same colour in all of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from math import ceil
+import io
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from math import ceil, nan
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from cifar_ablate.analysis import label
+from cifar_ablate.analysis import Contrast, label
+from cifar_ablate.analysis.images import Bin
 from cifar_ablate.analysis.sentences import in_points, points
-from cifar_ablate.report.canvas import GREY, GROUND, INK, Pen, drawing, new_canvas, note, pens, short, slug, to_svg
-from cifar_ablate.report.tuned_figure import draw_own_best
-from cifar_ablate.report.types import MAX_ARMS, Comparison, Figure, StudyReport
+from cifar_ablate.report.document import Figure
+from cifar_ablate.report.types import MAX_ARMS, Comparison, StudyReport
 
 if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
+
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
 MINUS = "\N{MINUS SIGN}"
-Draw = Callable[[StudyReport, dict[str, Pen]], "tuple[Canvas, str] | None"]
+INK = "#010203"
+"""Placeholder for the colour of text and axes, which the page decides."""
+GROUND = "#fdfcfb"
+"""Placeholder for the background."""
+GREY = "#8a8a8a"
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#a05a00")
+"""Okabe and Ito's colours, safe for colour-blind readers, with two darker ones instead of the yellow."""
+MARKERS = "osD^vPXh"
+DASHES = ("-", "--", "-.", ":")
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
+    "font.size": 10,
+    "text.parse_math": False,  # an arm may be called $x$
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+}
+_SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+_MEASURES = {"d", "x", "y", "transform", "style"}
+_NUMBER = re.compile(r"-?\d+\.\d+")
+PITCH = 2.6
+"""Lines from one comparison to the next: two rows and a gap."""
 
 
-def draw_figures(study: StudyReport, *, ink: str = "#000000") -> tuple[Figure, ...]:
-    """Every figure that the study has numbers for; ``ink`` is the colour of text and axes (or ``currentColor``)."""
-    return tuple(_figures(study, ink))
+@dataclass(frozen=True)
+class Pen:
+    """How an arm is drawn in every figure of its study; marker and dashes distinguish it without colour."""
+
+    color: str
+    marker: str
+    dashes: str
 
 
-def _figures(study: StudyReport, ink: str) -> Iterator[Figure]:
-    if len(study.rows) > MAX_ARMS:
-        return
-    arms = pens([row.name for row in study.rows], study.baseline)
-    for title, draw in DRAWN:
-        name = f"{slug(study.label)}-{title.split()[0].lower()}"
-        with drawing(name):
-            found = draw(study, arms)
-            if found is not None:
-                canvas, caption = found
-                yield Figure(name, title, caption, to_svg(canvas, ink))
+def pens(arms: Sequence[str], baseline: str) -> dict[str, Pen]:
+    """A pen for each arm; the baseline is drawn in the colour of the text."""
+    others = [arm for arm in arms if arm != baseline]
+    found = {
+        arm: Pen(
+            PALETTE[index % len(PALETTE)],
+            MARKERS[(index + 1) % len(MARKERS)],
+            DASHES[(index // len(PALETTE)) % len(DASHES)],
+        )
+        for index, arm in enumerate(others)
+    }
+    return {baseline: Pen(INK, MARKERS[0], "-")} | found
+
+
+@contextmanager
+def drawing(name: str) -> Iterator[None]:
+    """Draws figures in our style, with ids that depend on ``name`` alone."""
+    from matplotlib import rc_context
+
+    with rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # names in a script the font lacks
+        yield
+
+
+def new_canvas(width: float, height: float, columns: int = 1, rows: int = 1, **options: Any) -> tuple[Canvas, Any]:
+    """A figure, in inches, and its axes (an array of them where there are several)."""
+    from matplotlib.figure import Figure as Canvas  # not pyplot: no global state, no display
+
+    canvas = Canvas(figsize=(width, height), layout="constrained")
+    return canvas, canvas.subplots(rows, columns, squeeze=columns * rows == 1, **options)
+
+
+def to_svg(canvas: Canvas, ink: str) -> str:
+    """The figure as an SVG element; on white, or on the page's own ground where ink is ``currentColor``."""
+    file = io.StringIO()
+    canvas.savefig(file, format="svg", transparent=ink == "currentColor", metadata={"Date": None, "Creator": None})
+    text = _lighter(file.getvalue())
+    return text.replace(INK, ink).replace(GROUND, "var(--ground)" if ink == "currentColor" else "#ffffff")
+
+
+def _lighter(svg: str) -> str:
+    """The same picture in a third of matplotlib's bytes: hundredths of a point, no unused ids, groups and styles."""
+    from xml.etree import ElementTree
+
+    for prefix, address in (("", _SVG), ("xlink", _XLINK)):
+        ElementTree.register_namespace(prefix, address)
+    root = ElementTree.fromstring(svg)  # noqa: S314 - matplotlib wrote it a moment ago
+    for metadata in root.findall(f"{{{_SVG}}}metadata"):
+        root.remove(metadata)
+    elements = list(root.iter())
+    styles = {f"#{one.get('id')}": _declarations(one.get("style", "")) for one in elements}
+    named = {name for one in elements for value in one.attrib.values() for name in re.findall(r"#[\w.-]+", value)}
+    for one in elements:
+        if f"#{one.get('id')}" not in named:
+            one.attrib.pop("id", None)
+        if one.get("transform", "").startswith("rotate(-0 "):
+            del one.attrib["transform"]
+        if style := one.attrib.pop("style", ""):
+            known = {"font-size: 10px", f"fill: {INK}"} | styles.get(one.get(f"{{{_XLINK}}}href", ""), set())
+            own = [said for said in style.split("; ") if said not in known and not said.startswith("font-family")]
+            one.attrib |= {"style": ";".join(own)} if own else {}
+        for name in one.attrib.keys() & _MEASURES:
+            one.set(name, _NUMBER.sub(_hundredths, " ".join(one.attrib[name].split())))
+    root.set("style", f"font: 10px {', '.join(_STYLE['font.sans-serif'])}; fill: {INK}")
+    _flatten(root)
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _hundredths(found: re.Match[str]) -> str:
+    return f"{float(found[0]):.2f}".rstrip("0").rstrip(".")
+
+
+def _declarations(style: str) -> set[str]:
+    return set(style.split("; "))
+
+
+def _flatten(element: Element) -> None:
+    """Replace groups that do nothing by what they hold, and indentation by line ends."""
+    children: list[Element] = []
+    for child in element:
+        _flatten(child)
+        children += [child] if child.attrib or child.tag != f"{{{_SVG}}}g" else list(child)
+    element[:] = children
+    element.tail = "\n"
+    if children:
+        element.text = "\n"
+
+
+def slug(label: str) -> str:
+    """A study's label as part of a file's name, different for different labels."""
+    plain = re.sub(r"[^a-z0-9._@-]", "-", label)
+    return plain if plain == label and len(label) <= 100 else f"{plain[:60]}-{sha256(label.encode()).hexdigest()[:6]}"
+
+
+def short(text: str, limit: int = 28) -> str:
+    """A name that fits beside a figure."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def note(axes: Axes, text: str) -> None:
+    """A line of small print above the axes, at the left."""
+    axes.set_title(text, loc="left", fontsize=9, color=INK)
 
 
 def _differences(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | None:
@@ -144,7 +281,7 @@ def _classes(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | N
     shades = colormaps["RdBu"]
     for one in effects:
         x, y = classes.index(one.class_name), -names.index(one.arm)
-        face = shades(0.5 + 0.42 * one.estimate / limit) if one.is_shown else "none"
+        face = shades(0.5 + 0.3 * one.estimate / limit) if one.is_shown else "none"
         axes.add_patch(_cell(x, y, face, is_shown=one.is_shown))
         axes.text(
             x,
@@ -165,7 +302,7 @@ def _classes(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | N
     kept = sum(one.is_shown for one in effects)
     caption = (
         f"Difference against {study.baseline} on each class, points. Bold cells on colour ({kept} of {len(effects)}) "
-        "are kept by Benjamini and Hochberg at 5%; the plain ones are not to be read as effects."
+        "are significant by Benjamini and Hochberg at 5%; do not read the plain ones as effects."
     )
     return canvas, caption
 
@@ -173,7 +310,8 @@ def _classes(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | N
 def _cell(x: float, y: float, face: Any, *, is_shown: bool) -> Any:
     from matplotlib.patches import Rectangle
 
-    return Rectangle((x - 0.5, y - 0.5), 1, 1, fc=face, ec=INK if is_shown else GREY, lw=1.4 if is_shown else 0.3)
+    edge, width = (INK, 1.4) if is_shown else (GREY, 0.3)
+    return Rectangle((x - 0.5, y - 0.5), 1, 1, fc=face, ec=edge, lw=width, clip_on=False)
 
 
 def _reliability(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | None:
@@ -188,10 +326,14 @@ def _reliability(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str]
         pen = arms[one.arm]
         axes.plot([0, 1], [0, 1], color=GREY, lw=0.8)
         total = sum(bin_.num for bin_ in one.bins)
+        gaps = [(bin_.confidence, end) for bin_ in one.bins for end in (bin_.confidence, bin_.accuracy, nan)]
+        axes.plot(*zip(*gaps, strict=True), color=pen.color, lw=1, alpha=0.7)
+        by_size: dict[int, list[Bin]] = {}
         for bin_ in one.bins:
-            axes.plot([bin_.confidence] * 2, [bin_.confidence, bin_.accuracy], color=pen.color, lw=1, alpha=0.7)
-            size = 2 + 7 * (bin_.num / total) ** 0.5
-            axes.plot(bin_.confidence, bin_.accuracy, pen.marker, color=pen.color, ms=size)
+            by_size.setdefault(round(2 + 7 * (bin_.num / total) ** 0.5), []).append(bin_)
+        for size, bins in by_size.items():
+            at = [(bin_.confidence, bin_.accuracy) for bin_ in bins]
+            axes.plot(*zip(*at, strict=True), pen.marker, color=pen.color, ms=size)
         said = "".join(
             f"{name} {one_of.mean:.3f}  " for name, one_of in (("NLL", one.nll), ("ECE", one.ece)) if one_of is not None
         )
@@ -200,10 +342,10 @@ def _reliability(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str]
     for axes in panels[len(shown) :]:
         axes.set_axis_off()
     canvas.supxlabel("confidence", fontsize=10)
-    canvas.supylabel("share that is right", fontsize=10)
+    canvas.supylabel("accuracy", fontsize=10)
     return canvas, (
-        "Reliability over 15 bins, all runs of an arm together: on the line, confidences mean what they say; below it, "
-        "the network is too sure. Larger marks hold more predictions."
+        "Reliability over 15 bins, all runs of an arm together: on the line, confidence equals accuracy; below it, "
+        "the network is overconfident. Larger marks hold more predictions."
     )
 
 
@@ -240,17 +382,78 @@ def _width(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | Non
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="seeds per arm", ylabel="half the 95% interval, points")
     return canvas, (
-        "How far a simultaneous 95% interval on this test set would reach with more seeds and the spread seen here. "
-        "Intervals for new images end at the dotted floor, however many seeds: to get below takes a larger test set."
+        "Expected half-width of a simultaneous 95% interval on this test set with more seeds, at the observed spread. "
+        "Intervals for new images cannot get below the dotted floor with more seeds, only with a larger test set."
     )
 
 
+def _own_best(study: StudyReport, arms: dict[str, Pen]) -> tuple[Canvas, str] | None:
+    """Shared recipe and own best, side by side; None without intervals of both."""
+    tuning = study.tuning
+    pairs = [] if tuning is None else [(one, one.shared) for one in tuning.comparisons]
+    shown = [(one, shared) for one, shared in pairs if shared is not None and shared.ci95 and one.own_best.ci95]
+    if not shown:
+        return None
+    canvas, axes = new_canvas(8.2, 0.9 + 0.27 * PITCH * len(shown))
+    ticks: list[tuple[float, str]] = []
+    for index, (one, shared) in enumerate(shown):
+        y, pen = -PITCH * index, arms[one.arm]
+        _own_best_row(axes, y, shared, pen, dashes=(0, (4, 2)))
+        _own_best_row(axes, y - 1, one.own_best, pen, is_bold=one.change.is_flip)
+        ticks.append((y, f"{short(one.arm, 22)} {MINUS} {short(one.reference, 18)}, shared"))
+        ticks.append((y - 1, "own best"))
+    axes.axvspan(-study.margin, study.margin, color=GREY, alpha=0.25, lw=0)
+    axes.axvline(0, color=INK, lw=0.8)
+    axes.set_yticks([at for at, _ in ticks], [text for _, text in ticks])
+    axes.tick_params(axis="y", length=0)
+    axes.set(ylim=(-PITCH * (len(shown) - 1) - 1.7, 0.7), xlabel="difference in test accuracy, points")
+    return canvas, (
+        "Each difference with the shared recipe (dashed) and with each arm's own best (solid), with simultaneous 95% "
+        f"intervals; the band is your margin of {in_points(study.margin)}. A filled mark is a difference that was "
+        "shown; a verdict in bold changes the decision."
+    )
+
+
+def _own_best_row(
+    axes: Any, y: float, contrast: Contrast, pen: Pen, *, dashes: Any = "-", is_bold: bool = False
+) -> None:
+    low, high = contrast.ci95 or (0, 0)
+    axes.plot([low, high], [y, y], color=pen.color, lw=2 if dashes == "-" else 1.2, ls=dashes)
+    face = pen.color if contrast.verdict in ("better", "worse") else GROUND
+    axes.plot(contrast.estimate, y, marker=pen.marker, ms=7, mfc=face, mec=pen.color, mew=1.4)
+    weight = "bold" if is_bold else "normal"
+    said = f"{points(contrast.estimate or 0.0)}\N{EN SPACE}{label(contrast.verdict)}"
+    axes.text(1.01, y, said, transform=axes.get_yaxis_transform(), fontsize=9, va="center", weight=weight)
+
+
+Draw = Callable[[StudyReport, dict[str, Pen]], "tuple[Canvas, str] | None"]
 DRAWN: tuple[tuple[str, Draw], ...] = (
     ("Differences", _differences),
-    ("Own best recipes", draw_own_best),
+    ("Own best recipes", _own_best),
     ("Seeds", _seeds),
     ("Curves", _curves),
     ("Classes", _classes),
     ("Reliability", _reliability),
     ("Width of intervals", _width),
 )
+
+
+MINUS = "\N{MINUS SIGN}"
+
+
+def draw_figures(study: StudyReport, *, ink: str = "#000000") -> tuple[Figure, ...]:
+    """Every figure that the study has numbers for; ``ink`` is the colour of text and axes (or ``currentColor``)."""
+    return tuple(_figures(study, ink))
+
+
+def _figures(study: StudyReport, ink: str) -> Iterator[Figure]:
+    if len(study.rows) > MAX_ARMS:
+        return
+    arms = pens([row.name for row in study.rows], study.baseline)
+    for title, draw in DRAWN:
+        name = f"{slug(study.label)}-{title.split()[0].lower()}"
+        with drawing(name):
+            found = draw(study, arms)
+            if found is not None:
+                canvas, caption = found
+                yield Figure(name, title, caption, to_svg(canvas, ink))

@@ -1,19 +1,30 @@
-"""The tables of a report as text, for every format that people read: rounded and in words, nothing computed.
+"""The tables of a report as text: rounded and in words, nothing computed.
 
 A cell that has nothing to show is empty; it never says None or nan.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from cifar_ablate.analysis import Interval, Verdict, label
+from cifar_ablate.analysis import Contrast, Interval, Verdict, label
+from cifar_ablate.analysis.interactions import Move
 from cifar_ablate.analysis.sentences import in_points, interval, level_name, points
-from cifar_ablate.report import words
-from cifar_ablate.report.types import ArmRow, ClassEffect, Comparison, Family, RunRow, Spread, StudyReport
+from cifar_ablate.report.document import Cell, Column, Table
+from cifar_ablate.report.formatting import duration, family_size, first_few
+from cifar_ablate.report.tuned import CHANGES_IN_WORDS, setting
+from cifar_ablate.report.types import (
+    ArmRow,
+    ClassEffect,
+    Comparison,
+    Family,
+    MeanSd,
+    RunRow,
+    StudyReport,
+    TunedArmRow,
+    TuningReport,
+)
 
 MAX_CLASS_COLUMNS = 20
-"""With more classes than that they are rows, and the arms are columns."""
+"""With more classes, classes are rows and arms are columns."""
 
 SYMBOLS = {
     Verdict.BETTER: "\N{BLACK UP-POINTING TRIANGLE}",
@@ -26,42 +37,11 @@ SYMBOLS = {
     Verdict.SINGLE_RUN: "1",
     Verdict.DIVERGED: "\N{MULTIPLICATION SIGN}",
 }
-"""A sign for each verdict, so that none is told by colour alone."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What is written in a cell, and what it is sorted by."""
-
-    text: str = ""
-    value: float | None = None
-    """Of a number; texts are sorted as they stand."""
-    verdict: Verdict | None = None
-    is_shown: bool = False
-    """An effect of a class that was kept by Benjamini and Hochberg."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column's title, and what it holds: ``name``, ``text``, ``prose`` (long) or ``number``."""
-
-    title: str
-    kind: str = "number"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of cells, one cell for each column; the first one names the row."""
-
-    name: str
-    """Of letters and dashes; unique within a study."""
-    caption: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+"""A sign for each verdict: colour alone does not distinguish them."""
 
 
 def number(value: float | None, decimals: int = 2) -> Cell:
-    """A number without a sign of its own, rounded."""
+    """A rounded number; only negative ones have a sign."""
     return Cell() if value is None else Cell(f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}"), value)
 
 
@@ -86,18 +66,16 @@ def percents(found: Interval | None) -> Cell:
 
 
 def p_value(p: float | None) -> Cell:
-    """A p value; none is given as a false 0."""
-    return Cell(words.p_value(p), p)
+    """A p value with two or three decimals; never 0."""
+    return Cell() if p is None else Cell("<0.001" if p < 0.001 else f"{p:.{3 if p < 0.1 else 2}f}", p)
 
 
-def seconds(value: float | None) -> Cell:
-    """A time in words, sorted by its seconds."""
-    return Cell(words.duration(value), value)
-
-
-def mean_and_sd(spread: Spread | None, decimals: int = 2, marks: str = "") -> Cell:
-    """A mean with its standard deviation over seeds in brackets; ``marks`` stand behind it."""
-    return Cell(words.with_sd(spread, decimals) + marks, None if spread is None else spread.mean)
+def mean_and_sd(found: MeanSd | None, decimals: int = 2, marks: str = "") -> Cell:
+    """A mean with its standard deviation over seeds in brackets, and ``marks`` after it."""
+    if found is None:
+        return Cell()
+    sd = "" if found.sd is None else f" ({found.sd:.{decimals}f})"
+    return Cell(f"{found.mean:.{decimals}f}{sd}{marks}", found.mean)
 
 
 def verdict_table(study: StudyReport, family: Family) -> Table:
@@ -122,8 +100,8 @@ def verdict_table(study: StudyReport, family: Family) -> Table:
         Column("Own-pair p (Holm)"),
     )
     caption = (
-        f"Comparisons {family.name}, {words.size(family)}. Differences in points of test accuracy, last epoch; errors: "
-        "relative change of the mean test error."
+        f"Comparisons {family.name}, {family_size(family)}. Differences in points of test accuracy, last epoch; "
+        "errors: relative change of the mean test error."
     )
     if any(one.contrast.num_seeds != rows[one.contrast.arm].num_finished for one in family.comparisons):
         caption += " Each difference is that of its look; means are over all finished runs."
@@ -131,10 +109,24 @@ def verdict_table(study: StudyReport, family: Family) -> Table:
 
 
 def _who(row: ArmRow) -> tuple[Cell, ...]:
-    accuracy = row.test_accuracy
-    mean, sd = (None, None) if accuracy is None else (accuracy.mean, accuracy.sd)
-    started = Cell(words.ok_of_started(row), row.num_finished)
-    return Cell(row.name), started, Cell(words.mean(row), mean), Cell(words.sd_with_floor(row), sd)
+    """An arm's name, runs, mean and spread."""
+    started, found = Cell(f"{row.num_finished}/{row.num_started}", row.num_finished), row.test_accuracy
+    if found is None:
+        return Cell(row.name), started, Cell(_why_no_accuracy(row)), Cell()
+    sd = Cell()
+    if found.sd is not None:
+        floor = "" if row.sd_floor is None else f" ({row.sd_floor:.2f})"
+        sd = Cell(f"{found.sd:.2f}{floor}{', luckily small' if row.is_sd_lucky else ''}", found.sd)
+    return Cell(row.name), started, Cell(f"{found.mean:.2f}{_marks(row)}", found.mean), sd
+
+
+def _why_no_accuracy(row: ArmRow) -> str:
+    return "none finished" if row.num_started else "not run"
+
+
+def _marks(row: ArmRow) -> str:
+    """What distinguishes accuracies that were measured in another way."""
+    return ", flip-averaged" if row.is_flip_averaged else ""
 
 
 def _what(one: Comparison) -> tuple[Cell, ...]:
@@ -164,7 +156,7 @@ def _new_images(one: Comparison) -> Cell:
 
 
 def arms_table(study: StudyReport) -> Table:
-    """What the arms are, and what each cost."""
+    """The arms: changes, runs, accuracies and training time."""
     published = {row.arm: row.published for row in study.published}
     has_published = any(row.name in published for row in study.rows)
     columns = [Column("Arm", "name"), Column("Differs by", "prose"), Column("Epochs"), Column("n ok/planned")]
@@ -172,20 +164,35 @@ def arms_table(study: StudyReport) -> Table:
     columns += [Column("Published, %")] if has_published else []
     lines = []
     for row in study.rows:
-        marks = words.averaged(row)
-        cells = [Cell(row.name), Cell(words.differs(row, study.baseline)), number(row.epochs, 0)]
-        cells += [Cell(words.ok_of_planned(row), row.num_finished), _test(row, marks)]
+        accuracy, marks = row.test_accuracy, _marks(row)
+        cells = [Cell(row.name), Cell(_differs(row, study.baseline)), number(row.epochs, 0), _runs_of(row)]
+        cells += [mean_and_sd(accuracy, marks=marks) if accuracy is not None else Cell(_why_no_accuracy(row))]
         cells += [mean_and_sd(row.train_accuracy, marks=marks), seconds(row.train_seconds)]
         if has_published:
             figure = published.get(row.name)
             cells.append(Cell() if figure is None else Cell(f"{figure.accuracy:g}", figure.accuracy))
         lines.append(tuple(cells))
-    caption = "Accuracy of the last epoch, mean over seeds; time is that of one run, mean over the finished ones."
+    caption = "Accuracy of the last epoch, mean over seeds; training time of one run, mean over the finished ones."
     return Table("arms", caption, tuple(columns), tuple(lines))
 
 
-def _test(row: ArmRow, marks: str) -> Cell:
-    return Cell(words.nothing(row)) if row.test_accuracy is None else mean_and_sd(row.test_accuracy, marks=marks)
+def _differs(row: ArmRow, baseline: str) -> str:
+    if row.parent is None:
+        return "baseline"
+    said = "; ".join(row.differs)
+    return said if row.parent == baseline else f"from {row.parent}: {said}"
+
+
+def _runs_of(row: ArmRow) -> Cell:
+    """Finished of planned runs, and the outcomes of the others."""
+    others = [f"{count} {outcome}" for outcome, count in sorted(row.outcomes.items()) if outcome != "finished"]
+    said = f"{row.num_finished}/{row.num_planned}"
+    return Cell(f"{said} ({', '.join(others)})" if others else said, row.num_finished)
+
+
+def seconds(value: float | None) -> Cell:
+    """A duration, sorted by its seconds."""
+    return Cell() if value is None else Cell(duration(value), value)
 
 
 def classes_table(study: StudyReport) -> Table | None:
@@ -212,7 +219,7 @@ def _class(effect: ClassEffect | None) -> Cell:
 
 
 def interactions_table(study: StudyReport) -> Table | None:
-    """Main effects and interactions; None where the design tells none."""
+    """Main effects and interactions; None where the design estimates none."""
     if not study.interactions:
         return None
     titles = ("Points", "95% simultaneous CI", "p adj.", "Added alone", "On top of all")
@@ -229,20 +236,20 @@ def interactions_table(study: StudyReport) -> Table | None:
         )
         for one in study.interactions
     )
-    return Table("interactions", "Effects that the design can tell, one family.", columns, rows)
+    return Table("interactions", "Effects that the design can estimate, one family.", columns, rows)
 
 
 def calibration_table(study: StudyReport) -> Table | None:
-    """How far confidences can be taken at their word; None where neither measure was recorded."""
+    """NLL and ECE on the test images; None where neither was recorded."""
     if not study.calibration:
         return None
     rows = tuple((Cell(one.arm), mean_and_sd(one.nll, 3), mean_and_sd(one.ece, 3)) for one in study.calibration)
     columns = (Column("Arm", "name"), Column("NLL, nats (sd)"), Column("ECE (sd)"))
-    return Table("calibration", "On the test images, mean over finished runs; less is better in both.", columns, rows)
+    return Table("calibration", "On the test images, mean over finished runs; lower is better in both.", columns, rows)
 
 
 def published_table(study: StudyReport) -> Table | None:
-    """Published figures beside ours; None where none was given."""
+    """Published figures and ours; None where none was given."""
     if not study.published:
         return None
     titles = ("Published, %", "Measured, % (sd)", "Difference", "95% CI of the mean", "95% range of one more run")
@@ -261,21 +268,11 @@ def published_table(study: StudyReport) -> Table | None:
     return Table("published", caption, (Column("Arm", "name"), *map(Column, titles)), rows)
 
 
-def run_ids_table(study: StudyReport) -> Table:
-    """Every run's result and MLflow id: ``runs_table`` for narrow pages."""
-    columns = (Column("Arm", "name"), Column("Seed"), Column("Outcome", "text"), Column("Test, %"), Column("Run id"))
-    rows = tuple(
-        (Cell(run.arm), Cell(str(run.seed), run.seed), Cell(run.outcome), number(run.test_accuracy), Cell(run.run_id))
-        for run in study.runs
-    )
-    return Table("run-ids", "Every run, with its id in MLflow.", columns, rows)
-
-
 def runs_table(study: StudyReport) -> Table:
-    """Every run, with the ids under which MLflow knows it."""
+    """Every run, with its id in MLflow."""
     columns = [Column("Arm", "name"), Column("Seed"), Column("Outcome", "text")]
-    columns += map(Column, ("Test, %", "Train, %", "NLL", "ECE", "Time"))
-    columns += [Column("Run id", "text"), Column("Fingerprint", "text")]
+    columns += [Column("Test, %"), *(Column(title, is_wide_only=True) for title in ("Train, %", "NLL", "ECE", "Time"))]
+    columns += [Column("Run id", "id"), Column("Fingerprint", "id", is_wide_only=True)]
     return Table("runs", "Every run of the study.", tuple(columns), tuple(map(_run, study.runs)))
 
 
@@ -288,9 +285,91 @@ def _run(run: RunRow) -> tuple[Cell, ...]:
 
 def facts(study: StudyReport) -> str:
     """Data, seeds, precision and margin in a line."""
-    seeds = ", ".join(map(str, study.seeds[:12])) + (", \N{HORIZONTAL ELLIPSIS}" if len(study.seeds) > 12 else "")
     looks = f" (looks at {', '.join(map(str, study.looks))})" if study.looks else ""
     return (
-        f"Data: {'; '.join(study.data)}. Baseline: {study.baseline}. Seeds: {seeds}{looks}. "
+        f"Data: {'; '.join(study.data)}. Baseline: {study.baseline}. Seeds: {first_few(study.seeds)}{looks}. "
         f"Precision: {', '.join(study.precision)}. Margin: {in_points(study.margin)}."
+    )
+
+
+def own_best_table(tuning: TuningReport) -> Table | None:
+    """Every comparison with the shared recipe and with own best ones; None without a record of the shared one."""
+    if not tuning.is_at_hand or not tuning.comparisons:
+        return None
+    columns = (
+        Column("Arm", "name"),
+        Column("Against", "name"),
+        Column("Shared recipe (95% CI)"),
+        Column("Verdict, shared", "text"),
+        Column("Own best (95% CI)"),
+        Column("Verdict, own best", "text"),
+        Column("Moved by (95% CI)"),
+        Column("After tuning", "text"),
+    )
+    rows = tuple(
+        (
+            Cell(one.arm),
+            Cell(one.reference),
+            *_side(one.shared),
+            *_side(one.own_best),
+            _move(one.move),
+            Cell(CHANGES_IN_WORDS[one.change][0], is_shown=one.change.is_flip),
+        )
+        for one in tuning.comparisons
+    )
+    caption = (
+        f"The comparisons of {tuning.shared}, whose arms share one recipe, and the same with each arm's own best "
+        "recipe. Points of test accuracy, each with the simultaneous interval of its family."
+    )
+    return Table("own-best", caption, columns, rows)
+
+
+def _side(one: Contrast | None) -> tuple[Cell, Cell]:
+    if one is None:
+        return Cell(), Cell("not compared")
+    said = Cell(label(one.verdict), verdict=one.verdict)
+    if one.estimate is None:
+        return Cell(), said
+    level = "" if one.alpha == 0.05 else f"{level_name(one.alpha)}: "
+    bounds = f" ({level}{interval(one.ci95)})" if one.ci95 else ""
+    return Cell(points(one.estimate, like=one.ci95) + bounds, one.estimate), said
+
+
+def _move(move: Move | None) -> Cell:
+    if move is None:
+        return Cell()
+    if move.ci95 is None:
+        return Cell() if move.estimate else Cell("same runs", 0.0)
+    return Cell(f"{points(move.estimate, like=move.ci95)} ({interval(move.ci95)})", move.estimate)
+
+
+def tuning_table(tuning: TuningReport) -> Table:
+    """Cost and result of the search, by arm."""
+    titles = ("Best trial", "Val. as written, %", "Val. of the best, %", "Trials", "Pruned", "Failed", "Epochs")
+    columns = [Column("Arm", "name"), *map(Column, titles), Column("Set to", "prose")]
+    columns += [Column("Test, shared, % (sd)")] if tuning.is_at_hand else []
+    columns += [Column("Test, own best, % (sd)")]
+    rows = tuple(_tuned_arm(row, is_at_hand=tuning.is_at_hand) for row in tuning.arms)
+    caption = (
+        "Cost and result of the search. Validation accuracy is of the selected trial, on images held out of the "
+        "training set; test accuracy is of these studies' runs, mean over seeds."
+    )
+    return Table("tuning", caption, tuple(columns), rows)
+
+
+def _tuned_arm(row: TunedArmRow, *, is_at_hand: bool) -> tuple[Cell, ...]:
+    tests = (*([mean_and_sd(row.shared_test)] if is_at_hand else []), mean_and_sd(row.own_best_test))
+    found = row.tuned
+    if found is None:
+        return (Cell(row.name), Cell("not tuned"), *(Cell() for _ in range(7)), *tests)
+    present = found.present_val_accuracy
+    counts = (found.trials, found.pruned, found.failed, found.epochs)
+    return (
+        Cell(row.name),
+        Cell(f"{found.trial}{' (as written)' if found.is_present else ''}", found.trial),
+        Cell("not finite") if present is None else number(present),
+        number(found.val_accuracy),
+        *(number(one, 0) for one in counts),
+        Cell("; ".join(setting(name, value) for name, value in found.values.items())),
+        *tests,
     )

@@ -1,4 +1,4 @@
-"""What is drawn from a finished run's folder for people to look at in MLflow."""
+"""Files for people that are made from a run's folder: the history as CSV and the confusion matrix as PNG."""
 
 from __future__ import annotations
 
@@ -48,7 +48,11 @@ def _write_history(folder: RunFolder) -> None:
 
 
 def draw_confusion(folder: RunFolder, class_names: Sequence[str]) -> None:
-    """Confusion matrix of the test images as a PNG: rows are true classes, cells percent of the row."""
+    """Draw the confusion matrix of the test images as a PNG: rows are true classes, cells percent of the row.
+
+    scikit-learn's ConfusionMatrixDisplay is not used: its import adds 4 s and 150 MB to each training process, it draws
+    with pyplot, and it parses a class name such as ``$x`` as mathematics.
+    """
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
     try:
@@ -65,7 +69,7 @@ def draw_confusion(folder: RunFolder, class_names: Sequence[str]) -> None:
     figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
     if num <= 20:
         axes.set_xticks(range(num), class_names, rotation=45, ha="right", parse_math=False)
-        axes.set_yticks(range(num), class_names, parse_math=False)  # a class may be called $x$
+        axes.set_yticks(range(num), class_names, parse_math=False)  # a class name may contain $
         for row, column in np.ndindex(num, num):
             shade = "white" if percent[row, column] > 50 else "black"
             axes.text(column, row, f"{percent[row, column]:.0f}", ha="center", va="center", color=shade, fontsize=7)

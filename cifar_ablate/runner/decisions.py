@@ -1,4 +1,4 @@
-"""What planned seeds can decide, in sentences for ``plan``: differences they detect, and seeds that a margin needs."""
+"""Sentences of ``plan`` about the planned seeds: the differences they detect, and the seeds that a margin needs."""
 
 from __future__ import annotations
 
@@ -8,57 +8,60 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cifar_ablate.analysis.looks import spend
 from cifar_ablate.analysis.power import detectable, seeds_needed
 from cifar_ablate.analysis.sentences import count
 from cifar_ablate.analysis.verdicts import MIN_DF
 from cifar_ablate.console import duration
-from cifar_ablate.records import RecordedRun, frame_of
+from cifar_ablate.records import RecordedRun
 from cifar_ablate.spec.schema import Study
 
 PUBLISHED_SD = ((4, 0.56), (16, 0.19), (64, 0.15))
 """Epochs, and standard deviation of CIFAR-10 test accuracy between seeds, in points (arXiv 2304.01910)."""
 MIN_SEEDS = 3
-"""With fewer there is an interval at most, and no verdict."""
+"""Minimum number of seeds for a verdict."""
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Standard deviation of a run's test accuracy between seeds, in points, and where it is known from."""
+class SeedSpread:
+    """Standard deviation of a run's test accuracy between seeds, in points, and its source."""
 
     sd: float
     source: str
+    """Where ``sd`` comes from, in words."""
     is_recorded: bool
-    """It was read from test accuracies."""
+    """Whether it was computed from recorded test accuracies."""
 
 
-def spread_of(study: Study, results: Sequence[RecordedRun], *, is_whole_cifar10: bool) -> Spread:
-    """From recorded runs where an arm has two, else as the study expects it, else as published for CIFAR-10."""
-    frame = frame_of([run for run in results if run.outcome == "finished"])
-    arms = [rows["accuracy"].to_numpy() for _, rows in frame.groupby("arm") if len(rows) > 1]
+def spread_of(study: Study, results: Sequence[RecordedRun], *, is_whole_cifar10: bool) -> SeedSpread:
+    """From recorded runs if an arm has two of them, else as the study expects, else as published for CIFAR-10."""
+    by_arm: dict[str, list[float]] = {}
+    for run in results:
+        if run.outcome == "finished":
+            by_arm.setdefault(run.arm, []).append(run.metrics.get("test_accuracy", math.nan))
+    arms = [np.array(by_arm[name]) for name in sorted(by_arm) if len(by_arm[name]) > 1]
     df = sum(len(arm) - 1 for arm in arms)
     squares = sum(float(((arm - arm.mean()) ** 2).sum()) for arm in arms)
     if squares > 0:
         num_runs = sum(map(len, arms))
-        return Spread(math.sqrt(squares / df), f"from {count(num_runs, 'recorded run')}, {df} df", is_recorded=True)
+        return SeedSpread(math.sqrt(squares / df), f"from {count(num_runs, 'recorded run')}, {df} df", is_recorded=True)
     if study.expected_sd is not None:
-        return Spread(study.expected_sd, "as the study expects it (expected_sd)", is_recorded=False)
+        return SeedSpread(study.expected_sd, "as the study expects it (expected_sd)", is_recorded=False)
     epochs = min(arm.recipe.epochs for arm in study.arms)
     known = np.log(np.array(PUBLISHED_SD))
     sd = float(np.exp(np.interp(np.log(epochs), known[:, 0], known[:, 1])))
     source = f"for {count(epochs, 'epoch')}, from what is published for 4, 16 and 64 of CIFAR-10, arXiv 2304.01910"
     if not is_whole_cifar10:
         source += "; that is the whole CIFAR-10, so it is likely too small here: state expected_sd"
-    return Spread(sd, source, is_recorded=False)
+    return SeedSpread(sd, source, is_recorded=False)
 
 
-def decision_lines(study: Study, spread: Spread, seconds_per_seed: float | None) -> list[str]:
-    """What the seeds of a study detect, and what its margin needs.
+def decision_lines(study: Study, spread: SeedSpread, seconds_per_seed: float | None) -> list[str]:
+    """The differences that the seeds of a study detect, and the seeds that its margin needs.
 
     Args:
-        study: With its seeds or looks, and its margin.
-        spread: Of one run between seeds.
-        seconds_per_seed: What one more seed of every arm takes here; None where that is not known.
+        study: The study, with its seeds or looks and its margin.
+        spread: Spread of one run between seeds.
+        seconds_per_seed: Time for one more seed of every arm on this machine; None if unknown.
     """
     num_arms = len(study.arms)
     if num_arms == 1:
@@ -71,7 +74,7 @@ def decision_lines(study: Study, spread: Spread, seconds_per_seed: float | None)
 
 
 def _detected(study: Study, sd: float) -> str:
-    """What the planned seeds, or each look by itself, detect."""
+    """The differences that the planned seeds, or each look alone, detect."""
     least = _fewest(len(study.arms))
     if not study.looks:
         num = len(study.seeds)
@@ -79,6 +82,8 @@ def _detected(study: Study, sd: float) -> str:
             verb = "gives" if num == 1 else "give"
             return f"{count(num, 'seed')} {verb} no verdict: {count(len(study.arms), 'arm')} need at least {least}"
         return f"{num} seeds detect {_points(detectable(num, len(study.arms), sd))} at 80% power"
+    from cifar_ablate.analysis.looks import spend
+
     said = []
     for look in spend(study.looks):
         found = detectable(look.num_seeds, len(study.arms), sd, look.alpha)
@@ -102,7 +107,7 @@ def _needed(study: Study, sd: float, seconds_per_seed: float | None) -> str:
 
 
 def _fewest(num_arms: int) -> int:
-    """Seeds from which there is a verdict: at least 3, and 4 residual degrees of freedom."""
+    """Minimum number of seeds for a verdict: MIN_SEEDS, and MIN_DF residual degrees of freedom."""
     return max(MIN_SEEDS, 1 + math.ceil(MIN_DF / (num_arms - 1)))
 
 

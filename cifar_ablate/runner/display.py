@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn
 from rich.table import Column
 
 from cifar_ablate.console import duration
@@ -81,30 +81,46 @@ class ActiveRun:
     accuracy: str = ""
 
 
-class TerminalDisplay(RunDisplay):
-    """Progress of one ``run`` command; use as a context manager around it."""
+class LiveBars:
+    """Progress bars on a terminal and lines above them; elsewhere only the lines. Use as a context manager.
+
+    ``columns`` go between the bar and the bar's note, which is cut where the window ends: what must stay in a narrow
+    window comes first in it.
+    """
+
+    def __init__(self, console: Console, *columns: ProgressColumn) -> None:
+        self.console, self.live = console, console.is_terminal
+        self.step_seconds = REFRESH_SECONDS if self.live else None
+        note = TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+        self.progress = Progress(BarColumn(8), *columns, note, console=console, disable=not self.live, transient=True)
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def on_note(self, text: str) -> None:
+        """Print a note that concerns no single run or trial; may be called from another thread."""
+        self._print(text)
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False)
+
+
+class TerminalDisplay(LiveBars, RunDisplay):
+    """Progress of one ``run`` command."""
 
     def __init__(self, console: Console, work: Callable[[PlannedRun], float]) -> None:
-        self.console, self.work = console, work
-        self.live = console.is_terminal
-        self.step_seconds = REFRESH_SECONDS if self.live else None
-        # what must stay in a narrow window comes first: time left, accuracy; the end of a line is cut
-        line = Column(no_wrap=True, overflow="ellipsis")
-        columns = [BarColumn(8), TextColumn("{task.description}"), TextColumn("{task.fields[note]}", table_column=line)]
-        self.progress = Progress(*columns, console=console, disable=not self.live, transient=True)
+        super().__init__(console, TextColumn("{task.description}"))
+        self.work = work
         self.study_task: TaskID | None = None
         self.study_pace = Pace(0)
         self.num_runs = 0
         self.active: dict[Key, ActiveRun] = {}
         self.ended: set[Key] = set()
         self.finished_work = 0.0
-
-    def __enter__(self) -> TerminalDisplay:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
 
     def on_plan(self, todo: Sequence[PlannedRun], num_done: int, num_failed: int) -> None:
         is_more = self.study_task is not None
@@ -127,7 +143,7 @@ class TerminalDisplay(RunDisplay):
             number = len(self.ended | self.active.keys() | {run.key})
             self._print(f"[{number}/{self.num_runs}] {run.name}{where}")
         self._leave(run)
-        task = self.progress.add_task("run", total=pace.total, note=f"? left  {_plain(name)}")
+        task = self.progress.add_task("run", total=pace.total, note=f"? left  {escape_markup(name)}")
         self.active[run.key] = ActiveRun(name, pace, task, epochs_done)
         self._refresh()
 
@@ -138,7 +154,7 @@ class TerminalDisplay(RunDisplay):
         active.pace.done = epochs / run.recipe.epochs * active.pace.total
         measured = f"epoch {step.epoch}/{run.recipe.epochs}{active.accuracy}  loss {step.loss:.3f}  {rate:.1f} steps/s"
         note = f"{active.pace.left()} left  {measured}  {active.name}"
-        self.progress.update(active.task, completed=active.pace.done, note=_plain(note))
+        self.progress.update(active.task, completed=active.pace.done, note=escape_markup(note))
         self._refresh()
 
     def on_epoch(self, run: PlannedRun, line: Mapping[str, Any]) -> None:
@@ -177,9 +193,6 @@ class TerminalDisplay(RunDisplay):
     def on_look(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def on_note(self, text: str) -> None:
-        self._print(text)
-
     def _leave(self, run: PlannedRun) -> None:
         active = self.active.pop(run.key, None)
         if active is not None:
@@ -198,10 +211,7 @@ class TerminalDisplay(RunDisplay):
             self.study_task, total=pace.total, completed=pace.done, note=f"{pace.left()} left  {which}"
         )
 
-    def _print(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False)
 
-
-def _plain(text: str) -> str:
+def escape_markup(text: str) -> str:
     """Text in which rich sees no markup."""
     return text.replace("[", "\\[")

@@ -18,7 +18,7 @@ from cifar_ablate.runner.status import RunStatus, by_training, status
 
 if TYPE_CHECKING:
     from cifar_ablate.analysis.looks import LooksTaken
-    from cifar_ablate.analysis.types import Contrast
+    from cifar_ablate.analysis.verdicts import Contrast
 
 MAX_NAMED = 3
 

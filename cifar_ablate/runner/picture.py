@@ -1,4 +1,4 @@
-"""Rows of small images with a label at the left and a caption above each: one PNG, each pixel a whole square."""
+"""A PNG of rows of small images, with a label on the left of each row and a caption above each image."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 DPI = 100
 CELL_PX = 96
-"""Images are enlarged by the whole factor that comes nearest to this."""
+"""Approximate side of an enlarged image; the factor is an integer, so that each pixel is a square."""
 GAP_PX, MARGIN_PX, LABEL_PX, TITLE_PX, NAME_LINE_PX, LINE_PX = 8, 20, 190, 66, 16, 13
 MAX_PX = 30_000
-"""Of a side; the renderer ends at 65,535."""
+"""Maximum side of the picture; the renderer's limit is 65,535."""
 DARK, GREY, RULE = "#1f2328", "#6e7781", 225
 
 
 @dataclass(frozen=True)
 class Row:
-    """Images that belong together."""
+    """A row of images."""
 
     name: str
     note: str
@@ -40,7 +40,7 @@ class Row:
 
     @property
     def factor(self) -> int:
-        """How many pixels of the picture a pixel of an image is wide."""
+        """Side of an image's pixel in the picture."""
         return max(1, round(CELL_PX / int(self.images.shape[1])))
 
     @property
@@ -54,7 +54,7 @@ class Row:
         return LINE_PX * max(map(len, self.captions)) + 5
 
     def label(self) -> tuple[list[str], list[str]]:
-        """The name and the note in lines that fit beside the images."""
+        """The name and the note, wrapped to the width of the label."""
         return textwrap.wrap(self.name, 24), textwrap.wrap(self.note, 33)
 
     @property
@@ -68,7 +68,7 @@ class Row:
 
 
 def draw_rows(rows: Sequence[Row], title: str, subtitle: str, path: Path) -> None:
-    """Draw the rows; raises OutputError where ``path`` cannot be written, UsageError where the picture is too large."""
+    """Draw the rows; raises OutputError if ``path`` cannot be written, UsageError if the picture is too large."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
     width = 2 * MARGIN_PX + LABEL_PX + max(len(row.images) * (row.cell_px + GAP_PX) - GAP_PX for row in rows)
@@ -95,7 +95,7 @@ def draw_rows(rows: Sequence[Row], title: str, subtitle: str, path: Path) -> Non
 
 
 def _draw_row(figure: Figure, canvas: Images, row: Row, top: int) -> None:
-    """Paste the images of a row into the canvas, and write its texts into the figure above it."""
+    """Copy the images of a row into the canvas, and add its texts to the figure."""
     image_top = top + row.caption_px
     y = image_top
     name, note = row.label()
@@ -115,7 +115,7 @@ def _draw_row(figure: Figure, canvas: Images, row: Row, top: int) -> None:
 
 
 def _fitted(caption: str, width_px: int) -> str:
-    """A caption that is not wider than its image: a long class name is cut, its weight is kept."""
+    """A caption as wide as its image: a long class name is cut, and its weight kept."""
     num = width_px // 6
     name, _, weight = caption.rpartition(" ")
     if len(caption) <= num:

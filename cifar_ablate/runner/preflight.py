@@ -1,8 +1,9 @@
-"""Everything that can be wrong with a command is found here, before any training."""
+"""Checks before any training: studies, data, device and tracking store."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from rich.console import Console
 from cifar_ablate.console import reporting
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import Device, Slot, num_cores, why_no_cuda
-from cifar_ablate.errors import TrackingError
+from cifar_ablate.errors import RecordError, TrackingError
+from cifar_ablate.folder import RUNS_ROOT, RunFolder
 from cifar_ablate.plan import Plan, load_all_data, make_plan
 from cifar_ablate.spec.load import load_studies
 from cifar_ablate.spec.overlay import load_overlay
@@ -36,24 +38,34 @@ def prepare(
     device: Callable[[], Device],
     console: Console,
 ) -> Prepared:
-    """Load and plan the studies for what ``device`` finds; raises AblateError for whatever stands in the way."""
+    """Load the studies and plan them for the device that ``device`` finds; raises AblateError if that is impossible."""
     studies = load_studies(files, load_overlay(profile, settings or []))
     found = device()
     with reporting(console) as report_progress:
         data = load_all_data(studies, report_progress)
-    return Prepared([make_plan(study, data, found) for study in studies], data, found)
+    return Prepared([make_plan(study, data, found, _was_trained) for study in studies], data, found)
 
 
-def open_tracking() -> Tracking:
-    """The record; raises TrackingError, before anything is trained, where it does not answer."""
+def _was_trained(fingerprint: str) -> bool:
+    """Whether the run's folder holds the result of a training that did not fail."""
+    with suppress(RecordError):
+        result = RunFolder(RUNS_ROOT / fingerprint).result()
+        return result is not None and result.status != "failed"
+    return False
+
+
+def open_tracking(
+    offline: str = "train with --offline, and deliver with `cifar-ablate sync` later",
+) -> Tracking:
+    """The tracking store; raises TrackingError, with how to do without it (``offline``), if it does not answer."""
     try:
         return Tracking()
     except TrackingError as error:
-        raise TrackingError(f"{error}; or train with --offline, and deliver with `cifar-ablate sync` later") from None
+        raise TrackingError(f"{error}; or {offline}") from None
 
 
 def describe_slots(slots: Sequence[Slot], why: str = "") -> str:
-    """Where runs are trained, and why not on a GPU; then why so many at a time, or what would be better."""
+    """Where runs are trained, and why not on a GPU; then why this many at a time, or a better choice."""
     return "\n".join(line for line in (_where(slots), why or advice(slots)) if line)
 
 
@@ -67,7 +79,7 @@ def _where(slots: Sequence[Slot]) -> str:
 
 
 def advice(slots: Sequence[Slot]) -> str:
-    """What would make better use of this machine, in a sentence; empty where nothing would."""
+    """A sentence about a better use of this machine; empty if there is none."""
     if slots[0].device.kind == "cuda":
         idle = torch.cuda.device_count() - len(slots)
         return f"{idle} more GPUs are idle: --jobs auto uses all" if idle > 0 else ""

@@ -1,7 +1,7 @@
 """One picture of what each arm's network sees: the first images of an epoch's first batch, with their targets.
 
-The images take the way that they take in a training (``plan_epoch``, ``draw_epoch``, the pipeline, whole batches, since
-mixing needs the partners) and are only denormalised for display.
+The code of the training prepares the images (``plan_epoch``, ``draw_epoch``, the pipeline on whole batches, because
+mixing needs partners); they are only denormalised for display.
 """
 
 from __future__ import annotations
@@ -32,39 +32,45 @@ from cifar_ablate.training.engine import pipeline_of
 
 FOLDER = Path("reports")
 MAX_NAME = 150
-"""Characters of a file's name that come from the study's label: ``--set`` options can make that long."""
+"""Maximum number of characters that a file's name takes from the study's label, which ``--set`` can make long."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What of a study is to be drawn."""
+class PreviewOptions:
+    """Which part of a study to draw."""
 
     arms: Sequence[str] | None = None
-    """Names; None: all."""
+    """Names of arms; None: all."""
     seed: int | None = None
-    """None: the study's first."""
+    """None: the first seed of the study."""
     epoch: int = 1
-    """From 1, as in a history."""
+    """Epoch, from 1."""
     num_images: int = 12
+    """Number of images of each arm, from the first batch."""
 
 
 def draw_preview(
-    file: Path, profile: str | None, settings: Sequence[str] | None, wanted: Wanted, output: Path | None, out: Console
+    file: Path,
+    profile: str | None,
+    settings: Sequence[str] | None,
+    options: PreviewOptions,
+    output: Path | None,
+    out: Console,
 ) -> Path:
-    """Draw the picture and give its path; raises AblateError for whatever stands in the way."""
-    study = _chosen(load_study(file, load_overlay(profile, settings or [])), wanted)
+    """Draw the picture and return its path; raises AblateError if that is impossible."""
+    study = _selected(load_study(file, load_overlay(profile, settings or [])), options)
     path = output or FOLDER / f"preview-{re.sub(r'[^A-Za-z0-9._@=,+-]+', '-', study.label)[:MAX_NAME]}.png"
     _make_room(path)
     with reporting(out) as report_progress:
         data = load_all_data([study], report_progress)
-    seed = study.seeds[0] if wanted.seed is None else wanted.seed
-    rows = rows_of(study.arms, data, seed, wanted.epoch, wanted.num_images)
-    draw_rows(rows, study.label, f"what the network sees first in epoch {wanted.epoch}, seed {seed}", path)
+    seed = study.seeds[0] if options.seed is None else options.seed
+    rows = rows_of(study.arms, data, seed, options.epoch, options.num_images)
+    draw_rows(rows, study.label, f"what the network sees first in epoch {options.epoch}, seed {seed}", path)
     return path
 
 
 def rows_of(arms: Sequence[Arm], data: Mapping[DataKey, DataSet], seed: int, epoch: int, num_images: int) -> list[Row]:
-    """A row for each arm, from its first ``num_images`` images; above the first arm of each data set the untouched."""
+    """A row of ``num_images`` images for each arm, and one of the untouched images before each new data set."""
     rows: list[Row] = []
     on_device: dict[DataKey, DeviceData] = {}
     for arm in arms:
@@ -84,7 +90,7 @@ def rows_of(arms: Sequence[Arm], data: Mapping[DataKey, DataSet], seed: int, epo
 
 
 def first_batch(recipe: Recipe, data: DeviceData, seed: int, epoch: int) -> Batch:
-    """What the network gets in the first step of an epoch (from 1): drawn and augmented as in ``training/step.py``."""
+    """The first batch of an epoch (from 1) as the network gets it, drawn and augmented as in ``training/step.py``."""
     pipeline = pipeline_of(recipe, data)
     plan = plan_epoch(seed, epoch - 1, data)
     draws = pipeline.draw_epoch(plan, data.mean.device)
@@ -93,7 +99,7 @@ def first_batch(recipe: Recipe, data: DeviceData, seed: int, epoch: int) -> Batc
 
 
 def in_short(recipe: Recipe) -> str:
-    """What is done to images and targets: augmentations with the options that are not the defaults."""
+    """The augmentations of a recipe and their options, except defaults, and its label smoothing."""
     parts = []
     for name, component in recipe.augment.items():
         options = {key: value for key, value in component.as_dict(defaults=False).items() if key != "name"}
@@ -106,30 +112,30 @@ def in_short(recipe: Recipe) -> str:
     return ", ".join(parts) or "no augmentation"
 
 
-def _chosen(study: Study, wanted: Wanted) -> Study:
-    """The study with the arms that are wanted; raises UsageError where something wanted is not there."""
+def _selected(study: Study, options: PreviewOptions) -> Study:
+    """The study with the selected arms; raises UsageError for an arm, epoch or number of images that it lacks."""
     names = [arm.name for arm in study.arms]
-    for name in wanted.arms or ():
+    for name in options.arms or ():
         if name not in names:
             raise UsageError(f"--arm {name}: {study.label} has no such arm{suggest(name, names)}")
-    arms = tuple(arm for arm in study.arms if not wanted.arms or arm.name in wanted.arms)
+    arms = tuple(arm for arm in study.arms if not options.arms or arm.name in options.arms)
     for arm in arms:
-        if wanted.epoch > arm.recipe.epochs:
+        if options.epoch > arm.recipe.epochs:
             last = min(each.recipe.epochs for each in arms)
             raise UsageError(
-                f"--epoch {wanted.epoch}: arm {arm.name!r} ends after {arm.recipe.epochs}; give one from 1 to {last}"
+                f"--epoch {options.epoch}: arm {arm.name!r} ends after {arm.recipe.epochs}; give one from 1 to {last}"
             )
-        if wanted.num_images > arm.recipe.batch_size:
+        if options.num_images > arm.recipe.batch_size:
             smallest = min(each.recipe.batch_size for each in arms)
             raise UsageError(
-                f"--images {wanted.num_images}: arm {arm.name!r} has {arm.recipe.batch_size} in a batch; "
+                f"--images {options.num_images}: arm {arm.name!r} has {arm.recipe.batch_size} in a batch; "
                 f"give {smallest} or fewer"
             )
     return replace(study, arms=arms)
 
 
 def _make_room(path: Path) -> None:
-    """Make the picture's folder; raises UsageError or OutputError, before any work, where the path is no good."""
+    """Make the picture's folder; raises UsageError or OutputError, before any work, for an unsuitable path."""
     if path.suffix.lower() != ".png":
         raise UsageError(f"--output {path}: the picture is a PNG; let its name end with .png")
     if path.is_dir():

@@ -14,6 +14,7 @@ from rich.console import Console
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import Device, Slot
 from cifar_ablate.errors import OutputError, TrackingError, UsageError
+from cifar_ablate.folder import RUNS_ROOT
 from cifar_ablate.plan import DataKey, Plan, PlannedRun
 from cifar_ablate.process import this_process
 from cifar_ablate.records import Key, RecordedRun
@@ -36,7 +37,6 @@ from cifar_ablate.tracking import MlflowWriter, PendingUpload, Tracking
 from cifar_ablate.training.engine import EngineOptions, check_options, choose_mode
 from cifar_ablate.training.train import CHECKPOINT_SECONDS
 
-RUNS_ROOT = Path("mlruns") / "runs"
 PATIENCE_SECONDS = 30.0
 """How long a command waits at its end for an MLflow that does not answer."""
 HURRIED_SECONDS = 5.0

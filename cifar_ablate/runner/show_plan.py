@@ -1,4 +1,4 @@
-"""What ``plan`` prints: every run, its state, how long the rest will take here, and what it can decide."""
+"""What ``plan`` prints: every run and its state, a time estimate, and what the study can decide."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from rich.table import Table
 
 from cifar_ablate.console import duration
 from cifar_ablate.data import DataSet
-from cifar_ablate.device import Slot
+from cifar_ablate.device import Device, Slot
 from cifar_ablate.errors import AblateError
+from cifar_ablate.folder import RUNS_ROOT
 from cifar_ablate.plan import DataKey, Plan, PlannedRun
 from cifar_ablate.records import RecordedRun
 from cifar_ablate.runner.decisions import decision_lines, spread_of
-from cifar_ablate.runner.estimate import Kind, Rate, images_of, kind_of_work, measure_rates
+from cifar_ablate.runner.estimate import Kind, Throughput, images_of, kind_of_work, measure_rates
+from cifar_ablate.runner.jobs import choose_slots
 from cifar_ablate.runner.looks import LookState, look_state
-from cifar_ablate.runner.run import RUNS_ROOT
 from cifar_ablate.runner.status import RunStatus
 from cifar_ablate.tracking import Tracking, is_empty
 
 KINDS = ("done", "running", "failed", "interrupted", "to do")
 NUM_WHOLE_CIFAR10 = 50_000
-"""Training images."""
+"""Training images of the whole CIFAR-10."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class State:
 
 @dataclass(frozen=True)
 class _Shown:
-    """A plan beside its record."""
+    """A plan with the states of its runs."""
 
     looks: LookState
     states: Sequence[tuple[PlannedRun, State]]
@@ -58,24 +59,24 @@ class _Shown:
 
 @dataclass(frozen=True)
 class _Times:
-    """How long runs take here."""
+    """Training times of runs on this machine."""
 
-    rates: Mapping[Kind, Rate]
+    rates: Mapping[Kind, Throughput]
     data: Mapping[DataKey, DataSet]
     num_slots: int
 
     def alone(self, run: PlannedRun, state: State) -> float:
-        """Seconds from its start to its end, beside others."""
+        """Seconds from the run's start to its end while others train, too."""
         share = 1 - state.epochs_done / run.recipe.epochs
         return share * images_of(run, self.data[run.data_key]) / self.rates[kind_of_work(run)].of_each
 
     def total(self, runs: Sequence[tuple[PlannedRun, State]]) -> float:
-        """Seconds for all of them, in all slots at once."""
+        """Seconds for all runs, in all slots at once."""
         seconds = (self.alone(run, state) / self.rates[kind_of_work(run)].num_in_turn for run, state in runs)
         return sum(seconds) / self.num_slots
 
     def of_one_seed(self, shown: _Shown) -> float | None:
-        """Seconds for one more seed of every arm: estimated, else as recorded; None where an arm has neither."""
+        """Seconds for one more seed of every arm: measured, else as recorded; None if an arm has neither."""
         seconds = []
         recorded: dict[str, list[float]] = {}
         for one in shown.looks.results:
@@ -92,13 +93,31 @@ class _Times:
         return sum(seconds)
 
 
-def show_plan(plans: Sequence[Plan], data: Mapping[DataKey, DataSet], slots: Sequence[Slot], console: Console) -> None:
-    """Print the plans beside the record; nothing is trained, and of the record only the ledger may get an entry."""
+def show_plan(
+    plans: Sequence[Plan],
+    data: Mapping[DataKey, DataSet],
+    device: Device,
+    jobs: int | None,
+    threads: int | None,
+    console: Console,
+) -> None:
+    """Print the plans with the states of their runs. Nothing is trained; the only change is an entry in the ledger.
+
+    Args:
+        plans: The plans.
+        data: Data sets of the plans.
+        device: Device to train on.
+        jobs: Number of runs at a time; None: measured, if anything is left to train.
+        threads: CPU threads of each run; None: the default.
+        console: Where to print.
+    """
     tracking = None if is_empty() else Tracking()
     labels = set(tracking.labels()) if tracking is not None else set()
     shown = [_beside_record(tracking if plan.study.label in labels else None, plan) for plan in plans]
-    wide = Console(width=max(console.width, 120), highlight=False)  # broken lines say more than columns left out
-    timed = [run for one in shown for run, state in one.states if state.is_to_train or state.kind == "if open"]
+    wide = Console(width=max(console.width, 120), highlight=False)  # rather broken lines than missing columns
+    states = [each for one in shown for each in one.states]
+    slots, _ = choose_slots([run for run, state in states if state.is_to_train], data, device, jobs, threads)
+    timed = [run for run, state in states if state.is_to_train or state.kind == "if open"]
     slots[0].enter()
     times = _Times(measure_rates(timed, data, slots[0]), data, len(slots))
     for one in shown:
@@ -122,7 +141,7 @@ def _table(shown: _Shown, times: _Times) -> Table:
 
 
 def _decisions(shown: _Shown, times: _Times, tracking: Tracking | None) -> list[str]:
-    """What the plan can decide; where that was read from test accuracies, the ledger says so."""
+    """What the plan can decide; the ledger notes it if that was computed from test accuracies."""
     study, results = shown.plan.study, shown.looks.results
     is_whole = all(
         run.recipe.data.name == "cifar10" and len(times.data[run.data_key].train_labels) == NUM_WHOLE_CIFAR10
@@ -130,7 +149,7 @@ def _decisions(shown: _Shown, times: _Times, tracking: Tracking | None) -> list[
     )
     spread = spread_of(study, results, is_whole_cifar10=is_whole)
     if spread.is_recorded and tracking is not None:
-        with suppress(AblateError):  # a store that may only be read is no reason to show no plan
+        with suppress(AblateError):  # a plan can be shown from a read-only store, too
             tracking.note(study.label, "plan", "seed spread", results)
     return decision_lines(study, spread, times.of_one_seed(shown))
 
@@ -184,6 +203,7 @@ def _in_words(status: RunStatus, run: PlannedRun) -> State:  # noqa: PLR0911  on
     if status.kind in ("failed", "damaged"):
         return State("failed", f"{status.kind}: {status.reason}")
     if status.kind == "interrupted":
-        text = f"interrupted, {status.reason}" if status.reason else f"interrupted at {at}"
+        resumed = f" (from epoch {status.epochs_done + 1})" if status.epochs_done else ""  # in the words of ``run``
+        text = f"interrupted, {status.reason}" if status.reason else f"interrupted at {at}{resumed}"
         return State("interrupted", text, status.epochs_done)
     return State("to do", "to do")

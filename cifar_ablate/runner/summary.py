@@ -10,6 +10,8 @@ from cifar_ablate.plan import PlannedRun
 
 INTERRUPTED = 130
 MAX_NAMED = 5
+"""Maximum number of undelivered runs that are listed by name."""
+SYNC_CURE = "What they came to is in mlruns/runs; `cifar-ablate sync` tries again to deliver it."
 _WORDS = {
     "shared": "trained before, now recorded",
     "elsewhere": "left to another run command",
@@ -17,8 +19,26 @@ _WORDS = {
 }
 
 
-@dataclass(frozen=True)
-class RunSummary:
+@dataclass(frozen=True, kw_only=True)
+class CommandSummary:
+    """What the summaries of ``run`` and ``tune`` share."""
+
+    stopped_because: str
+    """Why the command stopped before its plan was done; empty: it did not."""
+    signal: str
+    """The signal that stopped it, if one did."""
+    undelivered: tuple[tuple[str, str], ...]
+    """Names of runs that MLflow does not have completely, with what MLflow said."""
+    is_offline: bool = False
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether something that was trained has no result."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary(CommandSummary):
     """How a ``run`` command ended."""
 
     kinds: Counter[str]
@@ -29,15 +49,12 @@ class RunSummary:
     """Runs that were left because the command stopped."""
     failures: tuple[tuple[PlannedRun, str], ...]
     """Runs that failed, now or before, and runs with a damaged folder, with the reason."""
-    stopped_because: str
-    """Why the command stopped before its plan was done; empty: it did not."""
-    signal: str
-    """The signal that stopped it, if one did."""
-    undelivered: tuple[tuple[str, str], ...]
-    """Names of runs that MLflow does not have completely, with what MLflow said."""
-    is_offline: bool
     waiting: tuple[str, ...] = ()
     """Looks that wait for runs, in words."""
+
+    @property
+    def has_failed(self) -> bool:
+        return bool(self.failures)
 
 
 @dataclass(frozen=True)
@@ -69,30 +86,32 @@ def lines_of(summary: RunSummary) -> Iterator[str]:
     if summary.undelivered and summary.is_offline:
         yield f"{len(summary.undelivered)} runs wait in mlruns/runs; `cifar-ablate sync` delivers what MLflow lacks."
     elif summary.undelivered:
-        yield from _undelivered(summary.undelivered)
+        yield from undelivered_lines(summary.undelivered)
+        yield SYNC_CURE
     yield from summary.waiting
     if summary.stopped_because or summary.kinds.get("stopped"):
         yield "The same command again does what is left."
 
 
-def exit_code(summary: RunSummary) -> int:
+def exit_code(summary: CommandSummary) -> int:
     """130 after a signal, 1 if anything failed or is left, else 0."""
     if summary.signal:
         return INTERRUPTED
     is_missing = summary.undelivered and not summary.is_offline
-    return 1 if summary.failures or summary.stopped_because or is_missing else 0
+    return 1 if summary.has_failed or summary.stopped_because or is_missing else 0
 
 
 def lines_of_sync(synced: SyncSummary) -> Iterator[str]:
     """The last lines of ``sync``."""
     yield f"Runs: {len(synced.delivered)} delivered" + (f", {len(synced.running)} running" if synced.running else "")
     if synced.undelivered:
-        yield from _undelivered(synced.undelivered)
+        yield from undelivered_lines(synced.undelivered)
+        yield SYNC_CURE
 
 
-def _undelivered(runs: tuple[tuple[str, str], ...]) -> Iterator[str]:
+def undelivered_lines(runs: tuple[tuple[str, str], ...]) -> Iterator[str]:
+    """The first runs that MLflow does not have, with the reason, and how many more there are."""
     for name, trouble in runs[:MAX_NAMED]:
         yield f"not delivered: {name}" + (f": {trouble}" if trouble else "")
     if len(runs) > MAX_NAMED:
         yield f"not delivered: {len(runs) - MAX_NAMED} more"
-    yield "What they came to is in mlruns/runs; `cifar-ablate sync` tries again to deliver it."

@@ -1,22 +1,36 @@
-"""A registered name with its options, as one part of a recipe; the registry's signatures are the schema."""
+"""The parts that a study's schema is made of: a closed base model, and registered names with their options."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import GetCoreSchemaHandler, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, SchemaValidator, core_schema
 
 from cifar_ablate.errors import UnknownNameError
 from cifar_ablate.registry import DATA, MODELS, OPTIMIZERS, SCHEDULES, Options, Registry
 
+
+class Spec(BaseModel):
+    """Base class of all parts of a study: closed, strict and frozen; a field's docstring is its description."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True, use_attribute_docstrings=True
+    )
+
+
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+Label = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
 COMPONENT_REGISTRIES = {"data": DATA, "model": MODELS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
 """Recipe fields that hold one component, written as ``name`` or ``{name: ..., option: ...}``."""
 MAX_SHOWN = 60
-"""Characters of a value in a message."""
+"""Maximum length of a value in a message."""
 
 
 @dataclass(frozen=True)
@@ -31,18 +45,18 @@ class Component:
         return self.options.model_dump()
 
     def as_dict(self, *, defaults: bool = True) -> dict[str, Any]:
-        """``{name: ..., option: ...}`` in plain types; without ``defaults`` only what was set to something else."""
+        """``{name: ..., option: ...}`` in plain types; without ``defaults``, only options that differ from them."""
         return {"name": self.name, **self.options.model_dump(mode="json", exclude_defaults=not defaults)}
 
 
-def said(message: str) -> PydanticCustomError:
-    """A finding that is a whole sentence already."""
+def custom_error(message: str) -> PydanticCustomError:
+    """A pydantic error whose message is shown to the user as it is."""
     return PydanticCustomError("ablate", "{message}", {"message": message})
 
 
 def failure(message: str, value: Any, *loc: str) -> ValidationError:
-    """A validation error with one finding, at ``loc`` in what is validated."""
-    error = said(message)
+    """A ValidationError with one message, at ``loc`` in the validated value."""
+    error = custom_error(message)
     return ValidationError.from_exception_data("component", [InitErrorDetails(type=error, loc=loc, input=value)])
 
 
@@ -62,7 +76,7 @@ def _component(registry: Registry, name: str, values: Mapping[str, Any], *loc: s
 
 @dataclass(frozen=True)
 class ComponentOf:
-    """Annotation: a component of ``registry``, written as ``name`` or ``{name: ..., option: ...}``."""
+    """Annotation for a component of ``registry``, written as ``name`` or ``{name: ..., option: ...}``."""
 
     registry: Registry
 
@@ -87,7 +101,7 @@ class ComponentOf:
 
 @dataclass(frozen=True)
 class ComponentsOf:
-    """Annotation: a mapping from names of ``registry`` to their options, kept sorted by name."""
+    """Annotation for a mapping from names of ``registry`` to their options, sorted by name."""
 
     registry: Registry
 
@@ -97,7 +111,7 @@ class ComponentsOf:
     def validate(self, value: Any) -> dict[str, Component]:
         if not isinstance(value, Mapping):
             raise failure(f"must be a mapping such as {{hflip: {{p: 0.5}}}} (got {shown(value)})", value)
-        fields = {  # one validator to a name, so that pydantic collects the errors of all with their locations
+        fields = {  # one validator per name, so that pydantic collects the errors of all with their locations
             name: core_schema.typed_dict_field(
                 core_schema.no_info_plain_validator_function(functools.partial(self._one, name))
             )
@@ -117,13 +131,13 @@ class ComponentsOf:
 
 
 def shown(value: Any) -> str:
-    """A value as YAML would show it, on one short line."""
+    """A value as YAML text, on one line of at most ``MAX_SHOWN`` characters."""
     text = _flow(value)
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 
 def _flow(value: Any) -> str:
-    """In flow style; of what is longer than is shown, the beginning."""
+    """A value in flow style; of a long one at least the beginning that is shown."""
     if value is None or isinstance(value, bool):
         return str(value).lower().replace("none", "null")
     if isinstance(value, Mapping):
@@ -139,7 +153,7 @@ def _flow_key(key: Any) -> str:
 
 
 def _listed(parts: Iterable[str]) -> str:
-    """The parts with commas; no more of them than are shown: a list of thousands may be told for each of many arms."""
+    """Parts joined by commas, up to the length that is shown: messages about many arms may repeat a long list."""
     taken, length = [], 0
     for part in parts:
         taken.append(part)

@@ -1,7 +1,9 @@
-"""A JSON schema of study files that editors use for completion; every registered name and option is in it."""
+"""The JSON schema of study files, which gives editors completion for every registered name and option."""
 
 from __future__ import annotations
 
+import inspect
+import re
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
@@ -9,12 +11,14 @@ from pydantic.fields import FieldInfo
 
 from cifar_ablate.registry import AUGMENTATIONS, PRUNERS, SAMPLERS, Registry
 from cifar_ablate.spec.component import COMPONENT_REGISTRIES
-from cifar_ablate.spec.schema import MAX_ARMS, Published, Recipe, StudyFile
-from cifar_ablate.spec.tune import Tune, Tuned
+from cifar_ablate.spec.schema import Published, Recipe, StudyFile, Tune, Tuned
+
+_ARGUMENT = re.compile(r"^    (\w+): (.+(?:\n {6,}\S.*)*)", re.MULTILINE)
+"""One argument in the ``Args:`` section of a docstring: its name and its text."""
 
 
 def study_json_schema() -> dict[str, Any]:
-    """Schema (draft 2020-12) of one study file."""
+    """The JSON schema (draft 2020-12) of a study file."""
     published = Published.model_json_schema()
     tuned = Tuned.model_json_schema()
     study = {name: _field(StudyFile, name) for name in StudyFile.model_fields if name not in ("tune", "tuned")}
@@ -22,18 +26,17 @@ def study_json_schema() -> dict[str, Any]:
     arm = _partial(recipe)
     arm["properties"]["from"] = {"type": "string", "description": "The arm that this one differs from."}
     study |= {
-        "recipe": _partial(recipe) | {"description": "Shared by all arms."},
+        "recipe": _partial(recipe) | _described(StudyFile.model_fields["recipe"]),
         "arms": {
             "type": "object",
             "minProperties": 1,
-            "maxProperties": MAX_ARMS,
             "additionalProperties": {"anyOf": [arm, {"type": "null"}]},
-            "description": "Each arm states only what differs from the arm named by `from`; null removes a key.",
+            **_described(StudyFile.model_fields["arms"]),
         },
         "published": {
             "type": "object",
             "additionalProperties": {"anyOf": [{"type": "number", "minimum": 0, "maximum": 100}, published]},
-            "description": "Published test accuracy in percent by arm.",
+            **_described(StudyFile.model_fields["published"]),
         },
         "tune": _tune(),
         "tuned": _inlined(tuned, tuned.pop("$defs")) | _described(StudyFile.model_fields["tuned"]),
@@ -64,14 +67,14 @@ def _tune() -> dict[str, Any]:
 
 
 def _field(model: type[BaseModel], name: str) -> dict[str, Any]:
-    """Schema of one field, with its docstring as description."""
+    """The schema of one field, with its docstring as description."""
     info = model.model_fields[name]
     schema: dict[str, Any] = TypeAdapter(info.rebuild_annotation()).json_schema()
     return dict(_inlined(schema, schema.pop("$defs", {}))) | _described(info)
 
 
 def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
-    """The schema with each definition in the place that refers to it: a reference counts from the top of the file."""
+    """The schema with each reference replaced by its definition: references are relative to the whole file."""
     if isinstance(schema, list):
         return [_inlined(item, definitions) for item in schema]
     if not isinstance(schema, dict):
@@ -109,7 +112,7 @@ def _component(registry: Registry) -> dict[str, Any]:
         one["properties"] = {"name": {"const": name}, **one.get("properties", {})}
         objects.append(one)
     names: dict[str, Any] = {"enum": registry.names()}
-    if registry.kind == "model":  # timm's names pass through
+    if registry.kind == "model":  # timm's names are accepted, too
         names = {"type": "string", "examples": registry.names()}
         objects.append({"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}})
     return {"anyOf": [names, *objects]}
@@ -118,11 +121,14 @@ def _component(registry: Registry) -> dict[str, Any]:
 def _options(registry: Registry, name: str) -> dict[str, Any]:
     schema = registry.options(name).model_json_schema()
     schema.pop("title", None)
+    for option, text in _ARGUMENT.findall(inspect.getdoc(registry.get(name)) or ""):
+        if option in schema.get("properties", {}):
+            schema["properties"][option]["description"] = " ".join(text.split())
     return schema | {"description": registry.summary(name)}
 
 
 def _partial(schema: Any) -> Any:
-    """The same schema for a delta: nothing is required, and null removes a key."""
+    """The schema of a delta: nothing is required, and null removes a key."""
     if isinstance(schema, list):
         return [_partial(item) for item in schema]
     if not isinstance(schema, dict):

@@ -1,7 +1,7 @@
-"""Overlays: a profile and ``--set`` options, laid over every arm after the arms are resolved.
+"""Overlays: a profile and ``--set`` options, merged into every arm after the arms are resolved.
 
-An overlay makes a variant of a study with a record of its own. It may scale (``epochs: {times: 0.3}``), so that what
-differs between arms stays different, and may name options that only some components have (``width?: 16``).
+An overlay makes a variant of a study, with a separate record. It may scale values (``epochs: {times: 0.3}``), so that
+arms keep their differences, and may set options that only some components have (``width?: 16``).
 """
 
 from __future__ import annotations
@@ -14,22 +14,18 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from cifar_ablate.errors import Origin, Problem, StudyError, UsageError, suggest
+from cifar_ablate.errors import Location, Problem, StudyError, UsageError, suggest
 from cifar_ablate.registry import MODELS, Registry
-from cifar_ablate.spec.base import Label, Spec
-from cifar_ablate.spec.component import COMPONENT_REGISTRIES, shown
-from cifar_ablate.spec.known import Known, has_option, unknown_key
-from cifar_ablate.spec.merge import merge
-from cifar_ablate.spec.messages import in_file_order, problems
+from cifar_ablate.spec.component import COMPONENT_REGISTRIES, Label, Spec, shown
+from cifar_ablate.spec.delta import merge
+from cifar_ablate.spec.messages import Known, has_option, in_file_order, problems, unknown_key
 from cifar_ablate.spec.schema import Recipe, Seeds
-from cifar_ablate.spec.text import Path_, Tree, Written, dotted, parse_yaml, read_yaml, scalar
+from cifar_ablate.spec.text import MAX_DEPTH, Path_, Tree, Written, dotted, parse_yaml, read_yaml, scalar
 
-MAX_PARTS = 8
-"""Of the KEY of a setting: ``augment.mixup.alpha`` has three."""
 MAX_VARIANT = 180
-"""With the study's name it is the name of an MLflow experiment, which a database holds to 256 characters."""
+"""Maximum length of a variant: MLflow's database limits an experiment's name, STUDY@VARIANT, to 256 characters."""
 SeedsWritten = int | list[int] | dict[str, list[int]]
-"""Seeds as an overlay says them; ``seeds_of`` reads them."""
+"""Seeds as written in a study or an overlay; see ``seeds_of``."""
 PROFILES = resources.files("cifar_ablate.spec") / "profiles"
 
 
@@ -37,34 +33,34 @@ class ProfileFile(Spec):
     """Top level of a profile's YAML."""
 
     profile: Label
-    """Name: what stands behind the @ of the variant."""
+    """Name of the profile, and of the variant after the @."""
     purpose: str = ""
     """What the profile is for, in one sentence."""
     seeds: Seeds | None = None
     """Replaces the study's seeds."""
     recipe: dict[str, Any] = Field(default={})
-    """Laid over every arm's recipe."""
+    """Merged into every arm's recipe."""
 
 
 @dataclass(frozen=True)
 class Overlay:
-    """Layers applied in order; ``variant`` is what stands behind the @ in the study's label."""
+    """Layers to merge in order; ``variant`` is the part after the @ in the study's label."""
 
     layers: tuple[Tree, ...] = ()
     variant: str = ""
     seeds: SeedsWritten | None = None
 
     def apply(self, recipe: Tree, found: list[Problem]) -> Tree:
-        """The recipe with every layer laid over it; where a layer does not fit, a problem is added to ``found``."""
+        """The recipe with every layer merged into it; adds a problem to ``found`` for each value that does not fit."""
         for layer in self.layers:
             recipe = merge(recipe, layer, found, overlay=True, knows=has_option)
         return recipe
 
 
 def load_overlay(profile: str | None, settings: Sequence[str]) -> Overlay:
-    """Overlay of ``--profile NAME|FILE`` and ``--set KEY=VALUE`` options, in this order.
+    """The overlay of ``--profile NAME|FILE`` and ``--set KEY=VALUE`` options, in this order.
 
-    Raises UsageError for an unknown profile or a malformed option, StudyError for a profile that is not valid.
+    Raises UsageError for an unknown profile or an invalid option, and StudyError for an invalid profile.
     """
     layers: list[Tree] = []
     names: list[str] = []
@@ -109,10 +105,10 @@ def _load_profile(profile: str) -> tuple[Tree, ProfileFile]:
     if not isinstance(tree.value, dict):
         what = "is empty" if tree.value is None else "is not a profile"
         message = f"{what}; a profile is a mapping: profile: NAME, recipe: {{...}}"
-        raise StudyError([Problem(tree.at(()).origin, "", message)])
+        raise StudyError([Problem(tree.at(()).location, "", message)])
     if "study" in tree.value and "profile" not in tree.value:
         message = "is for studies; give this file without --profile, or a profile FILE with `profile: NAME`"
-        raise StudyError([Problem(tree.at(("study",)).origin, "study", message)])
+        raise StudyError([Problem(tree.at(("study",)).location, "study", message)])
     try:
         file = ProfileFile.model_validate(tree.value)
     except ValidationError as error:
@@ -124,14 +120,14 @@ def _load_profile(profile: str) -> tuple[Tree, ProfileFile]:
     elif file.seeds is None and not file.recipe:
         message = "changes nothing; give it `recipe`, `seeds` or both"
     if message:
-        raise StudyError([Problem(where.origin, where.path, message)])
+        raise StudyError([Problem(where.location, where.path, message)])
     return tree, file
 
 
 def _is_file(name: str) -> bool:
     try:
         return Path(name).is_file()
-    except (OSError, ValueError):  # a name that no file can have: too long, or with a null character
+    except (OSError, ValueError):  # too long for a file name, or with a null character
         return False
 
 
@@ -141,7 +137,7 @@ def _parse_setting(setting: str) -> tuple[list[str], Any]:
     parts = [part.strip() for part in key.strip().split(".")]
     if not equals or not all(parts) or not text.strip() or not setting.isprintable():
         raise UsageError(f"{option}: write it as KEY=VALUE, such as --set optimizer.lr=0.1")
-    if len(parts) > MAX_PARTS:
+    if len(parts) > MAX_DEPTH:
         raise UsageError(f"{option}: no field of a recipe is so deep; write one such as optimizer.lr")
     if parts[0] != "seeds" and parts[0] not in Recipe.model_fields:
         first = tuple(parts[:1])
@@ -150,7 +146,7 @@ def _parse_setting(setting: str) -> tuple[list[str], Any]:
 
 
 def _optional_problems(layer: Tree) -> list[Problem]:
-    """A ``key?`` that no component has at all would change nothing, silently."""
+    """Each ``key?`` that no component has, and that would silently change nothing."""
     found: list[Problem] = []
     for path, written in layer.written.items():
         if not path or not path[-1].endswith("?"):
@@ -161,7 +157,7 @@ def _optional_problems(layer: Tree) -> list[Problem]:
         else:
             message = _unknown_option(registry, path[-1].removesuffix("?"))
         if message:
-            found.append(Problem(written.origin, written.path, message))
+            found.append(Problem(written.location, written.path, message))
     return found
 
 
@@ -189,14 +185,14 @@ def _check_seeds(value: Any, setting: str) -> SeedsWritten:
 
 
 def _setting_tree(key: list[str], value: Any, setting: str) -> Tree:
-    origin = Origin(f"--set {setting}")
+    location = Location(f"--set {setting}")
     tree: Any = value
     for part in reversed(key):
         tree = {part: tree}
     written: dict[Path_, Written] = {}
 
     def mark(path: Path_, inner: Any) -> None:
-        written[path] = Written(origin, dotted(path))
+        written[path] = Written(location, dotted(path))
         for name, below in inner.items() if isinstance(inner, dict) else ():
             mark((*path, name), below)
 
@@ -205,15 +201,15 @@ def _setting_tree(key: list[str], value: Any, setting: str) -> Tree:
 
 
 def model_options(name: str, settings: Sequence[str]) -> dict[str, Any]:
-    """Validated options of a model from ``--set KEY=VALUE``; raises UsageError where one is not an option of it."""
+    """Validated options of a model from ``--set KEY=VALUE``; raises UsageError for an invalid one."""
     given: dict[str, Any] = {}
-    written: dict[Path_, Written] = {(): Written(Origin(f"model {name}"), "")}
+    written: dict[Path_, Written] = {(): Written(Location(f"model {name}"), "")}
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not setting.isprintable():
             raise UsageError(f"--set {dotted((setting,))}: write it as KEY=VALUE, such as --set width=16")
         given[key.strip()] = scalar(text.strip())
-        written[(key.strip(),)] = Written(Origin(f"--set {setting}"), "")
+        written[(key.strip(),)] = Written(Location(f"--set {setting}"), "")
     options = MODELS.options(name)
     try:
         return options(**given).model_dump()

@@ -1,7 +1,10 @@
-"""YAML text to plain values that remember where they were written.
+"""Parse YAML into plain values that remember where they were written.
 
-Scalars follow the YAML 1.2 core schema, since YAML 1.1 reads ``5e-4`` as a string and ``no`` as false. Keys are always
-names: an arm called ``no`` or ``1`` is a name. A key given twice, a tag, or an alias that contains itself is an error.
+Scalars follow the YAML 1.2 core schema: YAML 1.1 reads ``5e-4`` as a string and ``no`` as false. Keys are always
+strings: an arm may be called ``no`` or ``1``. Duplicate keys, tags and aliases that contain themselves are errors.
+
+PyYAML composes the nodes. ruamel.yaml, which writes studies (``tuning/write.py``), is not used here: it takes twice as
+long, and the same positions, limits and messages would have to be built around its nodes.
 """
 
 from __future__ import annotations
@@ -14,13 +17,20 @@ from typing import Any
 
 import yaml
 
-from cifar_ablate.errors import Origin, Problem, StudyError, short
+from cifar_ablate.errors import Location, Problem, StudyError, short
 
 Path_ = tuple[str, ...]
 MAX_BYTES = 500_000
-MAX_NODES = 10_000  # half a second of PyYAML; and aliases can make a small file huge ("billion laughs")
+"""Maximum size of a study file."""
+MAX_NODES = 20_000
+"""Maximum number of values in a study: in the file with its aliases expanded, and in all its arms after merging.
+
+PyYAML reads 20,000 values in about one second. Aliases can make a small file huge ("billion laughs").
+"""
 MAX_DEPTH = 40
+"""Maximum nesting: what walks a tree is recursive, and Python's recursion limit is 1,000 calls."""
 MAX_INT = 2**63 - 1
+"""Largest whole number that the record (SQLite, PostgreSQL) can hold."""
 
 _PLAIN_TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "map", "seq"))
 _NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")  # what YAML refuses unescaped
@@ -34,7 +44,7 @@ _SPECIAL = {
     **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
     **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
 }
-_CURES = {  # what PyYAML says -> what to do; {line} is where the bracket, quote or block begins that it was reading
+_CURES = {  # part of PyYAML's message -> cure; {line} is where the bracket, quote or block begins
     r"found character '\t'": "indent with spaces, not tabs",
     "that cannot start any token": "put the value in quotes",
     "mapping values are not allowed here": "put text that holds ': ' in quotes, or check the indentation",
@@ -52,35 +62,35 @@ _CURES = {  # what PyYAML says -> what to do; {line} is where the bracket, quote
 
 @dataclass(frozen=True)
 class Written:
-    """Where one value was written: its origin and its dotted path in that file."""
+    """Where a value was written: its location and its dotted path in that file."""
 
-    origin: Origin
+    location: Location
     path: str
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A plain value (dict, list, scalar) and, for each path in it, where it was written."""
+    """A plain value (dict, list or scalar) and, for each path in it, where it was written."""
 
     value: Any
     written: dict[Path_, Written] = field(default_factory=dict)
 
     def at(self, path: Path_) -> Written:
-        """Where ``path`` was written; for a path that is not in the file, its nearest parent."""
-        return self.written.get(self.nearest(path)) or Written(Origin("?"), dotted(path))
+        """Where ``path`` was written; if it is not in the file, where its nearest parent was."""
+        return self.written.get(self.nearest(path)) or Written(Location("?"), dotted(path))
 
     def nearest(self, path: Path_) -> Path_:
-        """The longest beginning of ``path`` that was written."""
+        """The longest prefix of ``path`` that was written."""
         return next((path[:length] for length in range(len(path), 0, -1) if path[:length] in self.written), ())
 
     def sub(self, key: str) -> Tree:
-        """The subtree under ``key``, with paths relative to it; an absent or null one is an empty mapping."""
+        """The subtree under ``key``, with relative paths; an empty mapping if the key is absent or null."""
         inner = {path[1:]: where for path, where in self.written.items() if path and path[0] == key}
         value = self.value.get(key)
         return Tree({} if value is None else value, inner or {(): self.at((key,))})
 
     def parts(self) -> dict[str, Tree]:
-        """``sub`` of every key, in one walk: a thousand arms would take a million looks otherwise."""
+        """``sub`` of every key, in a single pass over the paths."""
         written: dict[str, dict[Path_, Written]] = {}
         for path, where in self.written.items():
             if path:
@@ -92,13 +102,13 @@ class Tree:
 
 
 def dotted(path: Path_) -> str:
-    """``arms.all.augment``; a part that would not show, or would reach into the terminal, is quoted and escaped."""
+    """A path as text, such as ``arms.all.augment``; quotes parts with control characters or spaces at their ends."""
     short = (part if len(part) <= 90 else part[:87] + "..." for part in path)
     return ".".join(part if part.isprintable() and part and part == part.strip() else repr(part) for part in short)
 
 
 def scalar(text: str) -> Any:
-    """Value of a plain (unquoted) scalar by the YAML 1.2 core schema."""
+    """Value of a plain (unquoted) scalar in the YAML 1.2 core schema."""
     if text in _SPECIAL:
         return _SPECIAL[text]
     if _INT.fullmatch(text):
@@ -107,7 +117,7 @@ def scalar(text: str) -> Any:
 
 
 def read_yaml(path: Path) -> Tree:
-    """Read a file; raises StudyError with file, line and column for anything that is not clean YAML."""
+    """Read a file; raises StudyError with file, line and column if it cannot be read or is not valid YAML."""
     source = dotted((str(path),))
     return parse_yaml(_read_text(path, source), source)
 
@@ -116,20 +126,20 @@ def _read_text(path: Path, source: str) -> str:
     data = b""
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)  # of a pipe or a device the size is not known before
+            data = file.read(MAX_BYTES + 1)  # a pipe or a device does not know its size
         if len(data) > MAX_BYTES:
-            raise StudyError([Problem(Origin(source), "", f"is over {MAX_BYTES:,} bytes; name a study file")])
+            raise StudyError([Problem(Location(source), "", f"is over {MAX_BYTES:,} bytes; name a study file")])
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        origin = _place(source, data[: error.start].decode("utf-8-sig", "replace"))
+        location = _place(source, data[: error.start].decode("utf-8-sig", "replace"))
         message = "is not UTF-8 text; save the file with this encoding"
     except FileNotFoundError:
-        origin, message = Origin(source), "does not exist" + _near_file(path)
+        location, message = Location(source), "does not exist" + _near_file(path)
     except IsADirectoryError:
-        origin, message = Origin(source), f"is a folder; name the files in it: {source}/*.yaml"
+        location, message = Location(source), f"is a folder; name the files in it: {source}/*.yaml"
     except OSError as error:
-        origin, message = Origin(source), f"cannot be read: {error.strerror}; name a YAML file that you may read"
-    raise StudyError([Problem(origin, "", message)])
+        location, message = Location(source), f"cannot be read: {error.strerror}; name a YAML file that you may read"
+    raise StudyError([Problem(location, "", message)])
 
 
 def parse_yaml(text: str, source: str) -> Tree:
@@ -139,18 +149,18 @@ def parse_yaml(text: str, source: str) -> Tree:
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
-            return Tree(None, {(): Written(Origin(source), "")})
+            return Tree(None, {(): Written(Location(source), "")})
         builder = _Builder(source)
         value = builder.build(node, ())
     except yaml.MarkedYAMLError as error:
         raise StudyError([_invalid(error, source)]) from None
     except StudyError:
         raise
-    except (ValueError, OverflowError):  # "\UFFFFFFFF" and a version of 5,000 digits are too much for PyYAML itself
+    except (ValueError, OverflowError):  # PyYAML fails on "\UFFFFFFFF" and on a version of 5,000 digits
         at = loader.get_mark() if loader else None
-        origin = Origin(source, at.line + 1, at.column + 1) if at else Origin(source)
+        location = Location(source, at.line + 1, at.column + 1) if at else Location(source)
         message = "is not valid YAML: there is no such character or version; write the text out plainly"
-        raise StudyError([Problem(origin, "", message)]) from None
+        raise StudyError([Problem(location, "", message)]) from None
     except yaml.reader.ReaderError as error:
         message = f"holds the control character U+{_code(error.character):04X}; remove it"
         raise StudyError([Problem(_place(source, text[: error.position]), "", message)]) from None
@@ -161,23 +171,23 @@ def parse_yaml(text: str, source: str) -> Tree:
 
 def _invalid(error: yaml.MarkedYAMLError, source: str) -> Problem:
     problem, mark, begin = str(error.problem or error.context), error.problem_mark, error.context_mark
-    if "unexpected end of stream" in problem and begin:  # the quote is what has to be mended, not the end of the file
+    if "unexpected end of stream" in problem and begin:  # point at the open quote, not at the end of the file
         mark = begin
     line = begin.line + 1 if begin else mark.line + 1 if mark else 1
     cure = next((cure for key, cure in _CURES.items() if key in problem), "put text with such signs in quotes")
     if isinstance(error, _TooLarge):
-        return Problem(Origin(source, line, mark.column + 1 if mark else None), "", problem)
+        return Problem(Location(source, line, mark.column + 1 if mark else None), "", problem)
     said = f"{short(problem.removeprefix('but '))}; {cure.format(line=line)}"
-    origin = Origin(source, mark.line + 1, mark.column + 1) if mark else Origin(source)
-    return Problem(origin, "", f"is not valid YAML: {said}")
+    location = Location(source, mark.line + 1, mark.column + 1) if mark else Location(source)
+    return Problem(location, "", f"is not valid YAML: {said}")
 
 
 class _TooLarge(yaml.MarkedYAMLError):
-    """A file that would take too long to read."""
+    """The file has too many values, or nests them too deeply."""
 
 
 class _Loader(yaml.BaseLoader):
-    """Composes nodes, and gives up at once where there are too many or too deep ones."""
+    """Composes nodes, and stops at the first one that exceeds ``MAX_NODES`` or ``MAX_DEPTH``."""
 
     num_nodes = depth = 0
 
@@ -196,7 +206,7 @@ _TOO_MANY = f"holds more than {MAX_NODES:,} values; divide the study"
 
 
 class _Builder:
-    """Walks the node graph once, collecting values, marks and problems."""
+    """Walks the node graph once and collects values, positions and problems."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -206,15 +216,15 @@ class _Builder:
         self.open_nodes: list[yaml.Node] = []
 
     def build(self, node: yaml.Node, path: Path_) -> Any:
-        origin = self._origin(node)
-        self.written.setdefault(path, Written(origin, dotted(path)))
+        location = self._location(node)
+        self.written.setdefault(path, Written(location, dotted(path)))
         self.num_nodes += 1
         if any(node is outer for outer in self.open_nodes):
             self._complain(node, path, "holds an alias of itself; write the value out")
             return None
         if self.num_nodes > MAX_NODES or len(path) > MAX_DEPTH:
-            message = "aliases or nesting make this study too large; write it out plainly"
-            raise StudyError([*self.problems, Problem(origin, "", message)])
+            message = f"aliases expand this study to over {MAX_NODES:,} values, or nest them too deeply; write them out"
+            raise StudyError([*self.problems, Problem(location, "", message)])
         if node.tag not in _PLAIN_TAGS:
             self._complain(node, path, f"the tag {short(node.tag)!r} is not supported; remove it")
             return None
@@ -243,14 +253,14 @@ class _Builder:
                 continue
             where = (*path, key_node.value)
             if key_node.value in values:
-                line = self.written[where].origin.line
+                line = self.written[where].location.line
                 self._complain(key_node, where, f"is given twice (first in line {line}); keep one of them")
             elif key_node.value == "<<":
                 message = "merge keys are not supported; use `from:` to build one arm on another"
                 self._complain(key_node, where, message)
             else:
                 self._check_text(key_node, where)
-                self.written[where] = Written(self._origin(key_node), dotted(where))
+                self.written[where] = Written(self._location(key_node), dotted(where))
                 values[key_node.value] = self.build(value_node, where)
         return values
 
@@ -260,19 +270,19 @@ class _Builder:
             self._complain(node, path, f"holds the control character U+{ord(found[0]):04X}; remove it")
 
     def _complain(self, node: yaml.Node, path: Path_, message: str) -> None:
-        self.problems.append(Problem(self._origin(node), dotted(path), message))
+        self.problems.append(Problem(self._location(node), dotted(path), message))
 
-    def _origin(self, node: yaml.Node) -> Origin:
-        return Origin(self.source, node.start_mark.line + 1, node.start_mark.column + 1)
+    def _location(self, node: yaml.Node) -> Location:
+        return Location(self.source, node.start_mark.line + 1, node.start_mark.column + 1)
 
 
 def _code(character: int | str) -> int:
-    return character if isinstance(character, int) else ord(character)  # PyYAML gives a number, its stubs promise text
+    return character if isinstance(character, int) else ord(character)  # an int at run time, a str in the stubs
 
 
-def _place(source: str, before: str) -> Origin:
+def _place(source: str, before: str) -> Location:
     """Line and column of the character that follows ``before``."""
-    return Origin(source, before.count("\n") + 1, len(before) - before.rfind("\n"))
+    return Location(source, before.count("\n") + 1, len(before) - before.rfind("\n"))
 
 
 def _near_file(path: Path) -> str:

@@ -8,17 +8,19 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote, urlparse
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from cifar_ablate.compact import load_array
 from cifar_ablate.errors import RecordError
-from cifar_ablate.harmless import harmless_values
 from cifar_ablate.records import CURVES, Predictions, RecordedRun, environment_of, predictions_from_logits
+from cifar_ablate.text_safety import sanitize_values
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Part = TypeVar("Part")
 
@@ -38,6 +40,8 @@ class TrackedDetails:
 
     def curves(self, runs: Sequence[RecordedRun]) -> pd.DataFrame:
         """Columns fingerprint, arm, seed, epoch and one per metric; one row per run and epoch."""
+        import pandas as pd
+
         lines = self._each(self._history, runs)
         whole = [(run, line) for run, of_run in zip(runs, lines, strict=True) for line in of_run]
         columns: dict[str, list[Any]] = {
@@ -81,7 +85,7 @@ class TrackedDetails:
     def _environment(self, run: RecordedRun, folder: Path) -> dict[str, Any]:
         path = self._artifact(run, "environment.json", folder)
         try:
-            return environment_of(harmless_values(json.loads(path.read_text(encoding="utf-8"))), "it")
+            return environment_of(sanitize_values(json.loads(path.read_text(encoding="utf-8"))), "it")
         except (OSError, ValueError, TypeError, RecursionError):
             raise _damaged(run, "environment.json") from None
 

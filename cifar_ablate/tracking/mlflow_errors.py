@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cifar_ablate.errors import CURES, AblateError, OutputError, TrackingError, not_written
-from cifar_ablate.harmless import harmless
-from cifar_ablate.passwords import hidden, without_password
+from cifar_ablate.text_safety import redact, redact_url, sanitize
 
 _DISK_WORDS = {
     "database or disk is full": "free space, or run where there is more",
@@ -40,14 +39,14 @@ def answering(*more: type[Exception]) -> Iterator[None]:
         uri = get_tracking_uri()
         if disk := disk_error(error, uri):
             raise disk from None
-        first = hidden(harmless(str(error)).strip().split("\n", 1)[0])[:300]
+        first = redact(sanitize(str(error)).strip().split("\n", 1)[0])[:300]
         cure = "check MLFLOW_TRACKING_URI, or unset it to use mlflow.db in this folder"
         if isinstance(error, ImportError):
             cure = "install the database's driver, such as `pip install 'psycopg[binary]'` for postgresql+psycopg://"
         elif "database is locked" in str(error):
             cure = "another program holds it: end that one, or wait"
         raise TrackingError(
-            f"the tracking store at {without_password(uri)} does not answer as it should ({first}); {cure}"
+            f"the tracking store at {redact_url(uri)} does not answer as it should ({first}); {cure}"
         ) from None
 
 
@@ -65,7 +64,7 @@ def storing() -> Iterator[None]:
 
 def store_error(error: Exception, asked: str) -> TrackingError:
     """The error for an artifact store that does not ``take`` or ``give`` files."""
-    first = hidden(harmless(str(error)).strip().split("\n", 1)[0])[:300] or type(error).__name__
+    first = redact(sanitize(str(error)).strip().split("\n", 1)[0])[:300] or type(error).__name__
     cure = "check its address and credentials"
     if isinstance(error, ImportError):
         cure = "install its library, such as `pip install boto3` for s3://"

@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_ablate.errors import OutputError, RecordError, TrackingError, UnknownNameError, not_written
-from cifar_ablate.harmless import harmless, harmless_values, on_one_line
 from cifar_ablate.locks import lock
-from cifar_ablate.passwords import without_password
 from cifar_ablate.records import (
     ABANDONED,
     LedgerEntry,
@@ -29,6 +27,7 @@ from cifar_ablate.records import (
     ledger_entry,
     seed_of,
 )
+from cifar_ablate.text_safety import redact_url, sanitize, sanitize_line, sanitize_values
 from cifar_ablate.tracking.details import TrackedDetails
 from cifar_ablate.tracking.mlflow_errors import answering, store_error
 from cifar_ablate.tracking.upload import TUNING, RunUpload, owner_of
@@ -72,7 +71,7 @@ class Tracking:
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # our errors already say it
         with answering(ImportError, ValueError):  # a missing driver, an invalid address
             uri = mlflow.get_tracking_uri()
-            self.uri = without_password(uri)
+            self.uri = redact_url(uri)
             _make_database(uri)
             _ask_once(uri)
             self.client = mlflow.MlflowClient()
@@ -144,7 +143,7 @@ class Tracking:
             digest, _, num_pieces = experiment.tags[DOCUMENT].partition(":")
             try:
                 pieces = [experiment.tags[f"{DOCUMENT}.{digest}.{index}"] for index in range(int(num_pieces))]
-                document = harmless_values(json.loads("".join(pieces)))
+                document = sanitize_values(json.loads("".join(pieces)))
                 check_document(document, "it")
             except (KeyError, ValueError, RecursionError):
                 message = f"the study kept in MLflow under {label!r} is damaged; `cifar-ablate run` writes it again"
@@ -306,12 +305,12 @@ def _ask_once(uri: str) -> None:
 
 def recorded(run: Any) -> RecordedRun:
     """A run of MLflow as a RecordedRun; raises RecordError if this program cannot have written it."""
-    tags = {name: harmless(value) for name, value in run.data.tags.items()}
+    tags = {name: sanitize(value) for name, value in run.data.tags.items()}
     wrong = [name for name in OURS if name not in tags]
     wrong += [name for name in ("ablate.fingerprint", "ablate.recipe") if not is_fingerprint(tags.get(name))]
     if wrong or not _is_seed(tags["ablate.seed"]) or not is_fingerprint(run.info.run_id):
         raise RecordError(
-            f"run {on_one_line(run.info.run_id)} in MLflow was not written by this program (look at its tags "
+            f"run {sanitize_line(run.info.run_id)} in MLflow was not written by this program (look at its tags "
             f"{', '.join(OURS)}); delete it there"
         )
     states = {"RUNNING": "running", "SCHEDULED": "running", "KILLED": "killed", "FAILED": "failed"}
@@ -374,7 +373,7 @@ def entries_in(label: str, tags: Mapping[str, str]) -> tuple[LedgerEntry, ...]:
     for name, value in tags.items():
         if name.startswith(LEDGER):
             try:
-                found.append(ledger_entry(harmless_values(json.loads(value))))
+                found.append(ledger_entry(sanitize_values(json.loads(value))))
             except (ValueError, TypeError, RecursionError):
                 raise RecordError(
                     f"the tag {name} that MLflow keeps of {label!r} is damaged; remove it, and its entry is lost"

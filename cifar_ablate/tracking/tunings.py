@@ -1,4 +1,4 @@
-"""Tunings in MLflow: one parent run for each arm, in an experiment of its own beside the study's; trials are nested."""
+"""Tunings in MLflow: an experiment per tuned study, with a parent run per arm; the runs of trials are nested in it."""
 
 from __future__ import annotations
 
@@ -16,25 +16,31 @@ from cifar_ablate.tracking.upload import TUNING
 PARENT, TRIAL = "mlflow.parentRunId", "ablate.trial"
 """Tags of a trial's runs."""
 BEST = "ablate.best."
-"""Begins the tags of a parent that hold the values of its best trial."""
+"""Prefix of a parent run's tags with the values of its best trial."""
 PAGE = 1000
+"""Maximum number of metrics in one request, set by MLflow."""
 MAX_RUNS = 50_000
+"""Maximum number of runs in one answer, set by MLflow."""
+MAX_PARAM = 6000
+"""Maximum length of a parameter's value, set by MLflow."""
 
 
 @dataclass(frozen=True)
-class OpenedTuning:
-    """A tuning's place in MLflow."""
+class RecordedTuning:
+    """The tuning of an arm in MLflow."""
 
+    identity: str
+    """The tuning's identity (``ArmPlan.identity``)."""
     experiment_id: str
     run_id: str
-    """Of the parent."""
-    recorded: frozenset[tuple[str, str]]
-    """(``arm trial number``, fingerprint) of each training that MLflow has to its end."""
+    """The parent run."""
+    ended: frozenset[tuple[str, str]]
+    """(trial's name, fingerprint) of each training whose run has ended."""
 
 
 @dataclass(frozen=True)
-class Untrained:
-    """A trial that nothing could be trained of."""
+class UntrainedTrial:
+    """A trial without a training, because its values are no valid recipe."""
 
     name: str
     tags: Mapping[str, str]
@@ -42,8 +48,11 @@ class Untrained:
     reason: str
 
 
-def open_tuning(tracking: Tracking, label: str, arm: str, identity: str, protocol: Mapping[str, Any]) -> OpenedTuning:
-    """The parent run of a tuning, made where there is none, and RUNNING now."""
+def open_tuning(tracking: Tracking, label: str, arm: str, identity: str, protocol: Mapping[str, Any]) -> RecordedTuning:
+    """Open the parent run of a tuning: it is created if there is none, and set to RUNNING.
+
+    ``label`` is the experiment's name; ``protocol`` becomes the run's parameters.
+    """
     from mlflow.entities import Param
     from mlflow.exceptions import MlflowException
 
@@ -53,57 +62,57 @@ def open_tuning(tracking: Tracking, label: str, arm: str, identity: str, protoco
         if experiment is not None and experiment.lifecycle_stage == "deleted":
             client.restore_experiment(experiment.experiment_id)
         if experiment is None:
-            with suppress(MlflowException):  # another process was first
+            with suppress(MlflowException):  # another process created it
                 client.create_experiment(label)
         experiment_id = tracking.experiment_id(label)
-        with _alone(identity):
+        with _locked(identity):
             if not _parents(_runs(tracking, experiment_id, identity)):
                 tags = {TUNING: identity, "ablate.arm": arm, "mlflow.source.name": "cifar-ablate"}
                 client.create_run(experiment_id, run_name=f"{arm} tuning", tags=tags)
             found = _runs(tracking, experiment_id, identity)
             parent, *doubles = _parents(found)
-            for double in doubles:  # of another folder, at the same moment; one that is in use has parameters
+            for double in doubles:  # created by another folder at the same moment; one that is in use has parameters
                 if not double.data.params:
                     client.delete_run(double.info.run_id)
             run_id = str(parent.info.run_id)
-            params = {name: str(value)[:6000] for name, value in flat(protocol).items()}
+            params = {name: str(value)[:MAX_PARAM] for name, value in flat(protocol).items()}
             lacking = [Param(name, value) for name, value in params.items() if name not in parent.data.params]
-            if lacking:  # new, or its command was killed before it could write them
+            if lacking:  # the run is new, or its command was killed before it wrote them
                 client.log_batch(run_id, params=lacking)
             client.update_run(run_id, status="RUNNING")
     ended = [run.data.tags for run in found if run.info.status in ("FINISHED", "FAILED") and PARENT in run.data.tags]
-    recorded = frozenset((tags.get("ablate.arm", ""), tags.get("ablate.fingerprint", "")) for tags in ended)
-    return OpenedTuning(experiment_id, run_id, recorded)
+    names = frozenset((tags.get("ablate.arm", ""), tags.get("ablate.fingerprint", "")) for tags in ended)
+    return RecordedTuning(identity, experiment_id, run_id, names)
 
 
-def record_untrained(tracking: Tracking, opened: OpenedTuning, identity: str, trials: Sequence[Untrained]) -> None:
-    """A nested run, FAILED, for each trial whose values made no recipe: nothing of it could be trained."""
+def record_untrained(tracking: Tracking, tuning: RecordedTuning, trials: Sequence[UntrainedTrial]) -> None:
+    """Create a nested run with the status FAILED for each trial, unless it has one."""
     from mlflow.entities import Param
 
     client = tracking.client
-    with answering(), _alone(identity):
+    with answering(), _locked(tuning.identity):
         known = {
             run.data.tags.get("ablate.arm"): run
-            for run in (_runs(tracking, opened.experiment_id, identity) if trials else ())
+            for run in (_runs(tracking, tuning.experiment_id, tuning.identity) if trials else ())
             if run.data.tags.get("ablate.outcome") == "failed"
         }
         for one in trials:
             run = known.get(one.name)
             if run is not None and run.info.status == "FAILED":
                 continue
-            if run is None:  # else its command was killed before it was whole
+            if run is None:  # otherwise its command was killed before it wrote all of it
                 tags = {**one.tags, "ablate.arm": one.name, "ablate.outcome": "failed", "ablate.reason": one.reason}
-                run = client.create_run(opened.experiment_id, run_name=one.name, tags=tags)
+                run = client.create_run(tuning.experiment_id, run_name=one.name, tags=tags)
             params = [Param(key, str(value)) for key, value in flat(one.values).items()]
             client.log_batch(run.info.run_id, params=params)
             client.set_terminated(run.info.run_id, "FAILED")
 
 
-def end_lost(tracking: Tracking, opened: OpenedTuning, identity: str, reasons: Mapping[int, str]) -> None:
-    """Nested runs of trials that were lost (``reasons``, by number) are KILLED: a killed process could not say so."""
+def end_lost(tracking: Tracking, tuning: RecordedTuning, reasons: Mapping[int, str]) -> None:
+    """Set runs of lost trials from RUNNING to KILLED; ``reasons`` by number of the trial."""
     client = tracking.client
-    with answering(), _alone(identity):
-        for run in _runs(tracking, opened.experiment_id, identity) if reasons else ():
+    with answering(), _locked(tuning.identity):
+        for run in _runs(tracking, tuning.experiment_id, tuning.identity) if reasons else ():
             number = run.data.tags.get(TRIAL, "")
             if run.info.status != "RUNNING" or not number.isdigit() or int(number) not in reasons:
                 continue
@@ -112,8 +121,8 @@ def end_lost(tracking: Tracking, opened: OpenedTuning, identity: str, reasons: M
             client.set_terminated(run.info.run_id, "KILLED")
 
 
-def _alone(identity: str) -> AbstractContextManager[bool]:
-    """Among the processes of this folder."""
+def _locked(identity: str) -> AbstractContextManager[bool]:
+    """Exclude the other processes of this folder."""
     return lock(Path("mlruns") / "tuning" / f"{identity}.mlflow.lock", on_wait=lambda: None)
 
 
@@ -122,40 +131,43 @@ def _runs(tracking: Tracking, experiment_id: str, identity: str) -> list[Any]:
 
 
 def _parents(runs: Iterable[Any]) -> list[Any]:
-    """The oldest first."""
+    """Parent runs, the oldest first."""
     parents = [run for run in runs if PARENT not in run.data.tags]
     return sorted(parents, key=lambda run: (run.info.start_time, run.info.run_id))
 
 
 def close_tuning(
     tracking: Tracking,
-    run_id: str,
-    identity: str,
+    tuning: RecordedTuning,
     *,
     is_done: bool,
     tags: Mapping[str, str],
     points: Iterable[tuple[str, float, int, int]],
     files: Sequence[Path],
 ) -> None:
-    """Bring the parent run up to date: ``points`` are (metric, value, milliseconds since 1970, trial)."""
+    """Bring the parent run up to date, and end it: FINISHED if the tuning is done, otherwise KILLED.
+
+    ``points`` are (metric, value, milliseconds since 1970, number of the trial).
+    """
+    client, run_id = tracking.client, tuning.run_id
     from mlflow.entities import Metric, RunTag
 
     metrics = [Metric(name, value, time_ms, step) for name, value, time_ms, step in points]
-    with answering(), _alone(identity):
+    with answering(), _locked(tuning.identity):
         for start in range(0, len(metrics), PAGE):
-            tracking.client.log_batch(run_id, metrics=metrics[start : start + PAGE])
-        before = tracking.client.get_run(run_id).data.tags
+            client.log_batch(run_id, metrics=metrics[start : start + PAGE])
+        before = client.get_run(run_id).data.tags
         for name in before.keys() - tags.keys():
-            if name.startswith(BEST):  # of a trial that was the best before
-                _delete_tag(tracking.client, run_id, name)
-        tracking.client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+            if name.startswith(BEST):  # of an earlier best trial
+                _delete_tag(client, run_id, name)
+        client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
         for path in files:
-            tracking.client.log_artifact(run_id, str(path))
-        tracking.client.set_terminated(run_id, "FINISHED" if is_done else "KILLED")
+            client.log_artifact(run_id, str(path))
+        client.set_terminated(run_id, "FINISHED" if is_done else "KILLED")
 
 
 def _delete_tag(client: Any, run_id: str, name: str) -> None:
-    """Commands that end at the same moment delete the same tags: in this folder in turn, from another one at once."""
+    """Delete a tag, which a command in another folder may delete at the same moment."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -166,7 +178,7 @@ def _delete_tag(client: Any, run_id: str, name: str) -> None:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values with dotted names."""
+    """Nested values as one mapping with dotted names."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         path = f"{prefix}.{name}" if prefix else name

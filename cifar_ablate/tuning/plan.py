@@ -1,7 +1,8 @@
-"""What is tuned: one arm of a study, with everything that decides which trials it gets and how they are judged."""
+"""The plan of a tuning: an arm of a study, with all that decides which trials it gets and how they are judged."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -10,37 +11,36 @@ from functools import cached_property
 from typing import Any
 
 from cifar_ablate.data import DataSet
-from cifar_ablate.data.validation import validation_part
+from cifar_ablate.data.canonical import validation_part
 from cifar_ablate.device import Device
 from cifar_ablate.errors import Problem, StudyError, UsageError, suggest
 from cifar_ablate.plan import DataKey, PlannedRun, check_batch_size, data_key, fingerprint
 from cifar_ablate.spec.component import shown
 from cifar_ablate.spec.delta import differences
-from cifar_ablate.spec.schema import Recipe, Study
-from cifar_ablate.spec.space import MISSING, Values, compose, present, written_at
-from cifar_ablate.spec.tune import Choice, Parameter, Tune
+from cifar_ablate.spec.schema import Choices, Parameter, Recipe, Study, Tune
+from cifar_ablate.spec.space import MISSING, Values, applies, compose, present, put, written_at
 from cifar_ablate.tracking.tunings import PARENT, TRIAL
 from cifar_ablate.tracking.upload import TUNING
 
 SUFFIX = "/tuning"
-"""Behind a study's label: the name of the MLflow experiment with its trials, which is no study's."""
+"""Added to a study's label for the MLflow experiment with its trials: reports read studies and no tunings."""
 
 
 @dataclass(frozen=True)
 class ArmPlan:
-    """One arm that is to be tuned."""
+    """An arm that is to be tuned."""
 
     study: Study
     arm: str
     tune: Tune
-    """With the number of trials and the limit of time that are wanted now."""
+    """With the number of trials and the time limit of this command."""
     data: DataSet
-    """Divided: trained and judged on training images alone."""
+    """The study's training images, divided into a part to train on and a part to validate on; no test images."""
     device: Device
 
     @property
     def recipe(self) -> Recipe:
-        """As it stands: the first trial."""
+        """The arm's recipe as it stands; the first trial has it."""
         return self.study.arm(self.arm).recipe
 
     @property
@@ -57,22 +57,22 @@ class ArmPlan:
         return f"{self.study.label}{SUFFIX}"
 
     @cached_property
-    def present(self) -> Values:
-        """The tuned fields of the recipe as it stands."""
-        return compose(self.space, self.values, self.at_present)[1]
+    def untuned_values(self) -> Values:
+        """The tuned fields as they are in the recipe, by name."""
+        return compose(self.space, self.values, self.untuned_value)[1]
 
-    def at_present(self, parameter: Parameter) -> Any:
-        """The value of a field in the recipe as it stands; MISSING where the space does not have it."""
+    def untuned_value(self, parameter: Parameter) -> Any:
+        """The value of a field in the recipe; MISSING if the space does not contain it."""
         return present(parameter, self.values)
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Each trial is trained with these: the same for all, so that differences between trials are paired."""
+        """Seeds of each trial: the same for all, so that differences between trials are paired."""
         return tuple(range(self.tune.seeds))
 
     @cached_property
     def identity(self) -> str:
-        """20 hex digits: trials of one identity can be compared, and one tuning goes on where its identity is found."""
+        """20 hex digits of a hash of everything that trials must share to be comparable; a tuning resumes by it."""
         precision = self.device.resolve(self.recipe.precision)
         content = {
             "recipe": fingerprint(self.recipe, None, precision, self.data.digest),
@@ -83,12 +83,12 @@ class ArmPlan:
 
     @property
     def name(self) -> str:
-        """Of the Optuna study."""
+        """Name of the Optuna study."""
         return f"{self.study.label} / {self.arm} / {self.identity[:8]}"
 
     @cached_property
     def protocol(self) -> dict[str, Any]:
-        """What is the same for all trials, as plain values."""
+        """What all trials share, as plain values for Optuna and MLflow."""
         return {
             "study": self.study.label,
             "arm": self.arm,
@@ -96,37 +96,39 @@ class ArmPlan:
             "data": self.data.describe(),
             "val_fraction": self.tune.val_fraction,
             "space": {one.name: str(one) for one in self.space},
-            "sampler": _in_words(self.tune.sampler.as_dict()),
-            "pruner": _in_words(self.tune.pruner.as_dict()),
+            "sampler": _describe(self.tune.sampler.as_dict()),
+            "pruner": _describe(self.tune.pruner.as_dict()),
             "seeds": self.tune.seeds,
             "seed": self.tune.seed,
         }
 
     @cached_property
     def num_wanted(self) -> int:
-        """Trials in all; a grid ends when all its points are tried."""
+        """Number of trials in all; a grid has at most its number of points."""
         if self.tune.sampler.name != "grid":
             return self.tune.trials
         return grid_size(self.space, self.values, self.tune.trials)
 
     def trial_name(self, number: int) -> str:
-        """Of a trial's runs, in the place where runs of a study have their arm."""
+        """Name of a trial; its runs have it instead of an arm's name."""
         return f"{self.arm} trial {number}"
 
     def tags(self, number: int, parent_run_id: str) -> tuple[tuple[str, str], ...]:
-        """Of a trial's MLflow runs: whose they are."""
+        """Tags of a trial's MLflow runs; ``parent_run_id`` is the tuning's run, empty offline."""
         parent = ((PARENT, parent_run_id),) if parent_run_id else ()
         return ((TRIAL, str(number)), (TUNING, self.identity), *parent)
 
     def runs(self, recipe: Recipe, number: int, parent_run_id: str = "") -> list[PlannedRun]:
-        """The trainings of a trial, one for each seed."""
+        """The trainings of a trial, one per seed, evaluated after every epoch if trials can be pruned."""
         precision = self.device.resolve(recipe.precision)
+        every = recipe.eval_every if self.tune.pruner.name == "none" else 1  # not part of a fingerprint
+        evaluated = recipe.model_copy(update={"eval_every": every, "checkpoint_every": None})
         return [
             PlannedRun(
                 study=self.label,
                 arm=self.trial_name(number),
                 seed=seed,
-                recipe=recipe,
+                recipe=evaluated,
                 precision=precision,
                 recipe_id=fingerprint(recipe, None, precision, self.data.digest),
                 fingerprint=fingerprint(recipe, seed, precision, self.data.digest),
@@ -139,7 +141,10 @@ class ArmPlan:
 def plan_tuning(
     study: Study, arms: Sequence[str], data: Mapping[DataKey, DataSet], device: Device, *, tune: Tune | None = None
 ) -> list[ArmPlan]:
-    """What is to be tuned; raises StudyError or DataError, with every problem found, before the first trial."""
+    """Plan the tuning of ``arms``, by the study's ``tune`` section or by ``tune``.
+
+    Raises UsageError, StudyError with every problem found, or DataError.
+    """
     tune = tune or study.tune
     if tune is None:
         raise UsageError(
@@ -152,91 +157,86 @@ def plan_tuning(
             raise UsageError(f"--arm {arm}: {study.name} has no such arm{suggest(arm, known)}")
     parts = {key: validation_part(whole, tune.val_fraction) for key, whole in data.items()}
     plans = [ArmPlan(study, arm, tune, parts[data_key(study.arm(arm).recipe)], device) for arm in dict.fromkeys(arms)]
-    found = [problem for plan in plans for problem in (*_not_present(plan), *_undone(plan))]
+    found = [problem for plan in plans for problem in (*_outside_space(plan), *_differs_on_purpose(plan))]
     if found:
         raise StudyError(list(dict.fromkeys(found)))
     for plan in plans:
-        if Recipe.model_validate(compose(plan.space, plan.values, plan.at_present)[0]) != plan.recipe:
+        if Recipe.model_validate(compose(plan.space, plan.values, plan.untuned_value)[0]) != plan.recipe:
             raise RuntimeError(f"the first trial of {plan.arm} would not be its recipe as it stands")
-    for plan in plans:
-        for recipe in _largest_batches(plan):
-            check_batch_size(f"{study.label}, arm {plan.arm!r}, without its validation images", recipe, plan.data)
+        label = f"{study.label}, arm {plan.arm!r}, without its validation images"
+        check_batch_size(label, plan.recipe.model_copy(update={"batch_size": _largest_batch(plan)}), plan.data)
     return plans
 
 
 def grid_size(space: Sequence[Parameter], values: Values, most: int) -> int:
-    """Different combinations of a space of finite parameters, counted up to ``most``."""
-    left: list[list[Any]] = [[]]
+    """The number of combinations in a space of finite parameters, counted up to ``most``."""
+    if not space:
+        return 1
+    first, rest = space[0], space[1:]
+    if not applies(first, values):
+        return grid_size(rest, values, most)
     num = 0
-    while left and num < most:
-        chosen = iter(left.pop())
-        open_at: list[Parameter] = []
-
-        def choose(one: Parameter, chosen: Any = chosen, open_at: list[Parameter] = open_at) -> Any:
-            value = next(chosen, MISSING)
-            if value is MISSING:
-                open_at.append(one)
-                return points(one)[0]
-            return value
-
-        prefix = list(compose(space, values, choose)[1].values())
-        if not open_at:
-            num += 1
-            continue
-        first = prefix[: len(prefix) - len(open_at)]
-        left += [[*first, point] for point in points(open_at[0])]
+    for point in points(first):
+        chosen = copy.deepcopy(values)
+        put(chosen, first.path, point)
+        num += grid_size(rest, chosen, most - num)
+        if num >= most:
+            break
     return num
 
 
 def points(parameter: Parameter) -> list[Any]:
-    """All values of a finite parameter."""
+    """All values of a finite parameter: choices, or a range with steps."""
     entry = parameter.entry
-    if isinstance(entry, Choice):
+    if isinstance(entry, Choices):
         return list(entry.choices)
     step = entry.step or 1
     return [entry.low + index * step for index in range(int((entry.high - entry.low) / step + 1e-9) + 1)]
 
 
-def _not_present(plan: ArmPlan) -> list[Problem]:
-    """The first trial is the recipe as it stands, so that tuning can only report an honest gain."""
+def _outside_space(plan: ArmPlan) -> list[Problem]:
+    """Fields whose value in the recipe the space does not contain: then the recipe could not be the first trial.
+
+    A gain is honest only over the recipe as it stands, trained and validated like the other trials.
+    """
     found = []
     for one in plan.space:
-        if plan.present.get(one.name) is MISSING:
-            value = written_at(plan.values, one.path)
-            if value is MISSING:
-                cure = "add null to the choices" if isinstance(one.entry, Choice) else "add `when`"
-                message = f"arm {shown(plan.arm)} has no {one.name}; write it into the recipe, or {cure}"
-                found.append(Problem(one.written.origin, one.written.path, message))
-                continue
+        if plan.untuned_values.get(one.name) is not MISSING:
+            continue
+        value, is_choice = written_at(plan.values, one.path), isinstance(one.entry, Choices)
+        if value is MISSING:
+            cure = "add null to the choices" if is_choice else "add `when`"
+            message = f"arm {shown(plan.arm)} has no {one.name}; write it into the recipe, or {cure}"
+        else:
             now = shown(value)
-            cure = f"add {now} to the choices" if isinstance(one.entry, Choice) else f"widen the range to hold {now}"
+            cure = f"add {now} to the choices" if is_choice else f"widen the range to hold {now}"
             message = (
                 f"is {now} in arm {shown(plan.arm)}, which the space does not have; {cure}, for the first trial is the "
                 "recipe as it stands"
             )
-            found.append(Problem(one.written.origin, one.written.path, message))
+        found.append(Problem(one.written.location, one.written.path, message))
     return found
 
 
-def _undone(plan: ArmPlan) -> list[Problem]:
-    """A field in which an arm differs on purpose cannot be tuned away."""
+def _differs_on_purpose(plan: ArmPlan) -> list[Problem]:
+    """Fields that the arm changes: tuned, the arms would not differ in them any more."""
     found: dict[str, Problem] = {}
-    for lower, upper in _steps_below(plan.study, plan.arm):
+    for lower, upper in _chain_to_baseline(plan.study, plan.arm):
         recipes = plan.study.arm(lower).recipe, plan.study.arm(upper).recipe
         changed = [tuple(one.path.split(".")) for one in differences(*recipes)]
         for one in plan.space:
-            if one.name in plan.present and any(path[: len(one.path)] == one.path for path in changed):
+            if one.name in plan.untuned_values and any(path[: len(one.path)] == one.path for path in changed):
                 what = "changes" if upper == plan.arm else f"has from {shown(upper)}, which changes it"
                 message = (
                     f"is what arm {shown(plan.arm)} {what} in {shown(lower)}: tuned, they would not differ in it any "
                     "more; take it out of the space, or do not tune this arm"
                 )
-                found.setdefault(one.name, Problem(one.written.origin, one.written.path, message))
+                found.setdefault(one.name, Problem(one.written.location, one.written.path, message))
     return list(found.values())
 
 
-def _steps_below(study: Study, arm: str) -> list[tuple[str, str]]:
-    """From an arm down to the baseline: (the arm below, the arm that is written on top of it)."""
+def _chain_to_baseline(study: Study, arm: str) -> list[tuple[str, str]]:
+    """From an arm down to the baseline: (parent, arm) of each step."""
     steps = []
     while arm != study.baseline:
         below = study.arm(arm).parent or study.baseline
@@ -245,15 +245,15 @@ def _steps_below(study: Study, arm: str) -> list[tuple[str, str]]:
     return steps
 
 
-def _largest_batches(plan: ArmPlan) -> list[Recipe]:
-    """The recipe as it stands, and with the largest batch that may be proposed."""
+def _largest_batch(plan: ArmPlan) -> int:
     sizes = [plan.recipe.batch_size]
     for one in plan.space:
         if one.name == "batch_size":
-            sizes += one.entry.choices if isinstance(one.entry, Choice) else [int(one.entry.high)]
-    return [plan.recipe.model_copy(update={"batch_size": max(sizes)})]
+            sizes += one.entry.choices if isinstance(one.entry, Choices) else [int(one.entry.high)]
+    return max(sizes)
 
 
-def _in_words(component: Mapping[str, Any]) -> str:
+def _describe(component: Mapping[str, Any]) -> str:
+    """A component with its options: ``median (warmup 0.1)``."""
     options = ", ".join(f"{key} {value}" for key, value in component.items() if key != "name")
     return f"{component['name']} ({options})" if options else str(component["name"])

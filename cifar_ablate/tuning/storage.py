@@ -1,4 +1,4 @@
-"""Where tunings are kept: an Optuna storage, one Optuna study for each arm that is tuned."""
+"""The Optuna storage of tunings: a database or a journal file, with an Optuna study per tuned arm."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_ablate.errors import CURES, AblateError, TakenError, TrackingError, UsageError, not_written
-from cifar_ablate.harmless import harmless
 from cifar_ablate.locks import lock
-from cifar_ablate.passwords import hidden, keep_hidden, without_password
+from cifar_ablate.text_safety import redact, redact_url, remember_secret, sanitize
 from cifar_ablate.tracking.mlflow_errors import disk_error
 
 if TYPE_CHECKING:
@@ -22,34 +21,35 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import URL
 
 DEFAULT_URL = "sqlite:///optuna.db"
-"""What ``optuna-dashboard sqlite:///optuna.db`` shows in this folder."""
+"""A file in the current folder, which ``optuna-dashboard sqlite:///optuna.db`` shows."""
 SQLITE = "sqlite:///"
 JOURNAL_START = b'{"op_code":'
-"""How the first entry of a journal file starts (optuna/storages/journal/_storage.py)."""
-PATIENCE_SECONDS = 60
-"""A writer waits so long for another one that holds the database."""
-ATTEMPTS, PAUSE_SECONDS = 5, 1.0
-"""Two processes that make the tables of one fresh server at the same moment: one of them fails, and tries again."""
+"""The first bytes of a journal file (optuna/storages/journal/_storage.py)."""
+SQLITE_TIMEOUT_SECONDS = 60
+"""Maximum time that a writer waits for another one that holds the database."""
+MAX_ATTEMPTS, PAUSE_SECONDS = 5, 1.0
+"""Attempts to open a database server: of two processes that create its tables at the same moment, one fails."""
 
 
 def storage_url(given: str | None) -> str:
-    """The storage's address: what is ``given``, else ``$OPTUNA_STORAGE`` (as Optuna's own tools), else the default."""
+    """The storage's address: ``given``, else ``$OPTUNA_STORAGE`` (as in Optuna's own tools), else the default."""
     url = given or os.environ.get("OPTUNA_STORAGE") or DEFAULT_URL
-    keep_hidden(url)
+    remember_secret(url)
     return url
 
 
 @contextmanager
-def opened(url: str) -> Iterator[BaseStorage]:
-    """A storage, made whole where it is not there yet: it is safe to do so in several processes at once.
+def open_storage(url: str) -> Iterator[BaseStorage]:
+    """Open a storage, which is created if it does not exist; several processes may do so at once.
 
-    ``url``: of a database as SQLAlchemy writes it, or the path of a journal file. Raises UsageError, TrackingError.
+    ``url`` is a database's address as SQLAlchemy writes it, or the path of a journal file. Raises UsageError or
+    TrackingError.
     """
     storage = _open(url)
     try:
         yield storage
     finally:
-        engine = getattr(storage, "engine", None)  # of a database; its connections would stay open
+        engine = getattr(storage, "engine", None)  # a database's connections would stay open
         if engine is not None:
             engine.dispose()
 
@@ -61,9 +61,9 @@ def _open(url: str) -> BaseStorage:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if "://" not in url and url.endswith((".db", ".sqlite", ".sqlite3")):
         raise UsageError(f"--storage {url}: a path is a journal file; for a database write {SQLITE}{url}")
-    if url.startswith("redis"):  # Optuna keeps snapshots there as pickles, and whoever writes one runs code here
+    if url.startswith("redis"):  # Optuna keeps pickles there: whoever can write one can run code here
         raise UsageError("--storage redis://...: what Redis keeps cannot be read safely; use postgresql+psycopg://...")
-    with storing(url, ValueError):
+    with storage_errors(url, ValueError):
         if "://" not in url:
             return _journal(Path(url))
         address = make_url(url)
@@ -72,15 +72,15 @@ def _open(url: str) -> BaseStorage:
         if address.database in (None, "", ":memory:"):
             raise UsageError(f"--storage {url}: it would be gone with the command; write {SQLITE}optuna.db")
         _make_database(address)
-        return _database(url, connect_args={"timeout": PATIENCE_SECONDS})
+        return _database(url, connect_args={"timeout": SQLITE_TIMEOUT_SECONDS})
 
 
 @contextmanager
-def storing(url: str, *more: type[Exception]) -> Iterator[None]:
-    """Raise TrackingError, naming the storage, for whatever Optuna or the database below it raises in the block.
+def storage_errors(url: str, *more: type[Exception]) -> Iterator[None]:
+    """Turn errors of Optuna and of its database in the block into TrackingError with the storage's address.
 
-    A full disk raises OutputError, a trial that another command has taken over TakenError. ``more``: errors that mean
-    the same here.
+    A full disk raises OutputError, a trial that another command took over TakenError. ``more`` lists further exception
+    types to treat as errors of the storage.
     """
     from optuna.exceptions import OptunaError, UpdateFinishedTrialError
     from sqlalchemy.exc import SQLAlchemyError
@@ -99,13 +99,13 @@ def storing(url: str, *more: type[Exception]) -> Iterator[None]:
         cause = error.__cause__ or error
         if disk := disk_error(cause, url):
             raise disk from None
-        first = hidden(harmless(str(cause)).strip().split("\n", 1)[0])[:300]
+        first = redact(sanitize(str(cause)).strip().split("\n", 1)[0])[:300]
         cure = "check --storage or OPTUNA_STORAGE, or leave both out to use optuna.db in this folder"
         if isinstance(error, ImportError):
             cure = "install the database's driver, such as `pip install 'psycopg[binary]'` for postgresql+psycopg://"
         elif "locked" in first:
             cure = "another program holds it: end that one, or wait"
-        message = f"the tuning storage at {without_password(url)} does not answer as it should ({first}); {cure}"
+        message = f"the tuning storage at {redact_url(url)} does not answer as it should ({first}); {cure}"
         raise TrackingError(message) from None
 
 
@@ -118,20 +118,20 @@ def _journal(path: Path) -> BaseStorage:
     if path.is_file():
         with path.open("rb") as file:
             start = file.read(len(JOURNAL_START))
-        if not JOURNAL_START.startswith(start):  # Optuna would skip the first line and append to somebody's text
+        if not JOURNAL_START.startswith(start):  # Optuna would skip the first line, and append to any other file
             raise TrackingError(f"{path} is not a journal file of Optuna: it does not start with an entry; {cure}")
     try:
         journal: BaseStorage = JournalStorage(JournalFileBackend(str(path)))
     except OSError:
         raise
-    except Exception as error:  # Optuna reads the whole file here, and checks nothing that stands in it
-        problem = f"{type(error).__name__}: {harmless(str(error)).strip()}"[:300]
+    except Exception as error:  # Optuna reads the whole file here, and checks none of its content
+        problem = f"{type(error).__name__}: {sanitize(str(error)).strip()}"[:300]
         raise TrackingError(f"the journal file {path} is damaged ({problem}); {cure}") from None
     return journal
 
 
 def _make_database(address: URL) -> None:
-    """Make a fresh SQLite database whole or not at all: processes that build its tables at once spoil it."""
+    """Create a SQLite database under another name, then rename it: two processes creating its tables would fail."""
     path = Path(address.database or "")
     if path.exists():
         return
@@ -146,13 +146,13 @@ def _make_database(address: URL) -> None:
 
 
 def _on_a_server(url: str) -> BaseStorage:
-    for attempt in range(ATTEMPTS):
+    for attempt in range(MAX_ATTEMPTS):
         try:
             return _database(url, pool_pre_ping=True)
         except ImportError:
             raise
         except Exception:
-            if attempt == ATTEMPTS - 1:
+            if attempt == MAX_ATTEMPTS - 1:
                 raise
             time.sleep(PAUSE_SECONDS)
     raise AssertionError("unreachable")
@@ -162,5 +162,5 @@ def _database(url: str, **engine_options: Any) -> RDBStorage:
     from optuna.storages import RDBStorage
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of SQLAlchemy, about what Optuna asks it for
+        warnings.simplefilter("ignore")  # SQLAlchemy warns about Optuna's use of it
         return RDBStorage(url, engine_kwargs=engine_options)

@@ -1,4 +1,4 @@
-"""Where ``--write`` writes, and whether it will be able to: asked before a tuning that may take hours."""
+"""The file that ``--write`` writes, and whether it can: checked before a tuning that may take hours."""
 
 from __future__ import annotations
 
@@ -15,29 +15,27 @@ from cifar_ablate.errors import OutputError, Problem, StudyError, UsageError
 from cifar_ablate.spec.component import shown
 from cifar_ablate.spec.load import load_study
 from cifar_ablate.spec.overlay import Overlay
-from cifar_ablate.spec.schema import Recipe, Study
-from cifar_ablate.spec.space import applies, put
-from cifar_ablate.spec.space_check import ends, settings
+from cifar_ablate.spec.schema import Parameter, Recipe, Study
+from cifar_ablate.spec.space import applies, ends, put, settings
 from cifar_ablate.spec.text import Path_, Tree
-from cifar_ablate.spec.tune import Parameter
 from cifar_ablate.tuning.plan import ArmPlan
 
 ENDING = "-tuned"
 MAX_LABEL = 64
-"""Characters of a study's name."""
+"""Maximum length of a study's name."""
 Plain = dict[str, Any]
 
 
 def target_of(source: Path, output: Path | None) -> Path:
-    """The file that is written: the one that was asked for, or ``STUDY-tuned.yaml`` beside the study."""
+    """The given output file, or ``STUDY-tuned.yaml`` in the folder of the study."""
     return output or source.with_name(f"{source.stem}{ENDING}.yaml")
 
 
 def check_target(path: Path, study: Study, plans: Sequence[ArmPlan], overlay: Overlay) -> None:
-    """Raise whatever would keep ``--write`` from writing what these arms come to; asked before they are tuned, too.
+    """Raise an error if ``--write`` could not write the best values of these arms; called before and after tuning.
 
-    ``study``: without an overlay. UsageError: the file is somebody's own, or has tuned arms that would be lost.
-    StudyError: the overlay changes a field that is tuned.
+    ``study`` has no overlay. Raises UsageError if the file was not written by a tuning, or holds tuned arms that would
+    be lost; StudyError if the overlay changes a tuned field; OutputError if the folder is not writable.
     """
     name, arms = study.name, [plan.arm for plan in plans]
     if found := [problem for plan in plans for problem in _overlaid(study, plan, overlay)]:
@@ -59,7 +57,7 @@ def check_target(path: Path, study: Study, plans: Sequence[ArmPlan], overlay: Ov
     if before is not None and before.study != name:
         raise UsageError(f"--write: {path} is the tuned {before.study}; name another file with --output")
     if before is None:
-        raise UsageError(f"--write: {path} is there, and not of a tuning; name another file with --output")
+        raise UsageError(f"--write: {path} exists, and was not written by a tuning; name another file with --output")
     if lost := [arm for arm in before.arms if arm not in arms]:
         every = " ".join(f"--arm {shlex.quote(arm)}" for arm in (*lost, *arms))
         raise UsageError(
@@ -69,7 +67,7 @@ def check_target(path: Path, study: Study, plans: Sequence[ArmPlan], overlay: Ov
 
 
 def _overlaid(study: Study, plan: ArmPlan, overlay: Overlay) -> list[Problem]:
-    """Tuned fields that the overlay changes: a value tuned under it would be changed once more when it is written."""
+    """Tuned fields that the overlay changes: it would change the written value a second time."""
     values = study.arm(plan.arm).recipe.as_dict()
     return [
         _changed_again(plan, one, overlay)
@@ -84,20 +82,20 @@ def _overlaid(study: Study, plan: ArmPlan, overlay: Overlay) -> list[Problem]:
 
 
 def _is_changed(values: Plain, overlaid: Plain, path: Path_, value: Any, overlay: Overlay) -> bool:
-    """Does it make a difference whether a value is set before the overlay is laid over it, or after?"""
+    """Whether a value that is set before the overlay is applied gives another recipe than one set after it."""
     before, after = copy.deepcopy(values), copy.deepcopy(overlaid)
     put(before, path, value)
     put(after, path, value)
     try:
         before = overlay.apply(Tree(Recipe.model_validate(before).as_dict()), []).value
         return Recipe.model_validate(before) != Recipe.model_validate(after)
-    except ValidationError:  # it is tuned only where other fields have other values
+    except ValidationError:  # other fields have values that this one is not tuned for
         return False
 
 
 def _changed_again(plan: ArmPlan, one: Parameter, overlay: Overlay) -> Problem:
     message = (
-        f"is tuned as {shown(overlay.variant)} leaves it in arm {shown(plan.arm)}, and written into the study it would "
-        "be changed by that once more; tune without that overlay, or without --write"
+        f"is tuned in arm {shown(plan.arm)} under {shown(overlay.variant)}, which would change the written value "
+        "again; tune without that overlay, or without --write"
     )
-    return Problem(one.written.origin, one.written.path, message)
+    return Problem(one.written.location, one.written.path, message)

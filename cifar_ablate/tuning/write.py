@@ -1,8 +1,7 @@
-"""The best values as a study of their own: a readable file that says where they came from."""
+"""Write the best values as a study: the user's file with these values, and a section that says where they came from."""
 
 from __future__ import annotations
 
-import copy
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -10,31 +9,22 @@ from datetime import UTC
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cifar_ablate.errors import UsageError, not_written
 from cifar_ablate.folder import write_atomically
-from cifar_ablate.harmless import harmless, on_one_line
-from cifar_ablate.passwords import without_password
 from cifar_ablate.spec.component import COMPONENT_REGISTRIES, shown
-from cifar_ablate.spec.delta import differences
+from cifar_ablate.spec.delta import differences, merge
+from cifar_ablate.spec.edit import as_node, read_document, set_value, without_sections, write_document
 from cifar_ablate.spec.load import load_study
-from cifar_ablate.spec.merge import merge
 from cifar_ablate.spec.overlay import Overlay
-from cifar_ablate.spec.schema import Recipe, Study
+from cifar_ablate.spec.schema import Recipe, Study, Tuned
 from cifar_ablate.spec.space import compose, put
 from cifar_ablate.spec.text import Tree, read_yaml
-from cifar_ablate.spec.tune import Tuned
+from cifar_ablate.text_safety import redact_url, sanitize, sanitize_line
 from cifar_ablate.tuning.result import ArmResult
 from cifar_ablate.tuning.target import ENDING, Plain, check_target
 
 LEFT_OUT = ("tune", "tuned", "published")
-"""Sections that are not taken over: published figures are of other recipes."""
-SECTIONS = ("tuned", "recipe", "baseline", "arms")
-"""Each begins after an empty line."""
-
-MAX_LINE = 90
-"""Characters of a mapping that is written on one line."""
+"""Sections that are not copied; published figures belong to other recipes."""
 
 
 def write_tuned(source: Path, results: Sequence[ArmResult], path: Path, overlay: Overlay, command: str) -> None:
@@ -50,12 +40,12 @@ def write_tuned(source: Path, results: Sequence[ArmResult], path: Path, overlay:
     expected = {arm.name: arm.recipe.as_dict() for arm in study.arms}
     for result in done:
         _set_best(expected[result.plan.arm], result)
-    content = _content(read_yaml(source).value, study, expected, done)
-    text = _text(content, study, done, path, command)
+    text = _edited(source, study, expected, done)
+    text = _header(study, done, path, command) + ("\n" if text.startswith("#") else "") + text
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         unfinished.unlink(missing_ok=True)
-        with unfinished.open("x", encoding="utf-8") as file:  # new: others may have laid a link in its place
+        with unfinished.open("x", encoding="utf-8") as file:  # "x": never through a link that someone else put there
             file.write(text)
         written, under_overlay = load_study(unfinished), load_study(unfinished, overlay)
     except OSError as error:
@@ -63,7 +53,7 @@ def write_tuned(source: Path, results: Sequence[ArmResult], path: Path, overlay:
     finally:
         unfinished.unlink(missing_ok=True)
     if {arm.name: arm.recipe.as_dict() for arm in written.arms} != _valid(expected):
-        raise RuntimeError(f"{path} would not say what was tuned")  # ours to mend, never the user's
+        raise RuntimeError(f"{path} would not say what was tuned")  # a bug, not a user's mistake
     for result in done:
         if changed := differences(_tuned_recipe(result), under_overlay.arm(result.plan.arm).recipe):
             raise UsageError(
@@ -75,45 +65,54 @@ def write_tuned(source: Path, results: Sequence[ArmResult], path: Path, overlay:
 
 def _tuned_recipe(result: ArmResult) -> Recipe:
     plan, best = result.plan, result.best
-    if best is None or best.is_present:
+    if best is None or best.is_untuned:
         return plan.recipe
     return Recipe.model_validate(compose(plan.space, plan.values, lambda one: best.values[one.name])[0])
 
 
 def _set_best(values: Plain, result: ArmResult) -> None:
-    """Set what the best trial changed; the recipe as it stands changes nothing."""
+    """Set the values of the best trial, unless it is the recipe as it was written."""
     best = result.best
-    if best is None or best.is_present:
+    if best is None or best.is_untuned:
         return
     for one in result.plan.space:
         if one.name in best.values:
             put(values, one.path, best.values[one.name])
 
 
-def _content(raw: Plain, study: Study, expected: Mapping[str, Plain], done: Sequence[ArmResult]) -> Plain:
-    """The study's mapping: as it was written, and in each arm what it takes to come to its expected recipe."""
-    head = {key: value for key, value in raw.items() if key not in (*LEFT_OUT, "recipe", "baseline", "arms")}
-    head["study"] = f"{study.name}{ENDING}"
-    head["question"] = f"{study.question} Each arm at its own best {', '.join(one.name for one in study.space)}."
-    arms: dict[str, Plain] = {}
+def _edited(source: Path, study: Study, expected: Mapping[str, Plain], done: Sequence[ArmResult]) -> str:
+    """The study's text with its arms at their expected recipes, and with the section ``tuned`` at its end."""
+    tree = read_yaml(source)
+    document = read_document(without_sections(source.read_text(encoding="utf-8-sig"), tree, LEFT_OUT))
+    for section in LEFT_OUT:
+        document.pop(section, None)
+    document["study"] = f"{study.name}{ENDING}"
+    question = f"{study.question.strip()} Each arm at its own best {', '.join(one.name for one in study.space)}."
+    document["question"] = as_node(question)
+    for name, (before, after) in _arms(tree.value, study, expected).items():
+        set_value(document["arms"], name, before, after)
+    document["tuned"] = as_node(_provenance(study, done))
+    above, section, below = write_document(document).rpartition("\ntuned:")
+    return f"{above.rstrip()}\n{section}{below}" if section else below
+
+
+def _arms(raw: Plain, study: Study, expected: Mapping[str, Plain]) -> dict[str, tuple[Plain, Plain]]:
+    """Each arm as it was written, and with what it needs to have its expected recipe."""
+    arms: dict[str, tuple[Plain, Plain]] = {}
     merged: dict[str, Plain] = {}
     for name in _parents_first(study):
         parent = None if name == study.baseline else study.arm(name).parent or study.baseline
         below = merge(Tree({}), Tree(raw.get("recipe") or {}), []).value if parent is None else merged[parent]
-        delta = copy.deepcopy(raw["arms"][name] or {})
-        plain = {key: value for key, value in delta.items() if key != "from"}
-        got = Recipe.model_validate(merge(Tree(below), Tree(plain), []).value).as_dict()
-        extra = _delta(got, Recipe.model_validate(expected[name]))
-        arms[name] = _joined(delta, extra)
-        plain = {key: value for key, value in arms[name].items() if key != "from"}
-        merged[name] = merge(Tree(below), Tree(plain), []).value
-    return {
-        **head,
-        "tuned": _provenance(study, done),
-        **({"recipe": raw["recipe"]} if raw.get("recipe") else {}),
-        **({"baseline": raw["baseline"]} if "baseline" in raw else {}),
-        "arms": {name: arms[name] or None for name in raw["arms"]},
-    }
+        written = raw["arms"][name] or {}
+        got = Recipe.model_validate(_merged(below, written)).as_dict()
+        arms[name] = written, _joined(written, _delta(got, Recipe.model_validate(expected[name])))
+        merged[name] = _merged(below, arms[name][1])
+    return arms
+
+
+def _merged(below: Plain, arm: Plain) -> Plain:
+    values: Plain = merge(Tree(below), Tree({key: value for key, value in arm.items() if key != "from"}), []).value
+    return values
 
 
 def _parents_first(study: Study) -> list[str]:
@@ -127,7 +126,7 @@ def _parents_first(study: Study) -> list[str]:
 
 
 def _delta(got: Plain, wanted: Recipe) -> Plain:
-    """What has to be written over ``got`` to come to ``wanted``, in as few words as it takes."""
+    """The smallest delta that turns ``got`` into ``wanted``."""
     whole, short = wanted.as_dict(), wanted.as_dict(defaults=False)
     found = _difference(got, whole)
     for key in COMPONENT_REGISTRIES:
@@ -149,7 +148,7 @@ def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> Plain:
 
 
 def _joined(delta: Plain, extra: Plain) -> Plain:
-    """An arm's own words with the tuned values in their places."""
+    """An arm as it was written, with the tuned values in their places."""
     joined = dict(delta)
     for key, value in extra.items():
         below = joined.get(key)
@@ -182,45 +181,30 @@ def _provenance(study: Study, done: Sequence[ArmResult]) -> Plain:
     return tuned.model_dump(mode="json")
 
 
-def _text(content: Plain, study: Study, done: Sequence[ArmResult], path: Path, command: str) -> str:
-    again = " ".join(["cifar-ablate run", on_one_line(shlex.quote(str(path))), *_overlay_words(command)])
+def _header(study: Study, done: Sequence[ArmResult], path: Path, command: str) -> str:
+    again = " ".join(["cifar-ablate run", sanitize_line(shlex.quote(str(path))), *_overlay_words(command)])
     num = max(result.num_tried for result in done)
-    lines = [
-        f"# The arms of {study.name}, each at its own best values of {num} trials, chosen by validation images:",
-        "# the best of many looks better than it is. What they are worth on the test images says",
-        f"#   {again}",
-        f"# Written by: {_written_by(command)}",
-    ]
-    text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=200)
-    for line in text.splitlines():
-        lines.append(f"\n{line}" if line.partition(":")[0] in SECTIONS else line)
-    return "\n".join(lines) + "\n"
-
-
-class _Dumper(yaml.SafeDumper):
-    """Short mappings on one line, others as blocks."""
-
-    def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> yaml.MappingNode:
-        node = super().represent_mapping(tag, mapping, flow_style)
-        pairs = [part for pair in node.value for part in pair]
-        is_plain = all(isinstance(part, yaml.ScalarNode) for part in pairs)
-        node.flow_style = is_plain and sum(len(part.value) + 2 for part in pairs) <= MAX_LINE
-        return node
+    return (
+        f"# The arms of {study.name}, each at its own best values of {num} trials, chosen by validation images.\n"
+        "# The best of many trials looks better than it is. To measure it on the test images, run\n"
+        f"#   {again}\n"
+        f"# Written by: {_written_by(command)}\n"
+    )
 
 
 def _written_by(command: str) -> str:
-    """The command on one line, without the password of a storage."""
-    return harmless(" ".join(" ".join(shlex.quote(without_password(word)) for word in shlex.split(command)).split()))
+    """The command on one line, without passwords."""
+    return sanitize(" ".join(" ".join(shlex.quote(redact_url(word)) for word in shlex.split(command)).split()))
 
 
 def _overlay_words(command: str) -> list[str]:
-    """``--profile`` and ``--set`` of the command, as they were given."""
+    """The ``--profile`` and ``--set`` options of the command."""
     words, found = shlex.split(command), []
     for index, word in enumerate(words):
         if word in ("--profile", "--set"):
-            found += [word, on_one_line(shlex.quote(words[index + 1]))]
+            found += [word, sanitize_line(shlex.quote(words[index + 1]))]
         elif word.startswith(("--profile=", "--set=")):
-            found.append(on_one_line(shlex.quote(word)))
+            found.append(sanitize_line(shlex.quote(word)))
     return found
 
 

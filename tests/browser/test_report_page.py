@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cifar_ablate.report.build import build_report
-from cifar_ablate.report.deliver import render
+from cifar_ablate.report.write import render
 from tests.reporting import NAMES, hostile_record, pilot_record
 
 pytestmark = pytest.mark.slow
@@ -246,7 +246,7 @@ def test_without_javascript_all_is_there_and_no_button_is_dead(open_page: Open) 
     page = open_page("hostile", java_script_enabled=False)
     assert page.locator("button:visible").count() == 0
     text = page.locator("main").inner_text()
-    for said in (*NAMES.values(), "mixup+affine", "too close to call", "What the reader must know"):
+    for said in (*NAMES.values(), "mixup+affine", "too close to call", "What you must know"):
         assert said in text
     assert re.search(r"\+\d+\.\d\d to \+\d+\.\d\d", text)
     page.locator("details > summary").first.click()

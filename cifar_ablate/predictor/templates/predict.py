@@ -1,4 +1,4 @@
-"""What pictures show: ``python predict.py IMAGE...``. Needs numpy, Pillow and onnxruntime (requirements.txt)."""
+"""Classify images: ``python predict.py IMAGE...``. Needs numpy, Pillow and onnxruntime (requirements.txt)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def main() -> int:
-    """Print the likeliest classes of each picture; 1 where one could not be read."""
+    """Print the likeliest classes of each image; return 1 if one cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--top", type=int, default=3, help="classes to show")

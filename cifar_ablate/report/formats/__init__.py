@@ -1,1 +1,1 @@
-"""Report formats by name: a function from a Report to text, in a file of its own."""
+"""Report formats: one file for each, with a registered function from a `Report` to text."""

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from cifar_ablate.registry import FORMATS
+from cifar_ablate.text_safety import escape_csv_formula
 
 if TYPE_CHECKING:
-    from cifar_ablate.report.tuning_types import TunedComparison
-    from cifar_ablate.report.types import ArmRow, Comparison, Report, StudyReport
+    from cifar_ablate.report.types import ArmRow, Comparison, Report, StudyReport, TunedComparison
 
 COLUMNS = (
     "study",
@@ -34,16 +34,17 @@ SAME = (
     *("reference", "p_adjusted", "own_p_holm", "p_superior", "se", "df", "alpha", "num_comparisons", "is_paired"),
     *("look", "num_seeds", "num_seeds_reference", "num_diverged", "num_diverged_reference", "num_more_seeds"),
 )
-"""Columns that are called as in a contrast."""
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+"""Columns with the name of a contrast's field."""
+SAME_OF_ARM = ("num_finished", "num_started", "num_planned", "epochs", "sd_floor", "train_seconds")
+"""Columns with the name of an arm's field."""
 
 
 @FORMATS.register("csv")
 def csv(report: Report) -> str:
-    """One row per arm and comparison, full precision; an arm without comparisons (the baseline) has a row of its own.
+    """One row per arm and comparison, full precision; an arm without comparisons (the baseline) has a row, too.
 
-    A text that a spreadsheet would run as a formula has an apostrophe before it. Read with
-    ``pandas.read_csv(path, keep_default_na=False, na_values=[""])``: an arm may be called None or NA.
+    Texts that a spreadsheet would run as formulas begin with an apostrophe. Read with
+    ``pandas.read_csv(path, keep_default_na=False, na_values=[""])``: since an arm may have the name None or NA.
     """
     from csv import DictWriter
     from io import StringIO
@@ -62,38 +63,33 @@ def _rows(study: StudyReport) -> Iterator[dict[str, Any]]:
     for row in study.rows:
         if row.name not in compared:
             yield {**_of_arm(study, row), "differs": "; ".join(row.differs)}
-    beside = {} if study.tuning is None else {(one.family, one.arm): one for one in study.tuning.comparisons}
+    shared = {} if study.tuning is None else {(one.family, one.arm): one for one in study.tuning.comparisons}
     for family in study.families:
         for one in family.comparisons:
             arm = one.contrast.arm
             own = {**_of_arm(study, arms[arm]), "family": family.name, **_of_comparison(one)}
-            yield {**own, **_beside(beside.get((family.name, arm)))}
+            yield {**own, **_shared(shared.get((family.name, arm)))}
 
 
 def _of_arm(study: StudyReport, row: ArmRow) -> dict[str, Any]:
     published = {one.arm: one.published.accuracy for one in study.published}
     test, train = row.test_accuracy, row.train_accuracy
     return {
+        **{name: getattr(row, name) for name in SAME_OF_ARM},
         "study": study.label,
         "arm": row.name,
         "margin": study.margin,
-        "num_finished": row.num_finished,
-        "num_started": row.num_started,
-        "num_planned": row.num_planned,
-        "epochs": row.epochs,
         "test_accuracy": test and test.mean,
         "test_accuracy_sd": test and test.sd,
-        "sd_floor": row.sd_floor,
         "train_accuracy": train and train.mean,
         "train_accuracy_sd": train and train.sd,
-        "train_seconds": row.train_seconds,
         "published_accuracy": published.get(row.name),
         **_tuned(study, row.name),
     }
 
 
 def _tuned(study: StudyReport, arm: str) -> dict[str, Any]:
-    """What tuning cost and found for an arm; nothing in a study without."""
+    """Cost and result of tuning for an arm; empty in a study without tuning."""
     rows = () if study.tuning is None else study.tuning.arms
     for row in (row for row in rows if row.name == arm):
         names = ("trial", "val_accuracy", "present_val_accuracy", "trials", "pruned", "failed", "epochs")
@@ -104,8 +100,8 @@ def _tuned(study: StudyReport, arm: str) -> dict[str, Any]:
     return {}
 
 
-def _beside(one: TunedComparison | None) -> dict[str, Any]:
-    """The same comparison with the shared recipe, and what tuning makes of it."""
+def _shared(one: TunedComparison | None) -> dict[str, Any]:
+    """The same comparison with the shared recipe, and how the verdict changed."""
     if one is None or one.shared is None:
         return {}
     return {
@@ -141,8 +137,5 @@ def _ends(name: str, found: tuple[float, float] | None) -> dict[str, float]:
 
 def _cell(value: Any) -> Any:
     """Numbers as they are, without NaN; texts so that no spreadsheet runs them."""
-    if isinstance(value, str):
-        return f"'{value}" if value.startswith(FORMULA) else value
-    if isinstance(value, float) and not abs(value) < float("inf"):
-        return ""
-    return value
+    is_finite = not isinstance(value, float) or abs(value) < float("inf")
+    return escape_csv_formula(value) if is_finite else ""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cifar_ablate.registry import FORMATS
+from cifar_ablate.report.document import Figure, build_document
 
-if TYPE_CHECKING:  # `report --help` lists the formats, and must wait neither for pandas nor for jinja2
-    from cifar_ablate.report.tuning_types import TuningReport
-    from cifar_ablate.report.types import Figure, Report, StudyReport
+if TYPE_CHECKING:
+    from cifar_ablate.report.types import Report
 
 
 @FORMATS.register("html")
@@ -32,9 +32,9 @@ def html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("report.html.j2")
-    return page.render(
-        studies=[_shown(study, f"study-{index}") for index, study in enumerate(report.studies, 1)],
+    environment.filters |= {"kind": lambda block: type(block).__name__, "inlined": _inlined}
+    return environment.get_template("report.html.j2").render(
+        document=build_document(report, ink="currentColor"),
         symbols=SYMBOLS,
         style=style,
         script=script,
@@ -43,44 +43,13 @@ def html(report: Report) -> str:
     )
 
 
-def _shown(study: StudyReport, anchor: str) -> dict[str, Any]:
-    """A study as the template takes it; ``anchor`` begins the ids of its elements."""
-    from cifar_ablate.analysis import label
-    from cifar_ablate.report import tables
-    from cifar_ablate.report.figures import draw_figures
-
-    figures = [
-        {"figure": figure, "svg": _inlined(figure, f"{anchor}-figure-{index}-")}
-        for index, figure in enumerate(draw_figures(study, ink="currentColor"), 1)
-    ]
-    return {
-        "anchor": anchor,
-        "study": study,
-        "facts": tables.facts(study),
-        "label": label,
-        "verdicts": [tables.verdict_table(study, family) for family in study.families],
-        "tuning": None if study.tuning is None else _tuning(study.tuning),
-        "arms": tables.arms_table(study),
-        "figures": figures,
-        "classes": tables.classes_table(study),
-        "interactions": tables.interactions_table(study),
-        "calibration": tables.calibration_table(study),
-        "published": tables.published_table(study),
-        "runs": tables.runs_table(study),
-    }
-
-
-def _tuning(tuning: TuningReport) -> dict[str, Any]:
-    from cifar_ablate.report.tuned_tables import own_best_table, tuning_table
-
-    return {"own_best": own_best_table(tuning), "cost": tuning_table(tuning)}
-
-
-def _inlined(figure: Figure, own: str) -> str:
-    """A figure as it stands within a page: named, and with ids of its own, for those of two figures may be the same."""
+def _inlined(figure: Figure, anchor: str) -> str:
+    """A figure's SVG for a page: named, its ids beginning with ``anchor`` and its name, since figures may share ids."""
+    from hashlib import sha256
     from html import escape
 
-    svg = re.sub(r"<[a-zA-Z][^>]*>", lambda tag: _with_own_ids(tag[0], own), figure.svg[figure.svg.index("<svg") :])
+    own = f"{anchor}-{sha256(figure.name.encode()).hexdigest()[:6]}-"
+    svg = re.sub(r"<[a-zA-Z][^>]*>", lambda tag: _with_own_ids(tag[0], own), figure.svg)
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(figure.title)}"', 1)
 
 

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from cifar_ablate.registry import FORMATS
+from cifar_ablate.report.document import (
+    Block,
+    Cell,
+    Column,
+    Commands,
+    Figure,
+    Fold,
+    Items,
+    Prose,
+    Section,
+    Table,
+    build_document,
+    walk,
+)
 
 if TYPE_CHECKING:
-    from cifar_ablate.report.tables import Column, Table
-    from cifar_ablate.report.types import Report, StudyReport
+    from cifar_ablate.report.types import Report
 
 MAX_ROWS = 40
 """Longer tables go over several pages."""
+MAX_COLUMNS = 20
+HEADINGS = ("section", "subsection", "subsubsection", "paragraph")
 _HEAD = r"""\documentclass[10pt,a4paper]{article}
 \usepackage[margin=15mm]{geometry}
 \usepackage{array,booktabs,longtable}
@@ -82,119 +96,72 @@ ACCENTS = dict(zip(_MARKS, "`'^~\"=.rvHucdb", strict=True))
 
 @FORMATS.register("latex")
 def latex(report: Report) -> str:
-    """A whole document for pdflatex: verdicts as a list, tables in booktabs, plain ASCII throughout.
+    """A whole document for pdflatex: tables in booktabs, plain ASCII throughout.
 
     It has no figures: pdflatex does not read SVG. The markdown report writes them as files.
     """
-    parts = [_HEAD + r"\begin{document}", r"\section*{Ablation report}"]
-    for study in report.studies:
-        parts += _study(study)
-    return "\n\n".join([*parts, r"\end{document}"]) + "\n"
+    document = build_document(report)
+    parts = [_HEAD + r"\begin{document}", rf"\section*{{{escape(document.title)}}}", escape(document.missing)]
+    parts += [_block(block, level) for level, block in walk(document.studies)]
+    return "\n\n".join([*filter(None, parts), r"\end{document}"]) + "\n"
 
 
-def _study(study: StudyReport) -> Iterator[str]:
-    from cifar_ablate.analysis import label
-    from cifar_ablate.report import tables
-
-    yield rf"\subsection*{{{escape(study.label)}}}"
-    yield rf"\emph{{{escape(study.question)}}}"
-    yield escape(tables.facts(study))
-    yield r"\subsubsection*{Verdicts}"
-    for family in study.families:
-        yield f"Comparisons {escape(family.name)}:"
-        yield _list(
-            rf"\textbf{{{escape(label(one.contrast.verdict))}}}: {escape(one.text)}" for one in family.comparisons
-        )
-    if not study.families:
-        yield "A single arm has nothing to be compared with."
-    yield escape(study.noise_text)
-    if study.next_steps:
-        yield r"\subsubsection*{What to do next}"
-        yield _list(map(_with_code, study.next_steps))
-    yield from _tuning(study)
-    for family in study.families:
-        yield _table(tables.verdict_table(study, family))
-    yield _table(tables.arms_table(study))
-    if said := [*(effect.sentence for effect in study.interactions), *filter(None, [study.interaction_note])]:
-        yield r"\subsubsection*{Interactions}"
-        yield _list(map(escape, said))
-        yield _optional(tables.interactions_table(study))
-    yield r"\subsubsection*{Classes}"
-    yield escape(study.classes_text)
-    yield _optional(tables.classes_table(study))
-    if (calibration := tables.calibration_table(study)) is not None:
-        yield r"\subsubsection*{Calibration}"
-        yield _table(calibration)
-    if study.published:
-        yield r"\subsubsection*{Published against measured}"
-        yield _list(escape(row.text) for row in study.published)
-        yield _optional(tables.published_table(study))
-    yield r"\subsubsection*{What the reader must know}"
-    yield _list(rf"\textbf{{{escape(keyword)}}}: {_with_code(text)}" for keyword, text in study.must_know)
-    yield r"\subsubsection*{How to reproduce}"
-    yield _list(_reproduce(study))
-    yield _table(tables.run_ids_table(study))
+def _block(block: Block, level: int) -> str:  # noqa: PLR0911 - one for each kind of block
+    match block:
+        case Section():
+            return rf"\{HEADINGS[level]}*{{{escape(block.title)}}}"
+        case Prose(text, role, has_code):
+            said = _with_code(text) if has_code else escape(text)
+            return rf"\emph{{{said}}}" if role == "question" else said
+        case Items():
+            return _items(block)
+        case Commands(lines):
+            return "\\\\\n".join(rf"\texttt{{{escape(line)}}}" for line in lines)
+        case Table():
+            return _table(block)
+        case Fold(_, blocks):  # paper does not fold
+            return "\n\n".join(_block(one, inner_level) for inner_level, one in walk(blocks, level))
+        case Figure():
+            return ""
 
 
-def _tuning(study: StudyReport) -> Iterator[str]:
-    from cifar_ablate.report.tuned_tables import own_best_table, tuning_table
-
-    tuning = study.tuning
-    if tuning is None:
-        return
-    yield r"\subsubsection*{With each arm's own best recipe}"
-    if tuning.missing:
-        yield _with_code(tuning.missing)
-    yield _list(map(escape, tuning.sentences))
-    beside = own_best_table(tuning)
-    if beside is not None:
-        yield _list(escape(one.text) for one in tuning.comparisons)
-        yield _table(beside)
-    yield _table(tuning_table(tuning))
-
-
-def _reproduce(study: StudyReport) -> Iterator[str]:
-    again = study.reproduce
-    for name, values in (("Command", again.commands), ("Commit", again.commits), ("Data digest", again.data_digests)):
-        yield from (rf"{name}: \texttt{{{escape(value)}}}" for value in values)
-    yield from (f"Environment: {escape(value)}" for value in again.versions)
-
-
-def _list(lines: Iterable[str]) -> str:
-    items = [f"\\item {line}" for line in lines]
-    return "\n".join([r"\begin{itemize}", *items, r"\end{itemize}"]) if items else ""
-
-
-def _optional(table: Table | None) -> str:
-    """Nothing for a table that has nothing to show, or more columns than a page."""
-    from cifar_ablate.report.tables import MAX_CLASS_COLUMNS
-
-    return "" if table is None or len(table.columns) > MAX_CLASS_COLUMNS else _table(table)
+def _items(block: Items) -> str:
+    name = "enumerate" if block.kind == "steps" else "itemize"
+    lines = [rf"\begin{{{name}}}"]
+    for item in block.items:
+        term = rf"\textbf{{{escape(item.term)}}}: " if item.term else ""
+        lines.append(rf"\item {term}{_with_code(item.text) if block.has_code else escape(item.text)}")
+    return "\n".join([*lines, rf"\end{{{name}}}"])
 
 
 def _table(table: Table) -> str:
     """A floating table, or one over several pages."""
-    num_texts = sum(column.kind != "number" for column in table.columns)
-    kinds = "".join(_column(column, len(table.columns), num_texts) for column in table.columns)
-    head = " & ".join(_header(column, len(table.columns)) for column in table.columns) + r" \\"
-    rows = [" & ".join(_cell(cell.text, cell.is_shown) for cell in row) + r" \\" for row in table.rows]
-    caption = rf"\caption{{{escape(table.caption)}}}"
-    if len(table.rows) > MAX_ROWS:
-        top = [caption + r"\\", r"\toprule", head, r"\midrule", r"\endfirsthead"]
+    kept = [index for index, column in enumerate(table.columns) if not column.is_wide_only]
+    columns = [table.columns[index] for index in kept]
+    caption = escape(table.caption)
+    if len(columns) > MAX_COLUMNS:
+        return f"{caption} {len(columns)} columns are too many for a page: see the report in another format."
+    num_texts = sum(column.kind not in ("number", "id") for column in columns)
+    kinds = "".join(_column(column, len(columns), num_texts) for column in columns)
+    head = " & ".join(_header(column, len(columns)) for column in columns) + r" \\"
+    rows = [" & ".join(_cell(row[index]) for index in kept) + r" \\" for row in table.rows]
+    if len(rows) > MAX_ROWS:
+        top = [rf"\caption{{{caption}}}\\", r"\toprule", head, r"\midrule", r"\endfirsthead"]
         top += [r"\toprule", head, r"\midrule", r"\endhead", r"\bottomrule", r"\endfoot"]
         body = [rf"\begin{{longtable}}{{{kinds}}}", *top, *rows, r"\end{longtable}"]
         return "\n".join([r"\begingroup\scriptsize", *body, r"\endgroup"])
     body = [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
-    close = [r"\setlength{\tabcolsep}{1.5pt}"] if len(table.columns) > 11 else []
-    return "\n".join([r"\begin{table}[htbp]", r"\centering\scriptsize", *close, caption, *body, r"\end{table}"])
+    close = [r"\setlength{\tabcolsep}{1.5pt}"] if len(columns) > 11 else []
+    top = [r"\begin{table}[htbp]", r"\centering\scriptsize", *close, rf"\caption{{{caption}}}"]
+    return "\n".join([*top, *body, r"\end{table}"])
 
 
-def _cell(text: str, is_shown: bool) -> str:
-    return rf"\textbf{{{escape(text)}}}" if is_shown else escape(text)
+def _cell(cell: Cell) -> str:
+    return rf"\textbf{{{escape(cell.text)}}}" if cell.is_shown else escape(cell.text)
 
 
 def _header(column: Column, num: int) -> str:
-    """Of many columns of numbers one word to a line, so that they stand close."""
+    """A column's title; between many columns of numbers one word to a line, to save width."""
     if column.kind != "number" or num <= 6:
         return rf"\textbf{{{escape(column.title)}}}"
     words = r"\\".join(rf"\textbf{{{escape(word)}}}" for word in column.title.replace("-", "- ").split())
@@ -203,14 +170,14 @@ def _header(column: Column, num: int) -> str:
 
 def _column(column: Column, num: int, num_texts: int) -> str:
     """The more columns, and the more of them text, the narrower those of text."""
-    if column.kind == "number":
-        return "r"
+    if column.kind in ("number", "id"):
+        return "r" if column.kind == "number" else "l"
     widths = {"name": 17, "text": 14, "prose": 40} if num_texts > 3 else {"name": 24, "text": 18, "prose": 56}
     return f"L{{{widths[column.kind] if num <= 9 else 19 if num <= 11 else 14}mm}}"
 
 
 def _with_code(text: str) -> str:
-    """Escaped text, in which `code` is set as such."""
+    """Escaped text with `code` in typewriter."""
     pieces = text.split("`")
     if len(pieces) % 2 == 0:
         return escape(text)
@@ -218,7 +185,7 @@ def _with_code(text: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that LaTeX typesets as it is written, in one paragraph; what pdflatex has no letter for becomes ASCII."""
+    """Text that LaTeX typesets literally, in one paragraph; letters that pdflatex lacks become ASCII."""
     escaped = "".join(map(_character, unicodedata.normalize("NFC", re.sub(r"\s+", " ", text))))
     return re.sub(r"\+\\allowbreak\{\}(?=[\d.])", "+", escaped)  # a number keeps its sign
 

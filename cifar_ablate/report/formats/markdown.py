@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from cifar_ablate.registry import FORMATS
+from cifar_ablate.report.document import (
+    Block,
+    Cell,
+    Commands,
+    Figure,
+    Fold,
+    Items,
+    Prose,
+    Rendered,
+    Section,
+    Table,
+    build_document,
+    walk,
+)
 
-if TYPE_CHECKING:  # `report --help` lists the formats, and must not wait for pandas
-    from cifar_ablate.report.tables import Cell, Table
-    from cifar_ablate.report.types import Comparison, Figure, Rendered, Report, StudyReport
+if TYPE_CHECKING:
+    from cifar_ablate.report.types import Report
 
 FIGURES = "figures"
 """Folder of the figures, beside the report."""
@@ -19,154 +32,57 @@ FIGURES = "figures"
 
 @FORMATS.register("markdown")
 def markdown(report: Report) -> Rendered:
-    """GitHub markdown, one section per study's variant."""
-    from cifar_ablate.report.figures import draw_figures
-    from cifar_ablate.report.types import Rendered
-
-    parts = ["# Ablation report"]
+    """GitHub markdown, one section for each study's variant."""
+    document = build_document(report, ink="#000000")
     files: dict[str, str] = {}
-    for study in report.studies:
-        figures = draw_figures(study)
-        files |= {f"{FIGURES}/{figure.name}.svg": figure.svg for figure in figures}
-        parts += _study(study, figures)
+    parts = [f"# {document.title}", *([document.missing] if document.missing else [])]
+    parts += [_block(block, level, files) for level, block in walk(document.studies, 2)]
     return Rendered("\n\n".join(parts) + "\n", files)
 
 
-def _study(study: StudyReport, figures: Sequence[Figure]) -> Iterator[str]:
-    from cifar_ablate.report.tables import facts
-
-    yield f"## {escape(study.label)}"
-    yield f"**{escape(study.question)}**"
-    yield escape(facts(study))
-    yield "### Verdicts"
-    yield from _verdicts(study)
-    yield from _tuning(study)
-    yield "### Table"
-    yield from _tables(study)
-    if figures:
-        yield "### Figures"
-        for figure in figures:
-            yield f"![{escape(figure.caption)}]({quote(f'{FIGURES}/{figure.name}.svg')})\n\n*{escape(figure.caption)}*"
-    yield from _classes(study)
-    yield from _calibration(study)
-    yield from _published(study)
-    yield "### What you must know"
-    yield bullets(f"**{escape(keyword)}**: {escape(text)}" for keyword, text in study.must_know)
-    yield "### How to reproduce"
-    yield from _reproduce(study)
+def _block(block: Block, level: int, files: dict[str, str]) -> str:  # noqa: PLR0911 - one for each kind
+    match block:
+        case Section():
+            return f"{'#' * level} {escape(block.title)}"
+        case Prose(text, role, has_code):
+            said = keep_code(text) if has_code else escape(text)
+            return f"**{said}**" if role == "question" else said
+        case Items():
+            return "\n".join(_items(block))
+        case Commands(lines):
+            return "\n".join(["```console", *(f"$ {line}" for line in lines), "```"])
+        case Table():
+            return _table(block)
+        case Figure(name, _, caption, svg):
+            path = f"{FIGURES}/{name}.svg"
+            files[path] = svg
+            return f"![{escape(caption)}]({quote(path)})\n\n*{escape(caption)}*"
+        case Fold(summary, blocks):
+            inner = [_block(one, inner_level, files) for inner_level, one in walk(blocks, level)]
+            return "\n\n".join([f"<details><summary>{within(summary)}</summary>", *inner, "</details>"])
 
 
-def _verdicts(study: StudyReport) -> Iterator[str]:
-    if not study.families:
-        yield "One arm alone has nothing to be compared with: add an arm."
-    for family in study.families:
-        if len(study.families) > 1:
-            yield f"{family.name[0].upper()}{family.name[1:]}:"
-        yield bullets(_with_badge(one) for one in family.comparisons)
-    yield escape(study.noise_text)
-    if study.interactions:
-        yield "Do the changes depend on each other?"
-        yield bullets(escape(effect.sentence) for effect in study.interactions)
-    if study.interaction_note:
-        yield escape(study.interaction_note)
-    if study.next_steps:
-        yield "**What to do next**"
-        yield bullets(keep_code(step) for step in study.next_steps)
+def _items(block: Items) -> Iterator[str]:
+    for number, item in enumerate(block.items, 1):
+        mark = f"{number}." if block.kind == "steps" else "-"
+        term = f"**{escape(item.term)}**: " if item.term else ""
+        yield f"{mark} {term}{keep_code(item.text) if block.has_code else escape(item.text)}"
 
 
-def _with_badge(comparison: Comparison) -> str:
-    from cifar_ablate.analysis import label
-
-    return f"**{label(comparison.contrast.verdict)}**: {escape(comparison.text)}"
-
-
-def _tuning(study: StudyReport) -> Iterator[str]:
-    from cifar_ablate.report.tuned_tables import own_best_table, tuning_table
-
-    tuning = study.tuning
-    if tuning is None:
-        return
-    yield "### With each arm's own best recipe"
-    if tuning.missing:
-        yield keep_code(tuning.missing)
-    yield bullets(map(escape, tuning.sentences))
-    beside = own_best_table(tuning)
-    if beside is not None:
-        yield table(beside)
-        yield bullets(escape(one.text) for one in tuning.comparisons)
-    yield table(tuning_table(tuning))
-
-
-def _tables(study: StudyReport) -> Iterator[str]:
-    from cifar_ablate.report.tables import arms_table, interactions_table, verdict_table
-
-    for family in study.families:
-        yield table(verdict_table(study, family))
-    effects = interactions_table(study)
-    if effects is not None:
-        yield table(effects)
-    yield table(arms_table(study))
-
-
-def _classes(study: StudyReport) -> Iterator[str]:
-    from cifar_ablate.report.tables import classes_table
-
-    yield "### Classes"
-    yield escape(study.classes_text)
-    found = classes_table(study)
-    if found is not None:
-        yield table(found)
-
-
-def _calibration(study: StudyReport) -> Iterator[str]:
-    from cifar_ablate.report.tables import calibration_table
-
-    found = calibration_table(study)
-    if found is not None:
-        yield "### Calibration"
-        yield table(found)
-
-
-def _published(study: StudyReport) -> Iterator[str]:
-    from cifar_ablate.report.tables import published_table
-
-    found = published_table(study)
-    if found is not None:
-        yield "### Published against measured"
-        yield bullets(escape(row.text) for row in study.published)
-        yield table(found)
-
-
-def _reproduce(study: StudyReport) -> Iterator[str]:
-    from cifar_ablate.report.tables import runs_table
-
-    again = study.reproduce
-    yield "```console\n" + "\n".join(f"$ {command}" for command in again.commands) + "\n```"
-    lines = [f"Commit: {escape(commit)}" for commit in again.commits]
-    lines += [escape(version) for version in again.versions]
-    lines += [f"Data digest: {escape(digest)}" for digest in again.data_digests]
-    yield bullets(lines)
-    if study.runs:
-        yield f"<details><summary>Runs</summary>\n\n{table(runs_table(study))}\n\n</details>"
-
-
-def table(found: Table) -> str:
-    """A table, under its caption; what a class shows is bold, and so are the rows' names."""
-    titles = [within(column.title) for column in found.columns]
+def _table(found: Table) -> str:
+    """A table under its caption; what stands out is bold, and so are the rows' names."""
     rule = "".join("---:|" if column.kind == "number" else "---|" for column in found.columns)
-    lines = [f"{escape(found.caption)}\n", f"| {' | '.join(titles)} |", f"|{rule}"]
-    lines += [f"| {' | '.join(_cell(cell, index) for index, cell in enumerate(row))} |" for row in found.rows]
-    return "\n".join(lines)
+    lines = [f"{escape(found.caption)}\n", _row(within(column.title) for column in found.columns), f"|{rule}"]
+    return "\n".join([*lines, *(_row(map(_cell, row, range(len(row)))) for row in found.rows)])
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _cell(cell: Cell, index: int) -> str:
     text = within(cell.text)
-    return f"**{text}**" if cell.text and (index == 0 or cell.is_shown) else text
-
-
-def bullets(lines: Iterator[str] | Sequence[str]) -> str:
-    """A list."""
-    return "\n".join(f"- {line}" for line in lines)
+    return f"**{text}**" if text and (index == 0 or cell.is_shown) else text
 
 
 def keep_code(text: str) -> str:
@@ -175,7 +91,7 @@ def keep_code(text: str) -> str:
     if len(pieces) % 2 == 0 or "``" in text:  # markdown would pair them in another way
         return escape(text)
     first, *rest = pieces
-    kept = (piece if index % 2 else within(piece) for index, piece in enumerate(rest, 1))
+    kept = (" ".join(piece.splitlines()) if index % 2 else within(piece) for index, piece in enumerate(rest, 1))
     return "`".join([escape(first) if first else "", *kept])
 
 
@@ -186,7 +102,7 @@ _ENDS_A_HEADING = re.compile(r"(?<=\s)(?=#+\s*$)")
 def escape(text: str) -> str:
     """Text that markdown and the HTML in it leave alone, also where it begins a line, an item or a heading."""
     shown = within(text)
-    if shown[:1].isspace():  # a blank that is spelled out indents nothing, and nothing after it begins anything
+    if shown[:1].isspace():  # an encoded blank indents nothing, and nothing after it begins a block
         shown = f"&#32;{shown[1:]}"
     shown = _ENDS_A_HEADING.sub(r"\\", shown)
     begins = _BEGINS_A_BLOCK.match(shown)
@@ -197,9 +113,9 @@ def escape(text: str) -> str:
 
 
 def within(text: str) -> str:
-    """The same for what stands within a line or a cell of a table."""
+    """The same for text within a line or a cell of a table."""
     for character in "\\`*_|[]~":
         text = text.replace(character, "\\" + character)
     text = text.replace("&", "&amp;").replace("<", "&lt;")
-    # GitHub looks for formulas after it has taken the backslashes away, and takes this way out
+    # GitHub looks for formulas after it has removed the backslashes, and leaves this alone
     return " ".join(text.replace("$", "<span>$</span>").splitlines())
