@@ -569,8 +569,8 @@ def test_trials_that_take_turns_in_one_place_are_all_trained_and_come_to_the_sam
     write(workshop, (SAMPLER, "random"))
     assert workshop(*TUNE, "--trials", "5").code == 0
     alone = told(workshop.folder)
-    find = jobs.find_places
-    monkeypatch.setattr(jobs, "find_places", lambda *given: [replace(one, side_by_side=3) for one in find(*given)])
+    find = jobs.find_slots
+    monkeypatch.setattr(jobs, "find_slots", lambda *given: [replace(one, num_slices=3) for one in find(*given)])
     monkeypatch.setenv("OPTUNA_STORAGE", "turns.journal")
     shutil.rmtree(workshop.folder / "mlruns")
     assert workshop(*TUNE, "--trials", "5").code == 0

@@ -33,9 +33,9 @@ from cifar_ablate.predictor.card import (
     read_card,
 )
 from cifar_ablate.predictor.network import Predictor
+from cifar_ablate.process import temporary_folder
 from cifar_ablate.records import RecordedRun, StudyRecord, worth
 from cifar_ablate.spec.schema import Recipe
-from cifar_ablate.temporary import temporary_folder
 from cifar_ablate.text_safety import sanitize_values
 from cifar_ablate.tracking import Tracking, existing
 from cifar_ablate.tracking.models import CHAMPION, fetch_network, find_registered, registered
