@@ -20,10 +20,10 @@ from cifar_ablate.device import find_device, on_stream
 from cifar_ablate.training.batches import DeviceData, to_device
 from cifar_ablate.training.engine import Engine, Mode
 from cifar_ablate.training.evaluate import accuracy, predict_logits
-from cifar_ablate.training.fit import Fit, set_up
+from cifar_ablate.training.state import TrainState, set_up
 
 BATCHES = (512, 128, 16, 1024)
-LANES = (1, 2, 4, 8, 16)
+NUM_STREAMS = (1, 2, 4, 8, 16)
 MODES = {
     "eager": Mode(),
     "captured": Mode(capture=True, capture_is_forced=True),
@@ -64,14 +64,14 @@ def same_seed_spread(bench: Bench, data: DeviceData, precision: str) -> None:
         engine = Engine(best_mode())
         found, weights = [], []
         for _ in range(5):
-            fit = set_up(recipe, 0, data, precision, engine)
+            state = set_up(recipe, 0, data, precision, engine)
             for number in range(recipe.epochs):
-                begin_epoch(fit, number)
-                for step in range(min(bench.steps, fit.num_steps)):
-                    fit.stepper(step)
-            logits = predict_logits(fit.model, data.test_images, fit.pipeline, precision)
+                begin_epoch(state, number)
+                for step in range(min(bench.steps, state.num_steps)):
+                    state.train_step(step)
+            logits = predict_logits(state.model, data.test_images, state.pipeline, precision)
             found.append(accuracy(logits, data.test_labels.cpu()))
-            weights.append(torch.cat([tensor.flatten().float().cpu() for tensor in fit.model.state_dict().values()]))
+            weights.append(torch.cat([tensor.flatten().float().cpu() for tensor in state.model.state_dict().values()]))
         equal = all(torch.equal(weights[0], other) for other in weights)
         note = f"5 runs of {recipe.epochs} epochs of seed 0; weights are {'equal' if equal else 'not equal'}"
         return statistics.stdev(found), note
@@ -88,10 +88,10 @@ def in_modes(bench: Bench, model: str, batch: int, data: DeviceData, precision: 
 
         def measure(mode: Mode) -> tuple[float, str]:
             begun = time.perf_counter()
-            fit = set_up(recipe, 0, data, precision, Engine(mode))
+            state = set_up(recipe, 0, data, precision, Engine(mode))
             wait()
             ready = f"set up in {time.perf_counter() - begun:.1f} s"
-            seconds, whole = warm_epoch([fit], bench.steps)
+            seconds, whole = warm_epoch([state], bench.steps)
             return seconds, "; ".join(filter(None, [ready, bench.extrapolated(whole)]))
 
         needed = 90 if name == "compiled" else SECONDS
@@ -102,14 +102,14 @@ def several_at_once(bench: Bench, data: DeviceData, precision: str) -> None:
     """Runs of the compact network at the seed's own batch of 16, in turn on one device."""
     recipe = bench.recipe(MODELS[0], batch_size=min(16, len(data.train_labels)))
     engine = Engine(best_mode())
-    fits: list[Fit] = []
+    states: list[TrainState] = []
 
     def measure(number: int) -> tuple[float, str]:
-        fits.extend(set_up(recipe, lane, data, precision, engine, lane) for lane in range(len(fits), number))
-        seconds, whole = warm_epoch(fits, bench.steps)
+        states.extend(set_up(recipe, stream, data, precision, engine, stream) for stream in range(len(states), number))
+        seconds, whole = warm_epoch(states, bench.steps)
         return seconds / number, bench.extrapolated(whole)
 
-    for number in LANES:
+    for number in NUM_STREAMS:
         what = f"{MODELS[0]}, batch 16, {number} runs, per run and epoch"
         bench.attempt("at once", what, "s", SECONDS, partial(measure, number))
 
@@ -141,28 +141,28 @@ def best_mode() -> Mode:
     return MODES["captured"] if torch.cuda.is_available() else MODES["eager"]
 
 
-def begin_epoch(fit: Fit, number: int) -> None:
-    fit.stepper.load_epoch(fit.seed, number, fit.base_lr * fit.lr_factors[: fit.num_steps], 0)
-    fit.model.train()
+def begin_epoch(state: TrainState, number: int) -> None:
+    state.train_step.load_epoch(state.seed, number, state.base_lr * state.lr_factors[: state.num_steps], 0)
+    state.model.train()
 
 
-def warm_epoch(fits: Sequence[Fit], steps: int) -> tuple[float, bool]:
+def warm_epoch(states: Sequence[TrainState], steps: int) -> tuple[float, bool]:
     """Median seconds of an epoch of all of ``fits`` at once, over three; and whether all of its steps were taken."""
     seconds = []
     for number in range(4):  # the first one warms up
         wait()
         begun, done = time.perf_counter(), 0
-        for fit in fits:
-            with on_stream(fit.stepper.stream):
-                begin_epoch(fit, number)
-        for step in range(min(steps, fits[0].num_steps)):
-            for fit in fits:
-                with on_stream(fit.stepper.stream):
-                    done += fit.stepper(step)
+        for state in states:
+            with on_stream(state.train_step.cuda_stream):
+                begin_epoch(state, number)
+        for step in range(min(steps, states[0].num_steps)):
+            for state in states:
+                with on_stream(state.train_step.cuda_stream):
+                    done += state.train_step(step)
         wait()
-        images = len(fits) * len(fits[0].data.train_labels)
+        images = len(states) * len(states[0].data.train_labels)
         seconds.append((time.perf_counter() - begun) * images / done)
-    return statistics.median(seconds[1:]), steps >= fits[0].num_steps
+    return statistics.median(seconds[1:]), steps >= states[0].num_steps
 
 
 def wait() -> None:

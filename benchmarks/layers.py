@@ -3,7 +3,7 @@
     python -m benchmarks.layers [--batch-size 128] [--out layers.json]
 
 It is what decides `cifar_ablate/training/convolution.py`: forward, gradient of the input and gradient of the weights,
-each by torch's own convolution and by columns and a product, in GFLOP/s of nominal operations, medians of 5, the two
+each by torch's own convolution and by im2col and a product, in GFLOP/s of nominal operations, medians of 5, the two
 taking turns. The last column says which way training takes.
 """
 
@@ -75,14 +75,14 @@ def measure(conv: nn.Conv2d, size: int, batch_size: int) -> dict[str, Any]:
 
     forward = seconds_of(
         lambda: nn.functional.conv2d(x, w, stride=stride, padding=1),
-        lambda: convolution.columns(x, 3, stride, 1) @ rows.t(),
+        lambda: convolution.im2col(x, 3, stride, 1) @ rows.t(),
     )
     of_input = seconds_of(
         lambda: backward([True, False, False]),
         lambda: convolution._spread(flat @ rows, x.shape, grad.shape, 3, stride, 1),
     )
     of_weight = seconds_of(
-        lambda: backward([False, True, False]), lambda: flat.t() @ convolution.columns(x, 3, stride, 1)
+        lambda: backward([False, True, False]), lambda: flat.t() @ convolution.im2col(x, 3, stride, 1)
     )
     operations = 2 * out.numel() * 9 * channels[0] / 1e9
     with torch.autocast("cpu", dtype=torch.bfloat16):

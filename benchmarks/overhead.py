@@ -31,17 +31,17 @@ from typing import Any
 
 from benchmarks.task import two_cores
 from cifar_ablate.data import DataSet
-from cifar_ablate.device import Place, find_device, find_places
+from cifar_ablate.device import Slot, find_device, find_slots
 from cifar_ablate.folder import RUNS_ROOT, RunFolder
 from cifar_ablate.plan import Plan, load_all_data, make_plan
 from cifar_ablate.runner.run import run_plans
 from cifar_ablate.spec.load import load_study
 from cifar_ablate.tracking import Tracking
 from cifar_ablate.training.batches import to_device
-from cifar_ablate.training.epoch import train_epoch
 from cifar_ablate.training.evaluate import accuracy, predict_logits
 from cifar_ablate.training.events import finish
-from cifar_ablate.training.fit import Fit, checkpoint_fit, set_up
+from cifar_ablate.training.state import TrainState, set_up, write_checkpoint
+from cifar_ablate.training.train import train_epoch
 
 STUDY = """
 study: overhead
@@ -62,7 +62,7 @@ CASES = {
 }
 
 
-Way = Callable[[Plan, dict[str, DataSet], list[Place]], tuple[float, float]]
+Way = Callable[[Plan, dict[str, DataSet], list[Slot]], tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -79,41 +79,41 @@ class Row:
     rounds_percent: tuple[float, ...]
 
 
-def planned(model: str, epochs: int) -> tuple[Plan, dict[str, DataSet], list[Place]]:
+def planned(model: str, epochs: int) -> tuple[Plan, dict[str, DataSet], list[Slot]]:
     """A study of one run."""
     path = Path("overhead.yaml")
     path.write_text(STUDY.format(model=model, epochs=epochs), encoding="utf-8")
     study, device = load_study(path), find_device("auto")
     data = load_all_data([study], lambda *_: None)
-    return make_plan(study, data, device), data, find_places(device, 1, None)
+    return make_plan(study, data, device), data, find_slots(device, 1, None)
 
 
-def bare(plan: Plan, data: dict[str, DataSet], places: list[Place]) -> tuple[float, float]:
+def bare(plan: Plan, data: dict[str, DataSet], slots: list[Slot]) -> tuple[float, float]:
     """Seconds, and the last test accuracy, of the training alone."""
-    places[0].enter()
+    slots[0].enter()
     begun = time.perf_counter()
-    fit = ready(plan, data, places)
-    labels = fit.data.test_labels.cpu()
+    state = ready(plan, data, slots)
+    labels = state.data.test_labels.cpu()
     last = 0.0
-    while fit.epochs_done < fit.recipe.epochs:
-        finish(train_epoch(fit))
-        fit.epochs_done, fit.steps_done, fit.epoch_seconds = fit.epochs_done + 1, 0, 0.0
-        last = accuracy(predict_logits(fit.model, fit.data.test_images, fit.pipeline, fit.precision), labels)
-    predict_logits(fit.model, fit.data.train_images, fit.pipeline, fit.precision)
+    while state.epochs_done < state.recipe.epochs:
+        finish(train_epoch(state))
+        state.epochs_done, state.steps_done, state.epoch_seconds = state.epochs_done + 1, 0, 0.0
+        last = accuracy(predict_logits(state.model, state.data.test_images, state.pipeline, state.precision), labels)
+    predict_logits(state.model, state.data.train_images, state.pipeline, state.precision)
     return time.perf_counter() - begun, last
 
 
-def ready(plan: Plan, data: dict[str, DataSet], places: list[Place]) -> Fit:
+def ready(plan: Plan, data: dict[str, DataSet], slots: list[Slot]) -> TrainState:
     run = plan.runs[0]
-    return set_up(run.recipe, run.seed, to_device(data[run.data_key], places[0].device.torch), run.precision)
+    return set_up(run.recipe, run.seed, to_device(data[run.data_key], slots[0].device.torch), run.precision)
 
 
-def whole(plan: Plan, data: dict[str, DataSet], places: list[Place]) -> tuple[float, float]:
+def whole(plan: Plan, data: dict[str, DataSet], slots: list[Slot]) -> tuple[float, float]:
     """The same through the runner, in an empty folder with a fresh database."""
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         tracking = Tracking()
         begun = time.perf_counter()
-        run_plans([plan], tracking=tracking, data=data, places=places)
+        run_plans([plan], tracking=tracking, data=data, slots=slots)
         seconds = time.perf_counter() - begun
         result = RunFolder(RUNS_ROOT / plan.runs[0].fingerprint).result()
     if result is None or result.status != "finished":
@@ -121,14 +121,14 @@ def whole(plan: Plan, data: dict[str, DataSet], places: list[Place]) -> tuple[fl
     return seconds, result.metrics["test_accuracy"]
 
 
-def checkpoint_ms(plan: Plan, data: dict[str, DataSet], places: list[Place]) -> float:
+def checkpoint_ms(plan: Plan, data: dict[str, DataSet], slots: list[Slot]) -> float:
     """Median time of writing a checkpoint after a step."""
-    fit = ready(plan, data, places)
-    fit.epochs_done = fit.recipe.epochs - 1
-    finish(train_epoch(fit))
+    state = ready(plan, data, slots)
+    state.epochs_done = state.recipe.epochs - 1
+    finish(train_epoch(state))
     folder = RunFolder(Path("checkpoints"))
     folder.create({}, {})
-    return 1000 * statistics.median(seconds_of(lambda: checkpoint_fit(fit, folder)) for _ in range(5))
+    return 1000 * statistics.median(seconds_of(lambda: write_checkpoint(state, folder)) for _ in range(5))
 
 
 def seconds_of(action: Callable[[], object]) -> float:
@@ -171,7 +171,7 @@ def measure(case: str, *, rounds: int, seconds: float) -> Row:
     took, _ = bare(*planned(model, 2))  # the first time also warms up
     took, _ = bare(*planned(model, 2))
     epochs = max(2, round(2 * seconds / took))
-    plan, data, places = planned(model, epochs)
+    plan, data, slots = planned(model, epochs)
     pairs = []
     for index in range(rounds):
         timed = at_once(model, epochs, two_cores() if index % 2 == 0 else two_cores()[::-1])
@@ -184,7 +184,7 @@ def measure(case: str, *, rounds: int, seconds: float) -> Row:
     return Row(
         case,
         epochs,
-        checkpoint_ms(plan, data, places),
+        checkpoint_ms(plan, data, slots),
         bare_seconds,
         run_seconds,
         overhead_percent=statistics.median(percent),
@@ -210,8 +210,8 @@ def main() -> None:
         times = f"{row.checkpoint_ms:.0f} | {row.bare_seconds:.1f} | {row.run_seconds:.1f}"
         print(f"| {row.case} | {row.epochs} | {times} | {row.overhead_percent:+.2f} | {each} |")
     if out:
-        place = find_places(find_device("auto"), 1, None)[0]
-        content = {"device": place.device.name, "threads": place.threads, "rows": [asdict(row) for row in rows]}
+        slot = find_slots(find_device("auto"), 1, None)[0]
+        content = {"device": slot.device.name, "threads": slot.threads, "rows": [asdict(row) for row in rows]}
         out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

@@ -32,13 +32,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.contenders import recipe_of
 from benchmarks.task import MODELS, Task, add_task_options, load, task_of
-from cifar_ablate.device import find_device, find_places, num_cores
+from cifar_ablate.device import find_device, find_slots, num_cores
 from cifar_ablate.models.build import build_model
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training.batches import to_device
 from cifar_ablate.training.engine import Engine, EngineOptions, choose_mode
 from cifar_ablate.training.evaluate import precision_context
-from cifar_ablate.training.fit import Fit, set_up
+from cifar_ablate.training.state import TrainState, set_up
 
 SIDES = (1024, 2048, 4096)
 SECONDS = 1.0
@@ -89,14 +89,14 @@ class BytesMoved(TorchDispatchMode):
         return out
 
 
-def megabytes_per_image(fit: Fit) -> float:
+def megabytes_per_image(state: TrainState) -> float:
     """Bytes that forward, backward and optimizer move for each image of a batch."""
-    network = network_alone(fit, fit.recipe.batch_size)
+    network = network_alone(state, state.recipe.batch_size)
     network()
     with BytesMoved() as moved:
         network()
-        fit.optimizer.step()
-    return moved.total / fit.recipe.batch_size / 1e6
+        state.optimizer.step()
+    return moved.total / state.recipe.batch_size / 1e6
 
 
 def copied(device: torch.device) -> float:
@@ -141,32 +141,32 @@ def peak_gflops(device: torch.device, dtype: torch.dtype) -> float:
     return best
 
 
-def network_alone(fit: Fit, batch_size: int) -> Callable[[], float]:
-    images = torch.randn(batch_size, 3, 32, 32, device=fit.network.device).contiguous(memory_format=torch.channels_last)
-    labels = torch.zeros(batch_size, dtype=torch.int64, device=fit.network.device)
+def network_alone(state: TrainState, batch_size: int) -> Callable[[], float]:
+    images = torch.randn(batch_size, 3, 32, 32, device=state.setup.device).contiguous(memory_format=torch.channels_last)
+    labels = torch.zeros(batch_size, dtype=torch.int64, device=state.setup.device)
 
     def forward_backward() -> float:
-        fit.model.zero_grad(set_to_none=True)
-        with precision_context(images.device, fit.precision):
-            logits = fit.model(images)
+        state.model.zero_grad(set_to_none=True)
+        with precision_context(images.device, state.precision):
+            logits = state.model(images)
         torch.nn.functional.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
         return batch_size
 
     return forward_backward
 
 
-def whole_step(fit: Fit) -> Callable[[], float]:
+def whole_step(state: TrainState) -> Callable[[], float]:
     """Steps of epoch after epoch, whole batches only."""
     taken = [0]
-    whole = len(fit.data.train_labels) // fit.recipe.batch_size
+    whole = len(state.data.train_labels) // state.recipe.batch_size
 
     def step() -> float:
         index = taken[0] % whole
         if index == 0:
-            fit.stepper.load_epoch(0, 0, fit.base_lr * fit.lr_factors[: fit.num_steps], 0)
-        fit.model.train()
+            state.train_step.load_epoch(0, 0, state.base_lr * state.lr_factors[: state.num_steps], 0)
+        state.model.train()
         taken[0] += 1
-        return fit.stepper(index)
+        return state.train_step(index)
 
     return step
 
@@ -174,13 +174,13 @@ def whole_step(fit: Fit) -> Callable[[], float]:
 def measured(task: Task, rounds: int, start: Any) -> tuple[float, list[tuple[float, ...]]]:
     """Megabytes per image; and peak, copy, network and step by round, in this process, with one thread on a CPU."""
     found = find_device()
-    find_places(found, 1, None)[0].enter()
+    find_slots(found, 1, None)[0].enter()
     precision = found.resolve("auto")
     recipe = Recipe.model_validate(recipe_of(task))
     data = to_device(load(task), found.torch)
-    fit = set_up(recipe, 0, data, precision, Engine(choose_mode(EngineOptions(), found)))
+    state = set_up(recipe, 0, data, precision, Engine(choose_mode(EngineOptions(), found)))
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    step, network = whole_step(fit), network_alone(fit, recipe.batch_size)
+    step, network = whole_step(state), network_alone(state, recipe.batch_size)
     moved = megabytes_per_image(set_up(recipe, 0, data, precision))
     actions: list[Callable[[], float]] = [
         lambda: peak_gflops(found.torch, dtype),

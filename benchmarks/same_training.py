@@ -117,15 +117,15 @@ def our_losses(task: Task, data: DataSet, batches: Batches, rates: Sequence[floa
     """Losses of the project's own training step; all that this file knows of its training."""
     from cifar_ablate.spec.schema import Recipe
     from cifar_ablate.training.batches import to_device
-    from cifar_ablate.training.fit import set_up
+    from cifar_ablate.training.state import set_up
     from cifar_ablate.training.step import optimize
 
     device = batches[0][0].device
-    fit = set_up(Recipe.model_validate(recipe_of(task)), 0, to_device(data, device), "fp32")
+    state = set_up(Recipe.model_validate(recipe_of(task)), 0, to_device(data, device), "fp32")
     losses = []
     for (images, targets), rate in zip(batches, rates, strict=True):
-        set_rate(fit.optimizer, rate)
-        losses.append(float(optimize(fit.network, images, targets)[0]))
+        set_rate(state.optimizer, rate)
+        losses.append(float(optimize(state.setup, images, targets)[0]))
     return tuple(losses)
 
 

@@ -21,8 +21,8 @@ from torch import nn
 from cifar_ablate.data import DataSet, load_data
 from cifar_ablate.data.canonical import stratified_order
 from cifar_ablate.device import find_device
-from cifar_ablate.keys import key
 from cifar_ablate.models.build import build_model
+from cifar_ablate.rng import derive_seed
 from cifar_ablate.training.schedules import linear
 
 MODELS = ("resnet18-compact", "resnet18")
@@ -95,7 +95,7 @@ class Task:
             self.model_options(),
             num_classes=data.num_classes,
             image_size_px=data.image_size_px,
-            init_seed=key(seed, "init"),
+            init_seed=derive_seed(seed, "init"),
         )
 
 

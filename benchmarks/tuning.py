@@ -28,7 +28,7 @@ from rich.console import Console
 from scipy import stats
 
 from cifar_ablate.data import DataSet
-from cifar_ablate.device import find_device, find_places
+from cifar_ablate.device import find_device, find_slots
 from cifar_ablate.plan import DataKey, load_all_data
 from cifar_ablate.runner.executor import ExecutorConfig
 from cifar_ablate.runner.executors.local import Local
@@ -156,7 +156,7 @@ def _tuned(
         url="sqlite:///optuna.db",
         tracking=tracking,
         executor=Local(ExecutorConfig()),
-        places=find_places(find_device("cpu"), jobs, 1),
+        slots=find_slots(find_device("cpu"), jobs, 1),
         display=TuningDisplay(Console(file=io.StringIO())),
         stop=StopSignal(),
     )

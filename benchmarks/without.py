@@ -27,12 +27,12 @@ from benchmarks.contenders import recipe_of
 from benchmarks.peak import at_once, whole_step
 from benchmarks.task import MODELS, Task, add_task_options, load, task_of, two_cores
 from cifar_ablate import device as device_module
-from cifar_ablate.device import find_device, find_places
+from cifar_ablate.device import find_device, find_slots
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training import convolution, engine, optim
 from cifar_ablate.training.batches import to_device
 from cifar_ablate.training.engine import Engine, Mode
-from cifar_ablate.training.fit import set_up
+from cifar_ablate.training.state import set_up
 
 CASES = {"S16": (MODELS[0], 16), "S128": (MODELS[0], 128), "K128": (MODELS[1], 128)}
 SECONDS = 6.0
@@ -88,12 +88,12 @@ def work(core: int, task: Task, name: str, start: Any, results: Any) -> None:
     variant = VARIANTS[name]
     variant.remove()
     found = find_device("cpu")
-    find_places(found, 1, None)[0].enter()
+    find_slots(found, 1, None)[0].enter()
     data = to_device(load(task), found.torch)
-    fit = set_up(
+    state = set_up(
         Recipe.model_validate(recipe_of(task)), 0, data, found.resolve("auto"), Engine(Mode(compile=variant.compiles))
     )
-    step = whole_step(fit)
+    step = whole_step(state)
     for _ in range(3):
         step()
     start.wait()

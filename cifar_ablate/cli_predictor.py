@@ -65,9 +65,9 @@ def serve(
 ) -> None:
     """Serve a page that classifies dropped images and compares two arms; needs the extra [serve]."""
     from cifar_ablate.device import find_device
-    from cifar_ablate.extras import need
+    from cifar_ablate.errors import require_extra
 
-    need("serve", "gradio")
+    require_extra("serve", "gradio")
     from cifar_ablate.predictor.serve import ServerAddress, serve_page
 
     console = make_console()
@@ -85,9 +85,9 @@ def package(
     space: Annotated[bool, typer.Option("--space", help="With a page, ready for a Hugging Face Space.")] = False,
 ) -> None:
     """Write a folder that runs anywhere: weights, ONNX, labels, model card; needs the extra [package]."""
-    from cifar_ablate.extras import need
+    from cifar_ablate.errors import require_extra
 
-    need("package", "onnx", "onnxscript", "onnxruntime", *(["gradio"] if space else []))
+    require_extra("package", "onnx", "onnxscript", "onnxruntime", *(["gradio"] if space else []))
     from cifar_ablate.predictor.package import lines_of
     from cifar_ablate.predictor.package import package as write_package
 

@@ -13,8 +13,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import IO, TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
-from cifar_ablate.signals import stopping_on
-from cifar_ablate.temporary import remove_all
+from cifar_ablate.process import handle_signals, remove_temporary_folders
 from cifar_ablate.text_safety import redact, sanitize
 
 if TYPE_CHECKING:
@@ -114,11 +113,11 @@ def leaving_at_once() -> Iterator[None]:
         with suppress(OSError):
             rest = "; the same command again does what is left" if sys.argv[1:2] == ["run"] else ""
             os.write(2, f"{show_cursor}interrupted{rest}\n".encode())
-        remove_all()
+        remove_temporary_folders()
         os._exit(130)
 
     sys.excepthook = _tell
-    with stopping_on(leave):
+    with handle_signals(leave):
         yield
 
 

@@ -1,4 +1,4 @@
-"""Devices: finding them, their precision, and the places where runs are trained."""
+"""Devices: finding them, their precision, and the slots in which runs are trained."""
 
 from __future__ import annotations
 
@@ -72,15 +72,15 @@ def out_of_memory(error: BaseException, batch_size: int | None = None) -> Device
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where one process trains: a device, the number of CPU threads, and the number of runs that take turns."""
+class Slot:
+    """What one process trains with: a device, the number of CPU threads, and the number of runs that take turns."""
 
     device: Device
     threads: int
-    side_by_side: int = 1
+    num_slices: int = 1
 
     def enter(self) -> None:
-        """Configure this process for the place."""
+        """Configure this process for the slot."""
         torch.set_num_threads(self.threads)
         _keep_freed_memory()
         if self.device.kind == "cuda":
@@ -111,8 +111,8 @@ def _keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, 2**31 - 1)
 
 
-def find_places(device: Device, jobs: int, threads: int | None) -> list[Place]:
-    """Places for ``jobs`` runs at a time.
+def find_slots(device: Device, jobs: int, threads: int | None) -> list[Slot]:
+    """Slots for ``jobs`` runs at a time.
 
     On a CPU each run has its own process with one thread, unless ``threads`` is given: equal numbers of threads give
     equal bits, and two runs with two threads each are slower than four with one. Each GPU has one process, in which its
@@ -120,11 +120,11 @@ def find_places(device: Device, jobs: int, threads: int | None) -> list[Place]:
     """
     if device.kind != "cuda":
         threads = threads or (1 if device.kind == "cpu" else max(1, torch.get_num_threads() // jobs))
-        return [Place(device, threads) for _ in range(jobs)]
-    num_places = min(jobs, torch.cuda.device_count())
-    threads = threads or max(1, torch.get_num_threads() // num_places)
-    shares = [len(range(index, jobs, num_places)) for index in range(num_places)]
-    return [Place(replace(device, index=index), threads, share) for index, share in enumerate(shares)]
+        return [Slot(device, threads) for _ in range(jobs)]
+    num_slots = min(jobs, torch.cuda.device_count())
+    threads = threads or max(1, torch.get_num_threads() // num_slots)
+    shares = [len(range(index, jobs, num_slots)) for index in range(num_slots)]
+    return [Slot(replace(device, index=index), threads, share) for index, share in enumerate(shares)]
 
 
 def num_cores() -> int:

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from importlib.util import find_spec
 from pathlib import Path
 
 _NEAR = 0.6
@@ -137,6 +138,15 @@ CURES = {
 def not_written(path: Path, error: OSError) -> OutputError:
     """The OutputError for an OSError that was raised while writing ``path``."""
     return OutputError(path, str(error.strerror or error), CURES.get(error.errno or 0, "check that disk"))
+
+
+def require_extra(extra: str, *modules: str) -> None:
+    """Raise UsageError, with the pip command, if a module of an optional dependency is not installed."""
+    if missing := [name for name in modules if find_spec(name) is None]:
+        raise UsageError(
+            f"this needs {', '.join(missing)}, which is not installed; install it with: "
+            f"pip install 'cifar-ablate[{extra}]'"
+        )
 
 
 def suggest(name: str, known: Iterable[str], *, limit: int = 12) -> str:

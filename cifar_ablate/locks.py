@@ -1,4 +1,4 @@
-"""Locks between processes, as files (filelock); a lock ends with the process that holds it."""
+"""Locks between processes, as files (filelock). A lock ends with the process that holds it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import IO
 from filelock import BaseFileLock, FileLock, Timeout
 
 PATIENCE_SECONDS, POLL_SECONDS = 0.05, 0.01
-"""``holder`` holds a lock for an instant while it looks; a process that wants the lock waits that long."""
+"""How long, and how often, to retry a lock that is taken: ``holder`` takes it for an instant to look."""
 
 
 @contextmanager
 def lock(path: Path, *, owner: str = "", on_wait: Callable[[], None] | None = None) -> Iterator[bool]:
-    """Hold the lock file ``path`` for the block and note its ``owner``; yields whether it is held.
+    """Hold the lock file ``path`` for the block and record its ``owner``; yield whether it is held.
 
-    If another process holds it: with ``on_wait``, call that and wait; without, yield False at once. Where no lock is
-    possible (a read-only folder, a file system without locks), each process works as if it were alone.
+    If another process holds it, call ``on_wait`` and wait; without ``on_wait``, yield False at once. Where no lock is
+    possible (a read-only folder, a file system without locks), yield True: each process works as if it were alone.
     """
     file_lock = FileLock(path, fallback_to_soft=False)
     try:
@@ -63,7 +63,7 @@ def holder(path: Path) -> str | None:
 
 
 def last_owner(path: Path) -> str:
-    """The owner that last held the lock ``path``, also after it ended; empty if unknown."""
+    """The owner that holds or last held the lock ``path``, even if it has ended; empty if unknown."""
     for note in (_note(path), path):  # version 0.1.0 wrote it into the lock file
         with suppress(OSError, UnicodeDecodeError):
             if text := note.read_text(encoding="utf-8"):
@@ -72,7 +72,7 @@ def last_owner(path: Path) -> str:
 
 
 def open_to_append(path: Path) -> IO[str]:
-    """Open a file to append to; raises OSError if a link lies in its place, which could lead to any file."""
+    """Open a file to append to; raises OSError if it is a symbolic link, which could lead to any file."""
     return open(path, "a", encoding="utf-8", opener=_no_link)
 
 

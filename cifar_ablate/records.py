@@ -14,7 +14,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:  # 0.3 s to import, which a worker process saves
     import pandas as pd
 
-from cifar_ablate.owner import Owner
+from cifar_ablate.process import ProcessId
 
 Key = tuple[str, str, str]
 """Study, arm and fingerprint of a run."""
@@ -66,7 +66,7 @@ class RecordedRun:
     outcome: str
     reason: str
     metrics: Mapping[str, float]
-    owner: Owner | None = None
+    owner: ProcessId | None = None
     """The process that trains it, as far as MLflow shows; a compact record does not keep it."""
 
 

@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from cifar_ablate.augment.base import Batch, Epoch, Mixer, Params, Transform, to_tensors
 from cifar_ablate.augment.pipeline import Pipeline, build_pipeline
-from cifar_ablate.keys import generator
 from cifar_ablate.registry import AUGMENTATIONS
+from cifar_ablate.rng import generator
 
 CPU = torch.device("cpu")
 SIZE_PX = 16

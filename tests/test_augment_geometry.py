@@ -14,8 +14,8 @@ from torchvision.transforms.v2 import functional as torchvision
 
 from cifar_ablate.augment.base import Epoch
 from cifar_ablate.augment.geometry import Affine, AlternatingFlip, Crop, HorizontalFlip, inverse_affine
-from cifar_ablate.keys import generator
 from cifar_ablate.registry import AUGMENTATIONS
+from cifar_ablate.rng import generator
 from tests.augmenting import (
     CPU,
     NUM_DRAWS,

@@ -23,7 +23,7 @@ from cifar_ablate.device import find_device
 from cifar_ablate.spec.load import load_study
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training.batches import to_device
-from cifar_ablate.training.fit import set_up
+from cifar_ablate.training.state import set_up
 
 pytestmark = pytest.mark.slow
 

@@ -30,10 +30,10 @@ from cifar_ablate.folder import RunFolder, read_progress
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training.batches import DeviceData, to_device
 from cifar_ablate.training.checkpoint import load_checkpoint, save_weights
-from cifar_ablate.training.epoch import Stopped
 from cifar_ablate.training.evaluate import EVAL_BATCH
 from cifar_ablate.training.events import Stepped, TrainingEvent
-from cifar_ablate.training.fit import Fit, checkpoint_fit, resume, set_up
+from cifar_ablate.training.state import TrainState, resume, set_up, write_checkpoint
+from cifar_ablate.training.train import Stopped
 from tests.test_training import CPU, EVERYTHING, SGD, Diary, Run, metadata_of, same, train_in
 from tests.test_training import recipe as small_recipe
 
@@ -376,16 +376,16 @@ def stamp(path: Path) -> int:
 
 def write_until_killed(folder: Path) -> None:
     """Write checkpoints in a process that is killed at some moment of it, 24 times; tell what each one left."""
-    run, fit = RunFolder(folder), fitted(few_digits(), width=4)
+    run, state = RunFolder(folder), state_after_a_step(few_digits(), width=4)
     run.create({}, {})
-    checkpoint_fit(fit, run)
+    write_checkpoint(state, run)
     rng = np.random.default_rng(0)
     for number in range(24):
         known, written = leftovers(run), stamp(run.checkpoint)
         child = os.fork()
         while not child:
-            fit.epochs_done += 1
-            checkpoint_fit(fit, run)
+            state.epochs_done += 1
+            write_checkpoint(state, run)
         time.sleep(rng.uniform(0.005, 0.03))
         while number % 4 == 0 and stamp(run.checkpoint) == written:  # a busy machine leaves it no time
             pass
@@ -396,9 +396,9 @@ def write_until_killed(folder: Path) -> None:
         left = leftovers(run)
         run.create({}, {})
         paths = (run.checkpoint, run.checkpoint_before)
-        progress, damaged = load_checkpoint(paths, fit.model, fit.optimizer, max_epochs=sys.maxsize)
-        fit.epochs_done = -1 if progress is None else progress.values["epochs"]
-        line = {"epochs": fit.epochs_done, "damaged": len(damaged), "left": len(left), "kept": sorted(leftovers(run))}
+        progress, damaged = load_checkpoint(paths, state.model, state.optimizer, max_epochs=sys.maxsize)
+        state.epochs_done = -1 if progress is None else progress.values["epochs"]
+        line = {"epochs": state.epochs_done, "damaged": len(damaged), "left": len(left), "kept": sorted(leftovers(run))}
         sys.stdout.write(json.dumps(line) + "\n")
 
 
@@ -479,15 +479,15 @@ def test_an_altered_byte_changes_nothing_of_a_network_that_would_take_it_up(
     part: str, two_generations: RunFolder, data: DeviceData
 ) -> None:
     content = two_generations.checkpoint.read_bytes()
-    fit = set_up(dropout_recipe(), 0, data, "fp32")
-    before = copy.deepcopy(fit.model.state_dict())
+    state = set_up(dropout_recipe(), 0, data, "fp32")
+    before = copy.deepcopy(state.model.state_dict())
     rng = np.random.default_rng(0)
     for position in places_in(content, part, 100):
         two_generations.checkpoint.write_bytes(altered(content, position, int(rng.integers(1, 256))))
         paths = [two_generations.checkpoint]
-        assert load_checkpoint(paths, fit.model, fit.optimizer, max_epochs=9) == (None, paths), f"byte {position}"
-    assert same(dict(fit.model.state_dict()), dict(before))
-    assert fit.optimizer.state_dict()["state"] == {}
+        assert load_checkpoint(paths, state.model, state.optimizer, max_epochs=9) == (None, paths), f"byte {position}"
+    assert same(dict(state.model.state_dict()), dict(before))
+    assert state.optimizer.state_dict()["state"] == {}
 
 
 class Trap:
@@ -635,9 +635,9 @@ def test_a_damaged_checkpoint_never_takes_the_place_of_a_whole_one_before_it(
 ) -> None:
     two_generations.checkpoint.write_bytes(b"")
     stopped(two_generations, dropout_recipe(), data, after_step(3, 1))
-    fit = set_up(dropout_recipe(), 0, data, "fp32")
+    state = set_up(dropout_recipe(), 0, data, "fp32")
     for path in (two_generations.checkpoint, two_generations.checkpoint_before):
-        progress, damaged = load_checkpoint([path], fit.model, fit.optimizer, max_epochs=2)
+        progress, damaged = load_checkpoint([path], state.model, state.optimizer, max_epochs=2)
         assert progress is not None, f"{path.name} is damaged"
         assert damaged == []
 
@@ -754,45 +754,45 @@ def test_a_full_disk_refuses_the_checkpoint_of_a_stop_and_leaves_both_generation
 
 @pytest.mark.parametrize("free", [0, 1, 50, -1], ids=["no block", "one block", "half", "one block too few"])
 def test_a_checkpoint_that_does_not_fit_changes_nothing(free: int, disk: Path, data: DeviceData) -> None:
-    folder, fit = RunFolder(disk / "run"), fitted(data)
+    folder, state = RunFolder(disk / "run"), state_after_a_step(data)
     folder.create({}, {})
     for epoch in (1, 2):
-        fit.epochs_done = epoch
-        checkpoint_fit(fit, folder)
+        state.epochs_done = epoch
+        write_checkpoint(state, folder)
     before, block = generations(folder), os.statvfs(disk).f_bsize
     num_blocks = -(-len(before[0]) // block)
     remount(disk, "size=2m")
     wanted = free if free >= 0 else num_blocks + free
     (disk / "filler").write_bytes(bytes(free_bytes(disk) - wanted * block))
-    fit.epochs_done = 3
+    state.epochs_done = 3
     with pytest.raises(OutputError, match=r"checkpoint\.safetensors: .*No space left.*free space"):
-        checkpoint_fit(fit, folder)
+        write_checkpoint(state, folder)
     assert generations(folder) == before
     assert leftovers(folder) == set()
     (disk / "filler").unlink()
-    checkpoint_fit(fit, folder)
+    write_checkpoint(state, folder)
     assert generations(folder)[1] == before[0]
     assert progress_of(folder.checkpoint) == (3, 0)
 
 
 def test_a_disk_that_became_read_only_is_an_output_error(disk: Path, data: DeviceData) -> None:
-    folder, fit = RunFolder(disk / "run"), fitted(data)
+    folder, state = RunFolder(disk / "run"), state_after_a_step(data)
     folder.create({}, {})
-    checkpoint_fit(fit, folder)
-    checkpoint_fit(fit, folder)
+    write_checkpoint(state, folder)
+    write_checkpoint(state, folder)
     before = generations(folder)
     remount(disk, "ro")
     with pytest.raises(OutputError, match=r"Read-only file system.*run where you may write"):
-        checkpoint_fit(fit, folder)
+        write_checkpoint(state, folder)
     assert generations(folder) == before
 
 
-def fitted(data: DeviceData, width: int = 2) -> Fit:
+def state_after_a_step(data: DeviceData, width: int = 2) -> TrainState:
     """A training whose optimizer has a momentum for every weight, as after a step."""
-    fit = set_up(recipe(model=NARROWEST | {"width": width}), 0, data, "fp32")
-    for parameter in fit.optimizer.param_groups[0]["params"]:
-        fit.optimizer.state[parameter]["momentum_buffer"] = torch.ones_like(parameter)
-    return fit
+    state = set_up(recipe(model=NARROWEST | {"width": width}), 0, data, "fp32")
+    for parameter in state.optimizer.param_groups[0]["params"]:
+        state.optimizer.state[parameter]["momentum_buffer"] = torch.ones_like(parameter)
+    return state
 
 
 # What a killed attempt leaves
@@ -882,7 +882,7 @@ def test_a_stop_keeps_the_seconds_of_the_epoch_under_way(data: DeviceData, folde
     progress = read_progress(folder.checkpoint)
     assert progress is not None
     assert 0 < progress["epoch_seconds"] < progress["train_seconds"]
-    fit = set_up(recipe(), 0, data, "fp32")
-    assert resume(fit, folder) == []
-    assert (fit.epochs_done, fit.steps_done) == (1, 2)
-    assert (fit.epoch_seconds, fit.train_seconds) == (progress["epoch_seconds"], progress["train_seconds"])
+    state = set_up(recipe(), 0, data, "fp32")
+    assert resume(state, folder) == []
+    assert (state.epochs_done, state.steps_done) == (1, 2)
+    assert (state.epoch_seconds, state.train_seconds) == (progress["epoch_seconds"], progress["train_seconds"])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cifar_ablate.models.build import build_model
 from cifar_ablate.training import convolution
-from cifar_ablate.training.convolution import Conv2d, columns, with_matrix_products
+from cifar_ablate.training.convolution import Conv2d, im2col, with_matrix_products
 
 SHAPES = list(product((1, 3), (1, 2), (2, 3, 5, 8)))  # kernel, stride, size of the input
 
@@ -41,7 +41,7 @@ def test_output_and_gradients_are_those_of_torch(
     x = torch.randn(3, 6, size, size, dtype=torch.double, generator=generator)
     upstream = torch.randn(conv(x).shape, dtype=torch.double, generator=generator)
     expected = gradients(conv, x, upstream)
-    # everything by products, 2x2 maps by one dense product and by columns; and the gradient of the weights alone
+    # everything by products, 2x2 maps by one dense product and by im2col; and the gradient of the weights alone
     for large, many in ((0, 0), (0, 2**40), (2**40, 0)):
         ours = with_matrix_products(nn.Sequential(conv))[0]
         assert type(ours) is Conv2d
@@ -87,11 +87,11 @@ def test_in_bf16_the_products_are_as_close_to_the_truth_as_torch(
         assert (mine - true).norm() < 1.5 * (other - true).norm()
 
 
-def test_columns_hold_what_each_output_position_sees() -> None:
+def test_im2col_holds_the_patch_at_each_output_position() -> None:
     x = torch.arange(2 * 3 * 5 * 5.0).view(2, 3, 5, 5)
     unfolded = nn.functional.unfold(x, 3, padding=1, stride=2)  # [B, C k k, L]
     expected = unfolded.view(2, 3, 9, 9).permute(0, 3, 2, 1).reshape(2 * 9, 9 * 3)
-    assert torch.equal(columns(x.contiguous(memory_format=torch.channels_last), 3, 2, 1), expected)
+    assert torch.equal(im2col(x.contiguous(memory_format=torch.channels_last), 3, 2, 1), expected)
 
 
 @pytest.mark.parametrize("name", ["resnet18-compact", "resnet18", "convnext_atto", "test_resnet"])

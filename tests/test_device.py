@@ -1,30 +1,30 @@
-"""Where runs are trained: places, divided among the GPUs that are there."""
+"""Where runs are trained: slots, divided among the GPUs that are there."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from cifar_ablate.device import Device, find_device, find_places, why_no_cuda
+from cifar_ablate.device import Device, find_device, find_slots, why_no_cuda
 from cifar_ablate.errors import DeviceError
-from cifar_ablate.runner.preflight import advice, describe_places
+from cifar_ablate.runner.preflight import advice, describe_slots
 
 GPU = Device("cuda", "a GPU", fast_bf16=True)
 
 
 def test_a_run_on_a_cpu_has_one_thread_unless_told_otherwise() -> None:
     cpu = find_device("cpu")
-    assert [place.threads for place in find_places(cpu, 3, None)] == [1, 1, 1]
-    assert [place.threads for place in find_places(cpu, 2, 4)] == [4, 4]
+    assert [slot.threads for slot in find_slots(cpu, 3, None)] == [1, 1, 1]
+    assert [slot.threads for slot in find_slots(cpu, 2, 4)] == [4, 4]
 
 
 def test_gpus_are_divided_among_the_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    places = find_places(GPU, 5, None)
-    assert [str(place.device.torch) for place in places] == ["cuda:0", "cuda:1"]
-    assert [place.side_by_side for place in places] == [3, 2]
-    assert {place.device.name for place in places} == {"a GPU"}
-    assert len(find_places(GPU, 1, None)) == 1
+    slots = find_slots(GPU, 5, None)
+    assert [str(slot.device.torch) for slot in slots] == ["cuda:0", "cuda:1"]
+    assert [slot.num_slices for slot in slots] == [3, 2]
+    assert {slot.device.name for slot in slots} == {"a GPU"}
+    assert len(find_slots(GPU, 1, None)) == 1
 
 
 @pytest.mark.parametrize(
@@ -40,23 +40,23 @@ def test_idle_and_crowded_cores_are_told(
     monkeypatch: pytest.MonkeyPatch, jobs: int, threads: int | None, said: str
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
-    assert advice(find_places(find_device("cpu"), jobs, threads)) == said
+    assert advice(find_slots(find_device("cpu"), jobs, threads)) == said
 
 
 def test_idle_gpus_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert advice(find_places(GPU, 1, None)) == "2 more GPUs are idle: --jobs auto uses all"
-    assert advice(find_places(GPU, 4, None)) == ""
+    assert advice(find_slots(GPU, 1, None)) == "2 more GPUs are idle: --jobs auto uses all"
+    assert advice(find_slots(GPU, 4, None)) == ""
 
 
 def test_where_runs_are_trained_is_told_and_why_not_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = Device("cpu", "a CPU", fast_bf16=True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr("cifar_ablate.runner.preflight.why_no_cuda", lambda: "torch finds no CUDA device here")
-    said = describe_places(find_places(cpu, 2, None), "--jobs auto: 2").splitlines()
+    said = describe_slots(find_slots(cpu, 2, None), "--jobs auto: 2").splitlines()
     assert said[1] == "--jobs auto: 2"
     assert said[0] == "On a CPU (torch finds no CUDA device here), 2 runs at a time, 1 thread each"
-    assert describe_places(find_places(GPU, 1, 4)) == "On a GPU, 1 run at a time"
+    assert describe_slots(find_slots(GPU, 1, 4)) == "On a GPU, 1 run at a time"
 
 
 def test_a_gpu_that_is_too_old_for_this_torch_is_left_alone_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,12 +30,11 @@ from cifar_ablate.training.engine import (
     draws_at_random,
     has_cpp_compiler,
 )
-from cifar_ablate.training.epoch import Stopped
 from cifar_ablate.training.evaluate import predict_logits
 from cifar_ablate.training.events import finish
-from cifar_ablate.training.fit import set_up
-from cifar_ablate.training.step import Stepper, optimize
-from cifar_ablate.training.train import train_run
+from cifar_ablate.training.state import set_up
+from cifar_ablate.training.step import TrainStep, optimize
+from cifar_ablate.training.train import Stopped, train_run
 from tests.test_training import CPU, EVERYTHING, NARROW, Diary, Run, fixed_batch, recipe, same, train_in
 
 GPU = Device("cuda", "a GPU", fast_bf16=True)
@@ -88,7 +87,7 @@ def test_runs_of_one_shape_share_a_network_and_others_do_not(data: DeviceData) -
     shared = Engine()
     first = set_up(recipe(), 0, data, "fp32", shared).model
     assert set_up(recipe(augment=EVERYTHING), 1, data, "fp32", shared).model is first
-    assert set_up(recipe(), 0, data, "fp32", shared, lane=1).model is not first
+    assert set_up(recipe(), 0, data, "fp32", shared, stream=1).model is not first
     assert set_up(recipe(model=NARROW | {"width": 4}), 0, data, "fp32", shared).model is not first
 
 
@@ -114,26 +113,26 @@ class NothingReadOnTheHost(TorchDispatchMode):
 class Replayed:
     """A graph for those who have no GPU: it calls what was captured, and refuses what a real graph would not see."""
 
-    def __init__(self, warm_up: Callable[[], None], step: Callable[[], None], stepper: Stepper) -> None:
+    def __init__(self, warm_up: Callable[[], None], step: Callable[[], None], train_step: TrainStep) -> None:
         for _ in range(step_module.WARM_UP_STEPS):  # changes weights and statistics, as the real one does
             warm_up()
-        self.step, self.stepper = step, stepper
+        self.step, self.train_step = step, train_step
         self.places = self.addresses()
 
     def addresses(self) -> dict[str, int]:
         """Where lies what a real graph would read: it would not notice that one of them has moved."""
-        stepper, network = self.stepper, self.stepper.network
-        optimizer = network.optimizer
-        found = dict(network.model.state_dict())
-        if network.average is not None:
-            found |= {f"average {name}": value for name, value in network.average.model.state_dict().items()}
+        train_step, setup = self.train_step, self.train_step.setup
+        optimizer = setup.optimizer
+        found = dict(setup.model.state_dict())
+        if setup.average is not None:
+            found |= {f"average {name}": value for name, value in setup.average.model.state_dict().items()}
         for index, parameter in enumerate(one for group in optimizer.param_groups for one in group["params"]):
             found |= {f"{index} {key}": value for key, value in optimizer.state[parameter].items()}
         found |= {f"rate {index}": group["lr"] for index, group in enumerate(optimizer.param_groups)}
-        found |= {f"table {name}": table for name, table in stepper.tables.items()}
-        found |= {f"draw {name} {key}": drawn[key] for name, drawn in stepper.draws.items() for key in drawn}
-        found |= {f"sum {name}": total for name, total in stepper.sums.items()}
-        found |= {name: getattr(stepper, name) for name in ("position", "index", "line", "loss")}
+        found |= {f"table {name}": table for name, table in train_step.tables.items()}
+        found |= {f"draw {name} {key}": drawn[key] for name, drawn in train_step.draws.items() for key in drawn}
+        found |= {f"sum {name}": total for name, total in train_step.sums.items()}
+        found |= {name: getattr(train_step, name) for name in ("position", "index", "line", "loss")}
         return {name: tensor.data_ptr() for name, tensor in found.items()}
 
     def replay(self) -> None:
@@ -150,8 +149,8 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> Engine:
     """An engine that captures, where no GPU is."""
     made: list[Replayed] = []
 
-    def capture(warm_up: Callable[[], None], step: Callable[[], None], stepper: Stepper, pool: Any) -> Replayed:
-        made.append(Replayed(warm_up, step, stepper))
+    def capture(warm_up: Callable[[], None], step: Callable[[], None], train_step: TrainStep, pool: Any) -> Replayed:
+        made.append(Replayed(warm_up, step, train_step))
         return made[-1]
 
     monkeypatch.setattr(step_module, "_captured", capture)
@@ -331,7 +330,7 @@ def test_trainings_that_take_turns_give_the_bits_of_trainings_alone(
             folder = RunFolder(tmp_path / f"turn-{seed}")
             folder.create({}, {})
             stream = time_slice.stream
-            for _ in train_run(arms[seed], seed, data, precision="fp32", folder=folder, engine=shared, lane=stream):
+            for _ in train_run(arms[seed], seed, data, precision="fp32", folder=folder, engine=shared, stream=stream):
                 yield None
             ended[seed] = Run(folder, folder.result(), Diary())  # type: ignore[arg-type]
 
@@ -398,18 +397,18 @@ def test_networks_that_draw_random_numbers_are_known(model: dict[str, Any], draw
 
 
 def test_the_average_of_the_weights_is_that_of_torch(data: DeviceData) -> None:
-    fit = set_up(recipe(ema={"decay": 0.9}), 0, data, "fp32")
-    average = fit.network.average
+    state = set_up(recipe(ema={"decay": 0.9}), 0, data, "fp32")
+    average = state.setup.average
     assert average is not None
-    expected = AveragedModel(copy.deepcopy(fit.model), multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
-    expected.update_parameters(fit.model)  # its first update copies
+    expected = AveragedModel(copy.deepcopy(state.model), multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    expected.update_parameters(state.model)  # its first update copies
     for index in range(4):
-        optimize(fit.network, *fixed_batch(32, index))
-        average.update(fit.model)
-        expected.update_parameters(fit.model)
+        optimize(state.setup, *fixed_batch(32, index))
+        average.update(state.model)
+        expected.update_parameters(state.model)
     for (name, mine), torchs in zip(average.model.named_parameters(), expected.module.parameters(), strict=True):
         torch.testing.assert_close(mine, torchs, msg=name)
-    assert not same(dict(average.model.state_dict()), dict(fit.model.state_dict()))
+    assert not same(dict(average.model.state_dict()), dict(state.model.state_dict()))
 
 
 def test_with_an_average_it_is_the_average_that_is_evaluated_and_kept(
@@ -418,9 +417,9 @@ def test_with_an_average_it_is_the_average_that_is_evaluated_and_kept(
     plain, averaged = trained(recipe()), trained(recipe(ema={"decay": 0.9}))
     assert [line["train_loss"] for line in averaged.history] == [line["train_loss"] for line in plain.history]
     assert not same(averaged.weights, plain.weights)
-    fit = set_up(recipe(), 1, data, "fp32")
-    fit.model.load_state_dict(averaged.weights)
-    logits = predict_logits(fit.model, data.test_images, fit.pipeline, "fp32")
+    state = set_up(recipe(), 1, data, "fp32")
+    state.model.load_state_dict(averaged.weights)
+    logits = predict_logits(state.model, data.test_images, state.pipeline, "fp32")
     right = (logits.argmax(1) == data.test_labels).float().mean().item()
     assert 100 * right == pytest.approx(averaged.result.metrics["test_accuracy"])
 
@@ -446,10 +445,12 @@ def test_a_decay_that_is_no_average_is_refused(decay: float) -> None:
 
 
 def test_flip_averaging_is_the_mean_of_an_image_and_its_mirror_image(data: DeviceData) -> None:
-    fit = set_up(recipe(), 0, data, "fp32")
+    state = set_up(recipe(), 0, data, "fp32")
     mirrored = data.test_images.flip(3)
-    one, other = (predict_logits(fit.model, images, fit.pipeline, "fp32") for images in (data.test_images, mirrored))
-    both = predict_logits(fit.model, data.test_images, fit.pipeline, "fp32", flip_averaging=True)
+    one, other = (
+        predict_logits(state.model, images, state.pipeline, "fp32") for images in (data.test_images, mirrored)
+    )
+    both = predict_logits(state.model, data.test_images, state.pipeline, "fp32", flip_averaging=True)
     torch.testing.assert_close(both, (one + other) / 2)
 
 

@@ -58,9 +58,16 @@ def test_nine_hundred_arms_may_each_build_on_the_next(tmp_path: Path) -> None:
     assert study.arm("a0").recipe.batch_size == 64
 
 
+def test_of_three_thousand_arms_that_build_on_the_next_the_first_too_many_is_told(tmp_path: Path) -> None:
+    last = "{epochs: 9999, batch_size: 64}"
+    text = HEAD + RECIPE + arms(3000, lambda i: f"{{epochs: {i + 5}, from: a{i + 1}}}" if i < 2999 else last)
+    [line] = told(tmp_path, text)
+    assert "with this arm, the merged arms have over 20,000 values;" in line
+
+
 def test_a_circle_of_nine_hundred_arms_is_told_once_at_its_first_arm_and_not_with_all_names(tmp_path: Path) -> None:
     [line] = told(tmp_path, HEAD + RECIPE + arms(900, lambda i: f"{{epochs: {i + 5}, from: a{(i + 1) % 900}}}"))
-    assert line.startswith(":6:19: arms.a0.from: goes round in a circle: a0 -> a1 -> a2 -> a3 -> a4 -> ... -> a0;")
+    assert line.startswith(":6:19: arms.a0.from: forms a circle: a0 -> a1 -> a2 -> a3 -> a4 -> ... -> a0;")
 
 
 def test_arms_whose_values_are_too_many_together_are_refused_at_the_first_too_many(tmp_path: Path) -> None:
@@ -223,7 +230,7 @@ def test_a_device_that_never_ends_is_not_read_to_its_end() -> None:
 
 
 def test_a_setting_of_a_thousand_parts_is_refused() -> None:
-    with pytest.raises(UsageError, match="no field of a recipe is so deep; write one such as"):
+    with pytest.raises(UsageError, match="no recipe field is this deep; write one such as"):
         load_overlay(None, ["optimizer" + ".a" * 1500 + "=1"])
 
 

@@ -227,16 +227,16 @@ def test_a_signal_stops_a_study_between_two_steps_and_the_same_command_goes_on_w
 
 def count_steps(workshop: Workshop) -> list[None]:
     """Grows with every step that is taken in this process."""
-    from cifar_ablate.training.step import Stepper
+    from cifar_ablate.training.step import TrainStep
 
     steps: list[None] = []
-    take = Stepper.__call__
+    take = TrainStep.__call__
 
-    def counted(stepper: Stepper, step: int) -> int:
+    def counted(train_step: TrainStep, step: int) -> int:
         steps.append(None)
-        return take(stepper, step)
+        return take(train_step, step)
 
-    workshop.monkeypatch.setattr(Stepper, "__call__", counted)
+    workshop.monkeypatch.setattr(TrainStep, "__call__", counted)
     return steps
 
 

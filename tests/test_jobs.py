@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from rich.console import Console
 
-from cifar_ablate.device import Device, Place, find_device
+from cifar_ablate.device import Device, Slot, find_device
 from cifar_ablate.errors import UsageError
 from cifar_ablate.folder import RUNS_ROOT, RunFolder
 from cifar_ablate.runner import estimate, jobs, train_group
 from cifar_ablate.runner.estimate import measure_rates
-from cifar_ablate.runner.jobs import best, choose_places, parse_jobs
+from cifar_ablate.runner.jobs import choose_slots, fastest, parse_jobs
 from cifar_ablate.runner.preflight import prepare
 from cifar_ablate.runner.run import run_plans
 from cifar_ablate.training import step
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     ],
 )
 def test_more_runs_at_a_time_must_be_worth_it(rates: dict[int, float], chosen: int) -> None:
-    assert best(rates) == chosen
+    assert fastest(rates) == chosen
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1.5", "", "AUTO"])
@@ -57,7 +57,7 @@ def test_jobs_are_a_number_or_auto() -> None:
 
 def test_where_nothing_is_left_nothing_is_measured() -> None:
     cpu = Device("cpu", "a CPU", fast_bf16=False)
-    assert choose_places([], {}, cpu, None, None) == ([Place(cpu, 1)], "")
+    assert choose_slots([], {}, cpu, None, None) == ([Slot(cpu, 1)], "")
 
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_a_short_study_starts_no_workers_and_says_so(workshop: Workshop) -> None
     workshop.write("tiny.yaml", STUDY)
     answer = workshop("run", "tiny.yaml", "--jobs", "auto")
     assert answer.code == 0
-    assert "--jobs auto: 1 run at a time, for all takes about" in answer.out
+    assert "--jobs auto: 1 run at a time: all take about" in answer.out
     assert "6 finished" in answer.out
     assert "--jobs auto" not in workshop("run", "tiny.yaml", "--jobs", "auto").out  # all is done: nothing is measured
 
@@ -79,20 +79,20 @@ def test_a_longer_one_is_measured_and_the_figures_are_told(workshop: Workshop, m
     workshop.write("tiny.yaml", STUDY)
     answer = workshop("run", "tiny.yaml", "--jobs", "auto")
     assert answer.code == 0
-    assert "--jobs auto: 2 at a time (no more, for lack of cores):" in answer.out
-    assert "(images per second together)" in answer.out
+    assert "--jobs auto: 2 at a time (limited by cores):" in answer.out
+    assert "(images per second in total)" in answer.out
     shutil.rmtree(workshop.folder / "mlruns" / "runs")
     workshop.write("again.yaml", STUDY.replace("study: tiny", "study: again"))
     assert "6 finished" in workshop("run", "again.yaml", "--jobs", "1").out
     assert losses_of("again") == losses_of("tiny")
 
 
-def run_in_turn(study: Path, side_by_side: int) -> dict[str, float]:
+def run_in_turn(study: Path, num_slices: int) -> dict[str, float]:
     """Train a study offline in one process, so many runs in turn, as on a GPU; gives the loss of each run."""
     ready = prepare([study], None, None, device=partial(find_device, "cpu"), console=Console(quiet=True))
     shutil.rmtree("mlruns", ignore_errors=True)
-    places = [Place(ready.device, 1, side_by_side)]
-    summary = run_plans(ready.plans, tracking=None, data=ready.data, places=places)
+    slots = [Slot(ready.device, 1, num_slices)]
+    summary = run_plans(ready.plans, tracking=None, data=ready.data, slots=slots)
     assert summary.kinds["finished"] == len(ready.plans[0].runs)
     results = {run.fingerprint: RunFolder(RUNS_ROOT / run.fingerprint).result() for run in ready.plans[0].runs}
     return {name: result.metrics["test_nll"] for name, result in results.items() if result is not None}
@@ -112,8 +112,8 @@ def test_the_estimate_is_of_runs_in_turn_where_they_will_be(
     study = workshop.write("tiny.yaml", STUDY)
     ready = prepare([study], None, None, device=partial(find_device, "cpu"), console=Console(quiet=True))
     runs = ready.plans[0].runs[:1]
-    (alone,) = measure_rates(runs, ready.data, Place(ready.device, 1)).values()
-    (beside,) = measure_rates(runs, ready.data, Place(ready.device, 1, side_by_side=4)).values()
+    (alone,) = measure_rates(runs, ready.data, Slot(ready.device, 1)).values()
+    (beside,) = measure_rates(runs, ready.data, Slot(ready.device, 1, num_slices=4)).values()
     assert (alone.of_each, alone.num_in_turn) == (100.0, 1)
     assert (beside.of_each, beside.num_in_turn) == (60.0, 4)
 
@@ -128,9 +128,9 @@ def test_what_cannot_be_tried_has_no_estimate_and_what_finds_no_room_is_tried_wi
 
     study = workshop.write("tiny.yaml", STUDY)
     ready = prepare([study], None, None, device=partial(find_device, "cpu"), console=Console(quiet=True))
-    place, runs = Place(ready.device, 1, side_by_side=4), ready.plans[0].runs[:1]
+    slot, runs = Slot(ready.device, 1, num_slices=4), ready.plans[0].runs[:1]
     monkeypatch.setattr(estimate, "rate_in_turn", room_for_two)
-    (rate,) = measure_rates(runs, ready.data, place).values()
+    (rate,) = measure_rates(runs, ready.data, slot).values()
     assert (rate.of_each, rate.num_in_turn) == (100.0, 2)
 
     def broken(*_: Any) -> float:
@@ -150,12 +150,12 @@ def test_a_run_without_room_beside_the_others_is_trained_alone_in_the_end(
     expected = run_in_turn(study, 1)
     train, refused = train_group.train_run, []
 
-    def crowded(*arguments: Any, lane: int, **options: Any) -> Any:
-        if lane == 1 and not refused:
+    def crowded(*arguments: Any, stream: int, **options: Any) -> Any:
+        if stream == 1 and not refused:
             refused.append(arguments)
             yield
             raise MemoryError
-        return (yield from train(*arguments, lane=lane, **options))
+        return (yield from train(*arguments, stream=stream, **options))
 
     monkeypatch.setattr(train_group, "train_run", crowded)
     assert run_in_turn(study, 2) == expected
@@ -168,8 +168,8 @@ def losses_of(study: str) -> dict[str, float]:
 
 def test_memory_limits_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "_available_bytes", lambda: 2.5 * jobs.WORKER_BYTES)
-    assert jobs._fitting(0) == 2
-    assert jobs._fitting(10 * jobs.WORKER_BYTES) == 1
+    assert jobs._num_in_memory(0) == 2
+    assert jobs._num_in_memory(10 * jobs.WORKER_BYTES) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to a core")

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "cifar_ablate"
 
-GROUND = "console errors extras fields keys locks owner portable registry signals temporary text_safety __init__"
+GROUND = "console errors fields locks portable process registry rng text_safety __init__"
 FLOORS = (
     tuple(GROUND.split()),
     ("spec", "analysis"),

@@ -476,7 +476,7 @@ longer: {epochs: 8} -> longer: {epochs: 8, from: plian}
 18:23 | arms.longer.from | did you mean 'plain'?
 # an arm from itself
 longer: {epochs: 8} -> longer: {from: longer}
-18:12 | arms.longer.from | in a circle: longer -> longer
+18:12 | arms.longer.from | forms a circle: longer -> longer
 # a parent that is a number
 longer: {epochs: 8} -> longer: {from: 5}
 18:12 | arms.longer.from | (got 5); put it in quotes
@@ -539,7 +539,7 @@ longer: -> "":
 18:3 | arms.'' | 1 to 80 printable characters
 # an arm's name with a space before
 longer: -> " longer":
-18:3 | arms.' longer' | no space at its ends
+18:3 | arms.' longer' | without spaces at its ends
 # an arm's name that is a list
 longer: -> [a, b]:
 18:3 | arms | a key must be a name, not a list or mapping
@@ -652,7 +652,7 @@ UNUSUAL = [  # edits of more than one line, or with characters that do not show
         "longer: {epochs: 8, from: last}\n  last: {epochs: 9, from: longer}",
         "18:23",
         "arms.longer.from",
-        "goes round in a circle: longer -> last -> longer; let one of them differ from the baseline",
+        "forms a circle: longer -> last -> longer; let one of them differ from the baseline",
     ),
     Case(
         "an arm's name of 81 characters",

@@ -32,9 +32,9 @@ ADDITIONS = {
         class Backwards(Executor):
             '''The last group first.'''
 
-            def train(self, groups, train_group, places, should_stop):
+            def train(self, groups, train_group, slots, should_stop):
                 for group in reversed(groups):
-                    yield from train_group(group, places[0], should_stop)
+                    yield from train_group(group, slots[0], should_stop)
         """,
     "report/formats/outline.py": """
         from cifar_ablate.registry import FORMATS

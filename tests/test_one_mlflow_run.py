@@ -22,8 +22,8 @@ import mlflow
 import pytest
 
 from cifar_ablate.device import find_device
-from cifar_ablate.owner import Owner, this_machine
 from cifar_ablate.plan import PlannedRun
+from cifar_ablate.process import ProcessId, this_machine
 from cifar_ablate.tracking.upload import CLAIM, PROCESS
 from tests.comparing import bits, runs_of, snapshot
 from tests.conftest import Tried, Workshop
@@ -118,7 +118,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> It
 def process(host: str, pid: int, started: float = 1.0) -> str:
     """The tag of a process of another machine, or for this host name of another process here."""
     machine = this_machine() if host == socket.gethostname() else host
-    return Owner(host, machine, pid, started).to_text()
+    return ProcessId(host, machine, pid, started).to_text()
 
 
 def planned(study: Path, *settings: str) -> tuple[list[PlannedRun], str]:

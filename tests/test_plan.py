@@ -187,11 +187,11 @@ def test_a_result_of_another_arm_with_the_same_training_is_not_this_arms_record(
 
 
 @pytest.mark.parametrize(
-    ("num_places", "side_by_side", "sizes"), [(1, 1, [2] * 6), (2, 1, [1] * 12), (1, 4, [12]), (2, 4, [4, 4, 4])]
+    ("num_slots", "num_slices", "sizes"), [(1, 1, [2] * 6), (2, 1, [1] * 12), (1, 4, [12]), (2, 4, [4, 4, 4])]
 )
-def test_groups_keep_every_place_and_every_turn_busy(num_places: int, side_by_side: int, sizes: list[int]) -> None:
+def test_groups_keep_every_place_and_every_turn_busy(num_slots: int, num_slices: int, sizes: list[int]) -> None:
     plan = plan_of(num_seeds=6, baseline=recipe(), flip=recipe(augment={"hflip": {}}))
-    groups = grouped(plan.runs, num_places, side_by_side)
+    groups = grouped(plan.runs, num_slots, num_slices)
     assert [len(group) for group in groups] == sizes
     assert [run.seed for group in groups for run in group] == sorted([*range(6)] * 2)
 

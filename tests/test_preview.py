@@ -25,9 +25,8 @@ from cifar_ablate.spec.load import load_study
 from cifar_ablate.spec.schema import Arm, Study
 from cifar_ablate.training import step as training_step
 from cifar_ablate.training.batches import to_device
-from cifar_ablate.training.epoch import Stopped
 from cifar_ablate.training.events import finish
-from cifar_ablate.training.train import train_run
+from cifar_ablate.training.train import Stopped, train_run
 from tests.conftest import Workshop
 
 STUDY = """

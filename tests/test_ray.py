@@ -134,7 +134,7 @@ def test_without_ray_the_executor_says_how_to_install_it(workshop: Workshop, tmp
         import importlib.util, sys
         found = importlib.util.find_spec
         importlib.util.find_spec = lambda name, *rest: None if name == "ray" else found(name, *rest)
-        import cifar_ablate.extras
+        import cifar_ablate.errors
         sys.argv = ["cifar-ablate", "run", "small.yaml", "--executor", "ray"]
         from cifar_ablate.cli import main
         main()

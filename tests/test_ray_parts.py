@@ -14,7 +14,7 @@ import ray
 from cifar_ablate.device import Device
 from cifar_ablate.errors import OutputError, UsageError
 from cifar_ablate.folder import RunFolder
-from cifar_ablate.owner import this_process
+from cifar_ablate.process import this_process
 from cifar_ablate.runner.cluster import connection, node
 from cifar_ablate.runner.cluster.connection import Share
 from cifar_ablate.runner.cluster.mailbox import Lent, RunActor
@@ -69,8 +69,8 @@ def test_jobs_is_never_exceeded_where_runs_share_a_gpu(
     monkeypatch.setattr(connection, "alive", lambda: [{"Resources": {"CPU": 64.0, "GPU": 8.0}}])
     executor = Ray(ExecutorConfig(gpus_per_run=0.5, jobs=jobs))
     executor.found = GPU
-    places, said = executor.places([], {}, EngineOptions())
-    assert sum(place.side_by_side for place in places) == at_a_time
+    slots, said = executor.slots([], {}, EngineOptions())
+    assert sum(slot.num_slices for slot in slots) == at_a_time
     assert f", {at_a_time} run{'s' if at_a_time > 1 else ''} at a time" in said
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from cifar_ablate.device import Device, Place
+from cifar_ablate.device import Device, Slot
 from cifar_ablate.errors import DeviceError
 from cifar_ablate.runner.events import Ended, Noted, RunEvent, RunEvents
 from cifar_ablate.runner.workers import train_in_workers
@@ -201,7 +201,7 @@ def test_workers_end_with_a_command_that_is_killed(workshop: Workshop, begin: Be
 
 
 def test_a_place_where_no_worker_can_live_is_given_up_and_the_others_do_its_work(workshop: Workshop) -> None:
-    told = train_with_dying_workers(workshop.folder, num_dying=5, num_places=2)
+    told = train_with_dying_workers(workshop.folder, num_dying=5, num_slots=2)
     assert [key for key, event in told if isinstance(event, Ended)] == RUNS
     (note,) = [event.text for _, event in told if isinstance(event, Noted)]
     assert note.startswith("one worker less: 3 in its place ended before they trained; the last ended with exit code 7")
@@ -209,16 +209,16 @@ def test_a_place_where_no_worker_can_live_is_given_up_and_the_others_do_its_work
 
 def test_workers_that_all_die_before_they_train_end_the_command_with_the_cure(workshop: Workshop) -> None:
     with pytest.raises(DeviceError, match=r"one ended with exit code 7; try --jobs 1"):
-        train_with_dying_workers(workshop.folder, num_dying=99, num_places=2)
+        train_with_dying_workers(workshop.folder, num_dying=99, num_slots=2)
 
 
 def test_what_cannot_be_sent_to_a_worker_ends_the_command_instead_of_waiting_for_ever() -> None:
     with pytest.raises(DeviceError, match="try --jobs 1"):
-        list(train_in_workers([RUNS], lambda *_: None, [PLACE, PLACE], lambda key: False))  # type: ignore[list-item]
+        list(train_in_workers([RUNS], lambda *_: None, [SLOT, SLOT], lambda key: False))  # type: ignore[list-item]
 
 
 RUNS = [("tiny", "flip", str(number)) for number in range(4)]
-PLACE = Place(Device("cpu", "a CPU", fast_bf16=False), 1)
+SLOT = Slot(Device("cpu", "a CPU", fast_bf16=False), 1)
 
 
 @dataclass(frozen=True)
@@ -248,17 +248,17 @@ class Dying:
     def __call__(self, *_: Any) -> None: ...
 
 
-def tell_that_all_is_done(group: Any, place: Place, should_stop: Any) -> RunEvents:
+def tell_that_all_is_done(group: Any, slot: Slot, should_stop: Any) -> RunEvents:
     for run in group:
         yield run.key, Ended("finished")
 
 
-def train_with_dying_workers(folder: Path, *, num_dying: int, num_places: int) -> list[RunEvent]:
+def train_with_dying_workers(folder: Path, *, num_dying: int, num_slots: int) -> list[RunEvent]:
     """Four groups of one run each; gives what was told, and leaves a mark for the workers at a note."""
     told = []
     groups: Any = [[NamedRun(key)] for key in RUNS]
-    places = [PLACE] * num_places
-    for key, event in train_in_workers(groups, Dying(folder / "tally", num_dying), places, lambda key: False):
+    slots = [SLOT] * num_slots
+    for key, event in train_in_workers(groups, Dying(folder / "tally", num_dying), slots, lambda key: False):
         told.append((key, event))
         if isinstance(event, Noted):
             (folder / "noted").touch()

@@ -163,12 +163,9 @@ def test_times_is_a_plain_key_outside_an_overlay() -> None:
 
 
 def test_a_key_with_a_question_mark_is_set_only_where_the_component_has_it() -> None:
-    def knows(part: str, name: str, option: str) -> bool:
-        return (part, name, option) == ("model", "resnet18", "width")
-
-    delta = "{model: {'width?': 8, 'depth?': 3}}"
-    assert merged("{model: resnet18}", delta, overlay=True, knows=knows) == {"model": {"name": "resnet18", "width": 8}}
-    assert merged("{model: resnet50}", delta, overlay=True, knows=knows) == {"model": {"name": "resnet50"}}
+    delta = "{optimizer: {'nesterov?': true, 'depth?': 3}}"
+    assert merged("{optimizer: sgd}", delta, overlay=True) == {"optimizer": {"name": "sgd", "nesterov": True}}
+    assert merged("{optimizer: adamw}", delta, overlay=True) == {"optimizer": {"name": "adamw"}}
 
 
 def test_a_merged_value_remembers_the_layer_it_came_from() -> None:

@@ -34,8 +34,8 @@ from cifar_ablate.training.evaluate import (
     predict_logits,
 )
 from cifar_ablate.training.events import Started, Stepped, Steps, TrainingEvent, finish
-from cifar_ablate.training.fit import Fit, set_up
-from cifar_ablate.training.step import Network, optimize
+from cifar_ablate.training.state import TrainState, set_up
+from cifar_ablate.training.step import TrainSetup, optimize
 from cifar_ablate.training.train import train_run
 
 CPU = torch.device("cpu")
@@ -274,8 +274,8 @@ def test_a_run_that_diverges_late_keeps_the_history_of_its_good_epochs(
 ) -> None:
     taken = []
 
-    def lost(network: Network, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        loss, logits = optimize(network, images, targets)
+    def lost(setup: TrainSetup, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        loss, logits = optimize(setup, images, targets)
         taken.append(len(images))
         return (loss * math.nan if sum(taken) > 200 else loss), logits
 
@@ -317,11 +317,11 @@ def test_checkpoint_every_keeps_the_weights_of_those_epochs(run: Trainer) -> Non
 def test_the_headline_is_the_last_epoch_even_if_an_earlier_one_was_better(
     run: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spoiled(fit: Fit, *options: Any) -> Steps[tuple[float, float]]:
-        ended = yield from train_epoch(fit, *options)
-        if fit.epochs_done == 3:
+    def spoiled(state: TrainState, *options: Any) -> Steps[tuple[float, float]]:
+        ended = yield from train_epoch(state, *options)
+        if state.epochs_done == 3:
             with torch.no_grad():
-                fit.model.head.weight.neg_()
+                state.model.head.weight.neg_()
         return ended
 
     train_epoch = train.train_epoch
@@ -412,12 +412,12 @@ def test_digits_are_learnt_in_seconds(tmp_path: Path) -> None:
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_a_step_equals_one_written_by_hand_to_the_bit(nesterov: bool, data: DeviceData) -> None:
     options = {"lr": 0.05, "momentum": 0.9, "nesterov": nesterov, "weight_decay": 5e-4}
-    fit = set_up(recipe(optimizer={"name": "sgd", **options}), 0, data, "fp32")
-    model = copy.deepcopy(fit.model)
+    state = set_up(recipe(optimizer={"name": "sgd", **options}), 0, data, "fp32")
+    model = copy.deepcopy(state.model)
     optimizer = torch.optim.SGD(model.parameters(), fused=True, **options)  # type: ignore[arg-type]
     for index in range(5):
         images, targets = fixed_batch(64 if index < 4 else 8, index)
-        loss, logits = optimize(fit.network, images, targets)
+        loss, logits = optimize(state.setup, images, targets)
         optimizer.zero_grad()
         expected_logits = model(images.contiguous(memory_format=torch.channels_last))
         expected_loss = functional.cross_entropy(expected_logits, targets)
@@ -425,43 +425,43 @@ def test_a_step_equals_one_written_by_hand_to_the_bit(nesterov: bool, data: Devi
         optimizer.step()
         assert torch.equal(loss, expected_loss)
         assert torch.equal(logits, expected_logits)
-        assert same(dict(fit.model.state_dict()), dict(model.state_dict()))
+        assert same(dict(state.model.state_dict()), dict(model.state_dict()))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_loss_is_cross_entropy_on_smoothed_and_mixed_targets(precision: str, data: DeviceData) -> None:
-    fit = set_up(recipe(augment={"mixup": {"alpha": 1.0}}, loss={"label_smoothing": 0.1}), 0, data, precision)
+    state = set_up(recipe(augment={"mixup": {"alpha": 1.0}}, loss={"label_smoothing": 0.1}), 0, data, precision)
     rows = slice(64, 128)
-    draws = fit.pipeline.draw_epoch(plan_epoch(0, 0, data), CPU)
-    batch = fit.pipeline(data.train_images[rows], data.train_labels[rows], draws, 64)
+    draws = state.pipeline.draw_epoch(plan_epoch(0, 0, data), CPU)
+    batch = state.pipeline(data.train_images[rows], data.train_labels[rows], draws, 64)
     kept = draws["mixup"]["kept"][rows, None].double()
     one_hot = functional.one_hot(data.train_labels[rows], 10).double()
     smooth = 0.9 * one_hot + 0.1 / 10
     targets = kept * smooth + (1 - kept) * smooth.flip(0)
-    loss, logits = optimize(fit.network, batch.images, batch.targets)
+    loss, logits = optimize(state.setup, batch.images, batch.targets)
     expected = -(targets * logits.double().log_softmax(1)).sum(1).mean()
     assert loss.dtype == logits.dtype == torch.float32
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_bf16_computes_in_bf16_and_keeps_weights_and_losses_in_float32(data: DeviceData) -> None:
-    fit = set_up(recipe(), 0, data, "bf16")
+    state = set_up(recipe(), 0, data, "bf16")
     with precision_context(CPU, "bf16"):
-        assert fit.model(torch.zeros(2, 3, 32, 32)).dtype == torch.bfloat16
+        assert state.model(torch.zeros(2, 3, 32, 32)).dtype == torch.bfloat16
     with precision_context(CPU, "fp32"):
-        assert fit.model(torch.zeros(2, 3, 32, 32)).dtype == torch.float32
-    optimize(fit.network, *fixed_batch(16, 0))
-    assert {value.dtype for value in fit.model.parameters()} == {torch.float32}
+        assert state.model(torch.zeros(2, 3, 32, 32)).dtype == torch.float32
+    optimize(state.setup, *fixed_batch(16, 0))
+    assert {value.dtype for value in state.model.parameters()} == {torch.float32}
 
 
 def test_predictions_leave_the_network_as_it_was(data: DeviceData) -> None:
-    fit = set_up(recipe(model=NARROW | {"dropout": 0.5}), 0, data, "fp32")
-    before = copy.deepcopy(fit.model.state_dict())
-    first = predict_logits(fit.model, data.test_images, fit.pipeline, "fp32")
-    assert fit.model.training
+    state = set_up(recipe(model=NARROW | {"dropout": 0.5}), 0, data, "fp32")
+    before = copy.deepcopy(state.model.state_dict())
+    first = predict_logits(state.model, data.test_images, state.pipeline, "fp32")
+    assert state.model.training
     assert not first.requires_grad
-    assert torch.equal(first, predict_logits(fit.model, data.test_images, fit.pipeline, "fp32"))
-    assert same(dict(fit.model.state_dict()), dict(before))
+    assert torch.equal(first, predict_logits(state.model, data.test_images, state.pipeline, "fp32"))
+    assert same(dict(state.model.state_dict()), dict(before))
 
 
 # Metrics

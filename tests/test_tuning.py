@@ -569,8 +569,8 @@ def test_trials_that_take_turns_in_one_place_are_all_trained_and_come_to_the_sam
     write(workshop, (SAMPLER, "random"))
     assert workshop(*TUNE, "--trials", "5").code == 0
     alone = told(workshop.folder)
-    find = jobs.find_places
-    monkeypatch.setattr(jobs, "find_places", lambda *given: [replace(one, side_by_side=3) for one in find(*given)])
+    find = jobs.find_slots
+    monkeypatch.setattr(jobs, "find_slots", lambda *given: [replace(one, num_slices=3) for one in find(*given)])
     monkeypatch.setenv("OPTUNA_STORAGE", "turns.journal")
     shutil.rmtree(workshop.folder / "mlruns")
     assert workshop(*TUNE, "--trials", "5").code == 0
@@ -656,4 +656,4 @@ def test_a_field_that_leads_too_deep_is_told_with_its_line(workshop: Workshop, f
     write(workshop, (f"optimizer.lr: {RATE}", f"{field}: [1, 2]"))
     answer = workshop(*TUNE)
     assert answer.code == 2
-    assert answer.err.startswith(f"small.yaml:18:5: tune.space.{field}: is no field: ")
+    assert answer.err.startswith(f"small.yaml:18:5: tune.space.{field}: is not a field: ")

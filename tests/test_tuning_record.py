@@ -23,7 +23,7 @@ import mlflow
 import pytest
 import yaml
 
-from cifar_ablate.owner import Owner
+from cifar_ablate.process import ProcessId
 from cifar_ablate.spec.load import load_study
 from cifar_ablate.spec.overlay import load_overlay
 from cifar_ablate.tracking import Tracking
@@ -426,7 +426,7 @@ def test_write_waits_for_what_another_command_still_trains(workshop: Workshop) -
     assert workshop(*ONLINE, "--offline", "--trials", "2").code == 0
     (study,) = studies(storage_of(workshop.folder)).values()
     theirs = study.ask()
-    theirs.set_user_attr("owner", Owner("other", "another-boot/1", 1, 0.0).to_text())
+    theirs.set_user_attr("owner", ProcessId("other", "another-boot/1", 1, 0.0).to_text())
     theirs.set_user_attr("beat", time.time())
     answer = workshop(*ONLINE, "--offline", "--trials", "3", "--write")
     assert answer.code == 1, "`tune --write && run` shall not run an old file"

@@ -19,7 +19,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from cifar_ablate.owner import Owner, this_process
+from cifar_ablate.process import ProcessId, this_process
 from cifar_ablate.tuning.storage import open_storage
 from cifar_ablate.tuning.trials import is_alive
 from tests.comparing import runs_of
@@ -156,16 +156,16 @@ def test_several_trials_at_a_time_come_to_the_same_number_and_a_killed_workers_i
 
 
 def test_a_trial_of_another_machine_is_taken_for_dead_when_its_heartbeat_stops() -> None:
-    def trial(owner: Owner | None, silent: float) -> optuna.trial.FrozenTrial:
+    def trial(owner: ProcessId | None, silent: float) -> optuna.trial.FrozenTrial:
         attributes = {} if owner is None else {"owner": owner.to_text(), "beat": time.time() - silent}
         made = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=attributes)
         made.datetime_start = None
         return made
 
     here = this_process()
-    elsewhere = Owner("other", "another-boot/1", here.pid, here.started)
+    elsewhere = ProcessId("other", "another-boot/1", here.pid, here.started)
     assert is_alive(trial(here, silent=9999))
-    assert not is_alive(trial(Owner(here.host, here.machine, here.pid, here.started - 1), silent=0))
+    assert not is_alive(trial(ProcessId(here.host, here.machine, here.pid, here.started - 1), silent=0))
     assert is_alive(trial(elsewhere, silent=100))
     assert not is_alive(trial(elsewhere, silent=400))
     assert not is_alive(trial(None, silent=0))

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from cifar_ablate.augment.base import Array, Epoch, Params, Transform, per_image
 from cifar_ablate.fields import NonNegativeFloat, PositiveFloat, Probability
-from cifar_ablate.keys import generator
 from cifar_ablate.registry import AUGMENTATIONS
+from cifar_ablate.rng import generator
 
 
 @AUGMENTATIONS.register("crop")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from cifar_ablate.augment.base import Batch, Epoch, Mixer, Params, Transform, to_tensors
-from cifar_ablate.keys import generator
 from cifar_ablate.registry import AUGMENTATIONS
+from cifar_ablate.rng import generator
 
 Draws = Mapping[str, Params]
 

@@ -11,11 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
-from cifar_ablate.analysis.sentences import count
 from cifar_ablate.errors import RecordError, not_written
 from cifar_ablate.folder import write_atomically
 from cifar_ablate.portable.answers import WarningBounds
-from cifar_ablate.report.formats.markdown import escape
 
 CARD, WEIGHTS = "predictor.json", "weights.safetensors"
 """File names in a folder from which ``load`` can load."""
@@ -125,6 +123,9 @@ class Card(_Frozen):
 
     def about(self) -> str:
         """The network, its accuracy and its data as a paragraph of markdown."""
+        from cifar_ablate.analysis.sentences import count  # imports SciPy, which a prediction does not need
+        from cifar_ablate.report.formats.markdown import escape
+
         of, accuracy = self.origin, self.accuracy
         low, high = accuracy.interval
         lines = [

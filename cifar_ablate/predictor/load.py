@@ -33,9 +33,9 @@ from cifar_ablate.predictor.card import (
     read_card,
 )
 from cifar_ablate.predictor.network import Predictor
+from cifar_ablate.process import temporary_folder
 from cifar_ablate.records import RecordedRun, StudyRecord, worth
 from cifar_ablate.spec.schema import Recipe
-from cifar_ablate.temporary import temporary_folder
 from cifar_ablate.text_safety import sanitize_values
 from cifar_ablate.tracking import Tracking, existing
 from cifar_ablate.tracking.models import CHAMPION, fetch_network, find_registered, registered
@@ -233,8 +233,8 @@ def _require_finished(run: RecordedRun) -> None:
     if run.outcome != "finished":
         why = f": {run.reason}" if run.reason else ""
         raise RecordError(
-            f"run {run.run_id} ({run.arm} seed {run.seed}) has no weights, for it is {run.outcome}{why}; "
-            "name another one, that has finished"
+            f"run {run.run_id} ({run.arm} seed {run.seed}) has no weights because it is {run.outcome}{why}; "
+            "name another one that has finished"
         )
 
 

@@ -25,8 +25,8 @@ from cifar_ablate.predictor.card import WEIGHTS, Card, digest_of, write_card
 from cifar_ablate.predictor.load import NetworkFiles, located, test_images, write_examples
 from cifar_ablate.predictor.network import Predictor
 from cifar_ablate.predictor.onnx_file import NUM_CHECKED, OnnxCheck, write_onnx
+from cifar_ablate.process import temporary_folder
 from cifar_ablate.report.formats.markdown import escape
-from cifar_ablate.temporary import temporary_folder
 
 MODEL = "model.onnx"
 RUNTIME = ("numpy", "pillow", "onnxruntime")

@@ -15,10 +15,10 @@ from cifar_ablate.analysis.verdicts import Interval, Verdict
 from cifar_ablate.errors import RecordError, UsageError
 from cifar_ablate.predictor.card import CARD, WEIGHTS, Card, digest_of, write_card
 from cifar_ablate.predictor.load import arm_named, files_of_run, first_seed
+from cifar_ablate.process import temporary_folder
 from cifar_ablate.records import StudyRecord
 from cifar_ablate.report.recorded_study import RecordedStudy
 from cifar_ablate.spec.schema import Recipe
-from cifar_ablate.temporary import temporary_folder
 from cifar_ablate.tracking import Tracking, noted
 from cifar_ablate.tracking.models import CHAMPION, register
 
@@ -256,7 +256,7 @@ def _choice(
             f"it is the cheapest to train; the mean of {leader} is higher, which is not shown to be more than chance "
             f"({_points(pair.value)}{interval})"
         )
-    return f"{by} do not tell {chosen} from {others}; {chosen} was taken, for {why}."
+    return f"{by} do not tell {chosen} from {others}; {chosen} was chosen because {why}."
 
 
 def _left_out(record: StudyRecord, judged: Sequence[str]) -> list[str]:

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from cifar_ablate.data import DataSet
-from cifar_ablate.device import Place, is_out_of_memory, on_stream
+from cifar_ablate.device import Slot, is_out_of_memory, on_stream
 from cifar_ablate.plan import DataKey, PlannedRun
 from cifar_ablate.training.batches import DeviceData, to_device
 from cifar_ablate.training.engine import Engine, EngineOptions, choose_mode, draws_at_random
-from cifar_ablate.training.fit import set_up
+from cifar_ablate.training.state import set_up
 
 EVAL_SHARE = 1 / 3
 """Cost of evaluating an image relative to training on it: a forward pass without the backward pass."""
@@ -40,60 +40,60 @@ def kind_of_work(run: PlannedRun) -> Kind:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Training speed of one kind of work in a place."""
+    """Training speed of one kind of work in a slot."""
 
     of_each: float
-    """Training images per second of each run while all of the place train; nan if it could not be measured."""
+    """Training images per second of each run while all of the slot train; nan if it could not be measured."""
     num_in_turn: int
-    """Number of runs that train in the place together."""
+    """Number of runs that train in the slot together."""
 
 
-def measure_rates(runs: Sequence[PlannedRun], data: Mapping[DataKey, DataSet], place: Place) -> dict[Kind, Throughput]:
-    """The throughput of each kind of work in ``runs`` in one place, from a few steps each.
+def measure_rates(runs: Sequence[PlannedRun], data: Mapping[DataKey, DataSet], slot: Slot) -> dict[Kind, Throughput]:
+    """The throughput of each kind of work in ``runs`` in one slot, from a few steps each.
 
     Nothing is compiled, because that takes longer than the measurement. A run that fails here gets nan: its error is
     reported when it is trained.
     """
     rates: dict[Kind, Throughput] = {}
     resident: tuple[DataKey, DeviceData] | None = None
-    engine = Engine(replace(choose_mode(EngineOptions(), place.device), compile=False))
+    engine = Engine(replace(choose_mode(EngineOptions(), slot.device), compile=False))
     for run in runs:
         if kind_of_work(run) in rates:
             continue
         if resident is None or resident[0] != run.data_key:
-            engine.keep_lanes(0)  # they hold the previous data
+            engine.keep_streams(0)  # they hold the previous data
             resident = None
-            resident = (run.data_key, to_device(data[run.data_key], place.device.torch))
-        num = num_in_turn(run, data[run.data_key], place)
+            resident = (run.data_key, to_device(data[run.data_key], slot.device.torch))
+        num = num_in_turn(run, data[run.data_key], slot)
         rates[kind_of_work(run)] = _rate(run, resident[1], engine, num)
     return rates
 
 
 def _rate(run: PlannedRun, data: DeviceData, engine: Engine, num: int) -> Throughput:
     """The throughput of ``num`` runs together, or of as many as fit into memory."""
-    engine.keep_lanes(num)
+    engine.keep_streams(num)
     try:
-        return Throughput(rate_in_turn([Probe(run, data, engine, lane) for lane in range(num)], SECONDS) / num, num)
+        return Throughput(rate_in_turn([Probe(run, data, engine, stream) for stream in range(num)], SECONDS) / num, num)
     except Exception as error:
         if num == 1 or not is_out_of_memory(error):
             return Throughput(math.nan, num)
-    engine.keep_lanes(0)
+    engine.keep_streams(0)
     return _rate(run, data, engine, num // 2)
 
 
-def num_in_turn(run: PlannedRun, data: DataSet, place: Place) -> int:
-    """How many runs of this shape train together in a place.
+def num_in_turn(run: PlannedRun, data: DataSet, slot: Slot) -> int:
+    """How many runs of this shape train together in a slot.
 
     It is one for a network that draws random numbers in training (dropout), because runs would share their generator.
     """
-    alone = place.side_by_side == 1 or draws_at_random(run.recipe, data.num_classes, data.image_size_px)
-    return 1 if alone else place.side_by_side
+    alone = slot.num_slices == 1 or draws_at_random(run.recipe, data.num_classes, data.image_size_px)
+    return 1 if alone else slot.num_slices
 
 
 class Probe:
     """Real training steps of a run to be timed, with smaller batches on a CPU."""
 
-    def __init__(self, run: PlannedRun, data: DeviceData, engine: Engine | None = None, lane: int = 0) -> None:
+    def __init__(self, run: PlannedRun, data: DeviceData, engine: Engine | None = None, stream: int = 0) -> None:
         # a CPU is as fast per image at 64 as at 512, and a step of 512 through resnet18 takes it 5 s
         size = min(run.recipe.batch_size, len(data.train_labels))
         self.device = data.mean.device
@@ -102,21 +102,21 @@ class Probe:
         """The run's batch size divided by the measured one."""
         recipe = run.recipe.model_copy(update={"batch_size": tried})
         engine = engine or Engine()
-        self.fit = set_up(recipe, run.seed, data, run.precision, engine, lane)
-        self.fit.model.train()
-        self.stream = engine.stream(lane, self.device)
+        self.state = set_up(recipe, run.seed, data, run.precision, engine, stream)
+        self.state.model.train()
+        self.cuda_stream = engine.cuda_stream(stream, self.device)
         self.num_whole = len(data.train_labels) // tried
         self.taken = 0
 
     def step(self) -> int:
         """Take one step and return its number of images."""
         step = self.taken % self.num_whole
-        with on_stream(self.stream):
+        with on_stream(self.cuda_stream):
             if step == 0:
-                rates = self.fit.base_lr * self.fit.lr_factors[: self.fit.num_steps]
-                self.fit.stepper.load_epoch(self.fit.seed, 0, rates, 0)
+                rates = self.state.base_lr * self.state.lr_factors[: self.state.num_steps]
+                self.state.train_step.load_epoch(self.state.seed, 0, rates, 0)
             self.taken += 1
-            return self.fit.stepper(step)
+            return self.state.train_step(step)
 
     def wait(self) -> None:
         """Wait until the device has finished all steps."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from cifar_ablate.device import Place
+from cifar_ablate.device import Slot
 from cifar_ablate.folder import RunResult
 from cifar_ablate.plan import PlannedRun
 from cifar_ablate.records import Key
@@ -49,5 +49,5 @@ RunEvent = tuple[Key | None, Event]
 RunEvents = Generator[RunEvent, None, None]
 ShouldStop = Callable[[Key | None], bool]
 """Must this run (None: everything) stop with a checkpoint? Asked after every step, so it must answer at once."""
-TrainGroup = Callable[[Group, Place, ShouldStop], RunEvents]
-"""Trains the runs of a group at a place and yields their events; can be pickled and sent to another process."""
+TrainGroup = Callable[[Group, Slot, ShouldStop], RunEvents]
+"""Trains the runs of a group in a slot and yields their events; can be pickled and sent to another process."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # `--help` lists the executors and must not wait for torch
     from types import TracebackType
 
     from cifar_ablate.data import DataSet
-    from cifar_ablate.device import Device, Place
+    from cifar_ablate.device import Device, Slot
     from cifar_ablate.plan import DataKey, PlannedRun
     from cifar_ablate.runner.events import Group, RunEvents, ShouldStop, TrainGroup
     from cifar_ablate.training.engine import EngineOptions
@@ -41,7 +41,7 @@ class Executor:
     trains_here: ClassVar[bool] = True
     """Does it train on this machine, with its devices?"""
     growth: int = 1
-    """Factor by which the number of places may grow; groups are cut small enough for that."""
+    """Factor by which the number of slots may grow; groups are cut small enough for that."""
 
     def __init__(self, config: ExecutorConfig) -> None:
         """Raises UsageError if the options are meant for another executor."""
@@ -62,30 +62,30 @@ class Executor:
 
         return find_device(self.config.device)
 
-    def places(
+    def slots(
         self, runs: Sequence[PlannedRun], data: Mapping[DataKey, DataSet], options: EngineOptions
-    ) -> tuple[Sequence[Place], str]:
-        """One place for each group that is trained at the same time, and a line for the user about them."""
-        from cifar_ablate.runner.jobs import choose_places
-        from cifar_ablate.runner.preflight import describe_places
+    ) -> tuple[Sequence[Slot], str]:
+        """One slot for each group that is trained at the same time, and a line for the user about them."""
+        from cifar_ablate.runner.jobs import choose_slots
+        from cifar_ablate.runner.preflight import describe_slots
 
-        places, why = choose_places(runs, data, self.device(), self.config.jobs, self.config.threads, options)
-        return places, describe_places(places, why)
+        slots, why = choose_slots(runs, data, self.device(), self.config.jobs, self.config.threads, options)
+        return slots, describe_slots(slots, why)
 
     def train(
-        self, groups: Iterable[Group], train_group: TrainGroup, places: Sequence[Place], should_stop: ShouldStop
+        self, groups: Iterable[Group], train_group: TrainGroup, slots: Sequence[Slot], should_stop: ShouldStop
     ) -> RunEvents:
         """Train all groups and yield their events; override this.
 
-        A group is requested when a place is free: a trial may depend on the one before.
+        A group is requested when a slot is free: a trial may depend on the one before.
         """
         for group in groups:
             if not should_stop(None):
-                yield from train_group(group, places[0], should_stop)
+                yield from train_group(group, slots[0], should_stop)
 
 
 class PendingGroups:
-    """Groups that wait for a place; each is requested when a place is free."""
+    """Groups that wait for a slot; each is requested when a slot is free."""
 
     def __init__(self, groups: Iterable[Group]) -> None:
         self.fresh: Iterator[Group] = iter(groups)

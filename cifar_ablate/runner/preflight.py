@@ -12,7 +12,7 @@ from rich.console import Console
 
 from cifar_ablate.console import reporting
 from cifar_ablate.data import DataSet
-from cifar_ablate.device import Device, Place, num_cores, why_no_cuda
+from cifar_ablate.device import Device, Slot, num_cores, why_no_cuda
 from cifar_ablate.errors import RecordError, TrackingError
 from cifar_ablate.folder import RUNS_ROOT, RunFolder
 from cifar_ablate.plan import Plan, load_all_data, make_plan
@@ -64,30 +64,30 @@ def open_tracking(
         raise TrackingError(f"{error}; or {offline}") from None
 
 
-def describe_places(places: Sequence[Place], why: str = "") -> str:
+def describe_slots(slots: Sequence[Slot], why: str = "") -> str:
     """Where runs are trained, and why not on a GPU; then why this many at a time, or a better choice."""
-    return "\n".join(line for line in (_where(places), why or advice(places)) if line)
+    return "\n".join(line for line in (_where(slots), why or advice(slots)) if line)
 
 
-def _where(places: Sequence[Place]) -> str:
-    device, at_a_time = places[0].device, sum(place.side_by_side for place in places)
+def _where(slots: Sequence[Slot]) -> str:
+    device, at_a_time = slots[0].device, sum(slot.num_slices for slot in slots)
     number = f"{at_a_time} runs at a time" if at_a_time > 1 else "1 run at a time"
     if device.kind != "cpu":
         return f"On {device.name}, {number}"
-    threads = "1 thread" if places[0].threads == 1 else f"{places[0].threads} threads"
+    threads = "1 thread" if slots[0].threads == 1 else f"{slots[0].threads} threads"
     return f"On {device.name} ({why_no_cuda() or 'as asked for'}), {number}, {threads} each"
 
 
-def advice(places: Sequence[Place]) -> str:
+def advice(slots: Sequence[Slot]) -> str:
     """A sentence about a better use of this machine; empty if there is none."""
-    if places[0].device.kind == "cuda":
-        idle = torch.cuda.device_count() - len(places)
+    if slots[0].device.kind == "cuda":
+        idle = torch.cuda.device_count() - len(slots)
         return f"{idle} more GPUs are idle: --jobs auto uses all" if idle > 0 else ""
-    if places[0].device.kind != "cpu":
+    if slots[0].device.kind != "cpu":
         return ""
-    used, cores = len(places) * places[0].threads, num_cores()
+    used, cores = len(slots) * slots[0].threads, num_cores()
     if used > cores:
-        return f"--jobs {len(places)} with {places[0].threads} threads each want more than the {cores} cores here"
+        return f"--jobs {len(slots)} with {slots[0].threads} threads each want more than the {cores} cores here"
     if used < cores:
-        return f"{used} of {cores} cores in use: --jobs {cores // places[0].threads} uses all"
+        return f"{used} of {cores} cores in use: --jobs {cores // slots[0].threads} uses all"
     return ""

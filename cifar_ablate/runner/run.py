@@ -12,11 +12,11 @@ from pathlib import Path
 from rich.console import Console
 
 from cifar_ablate.data import DataSet
-from cifar_ablate.device import Device, Place
+from cifar_ablate.device import Device, Slot
 from cifar_ablate.errors import OutputError, TrackingError, UsageError
 from cifar_ablate.folder import RUNS_ROOT
-from cifar_ablate.owner import this_process
 from cifar_ablate.plan import DataKey, Plan, PlannedRun
+from cifar_ablate.process import this_process
 from cifar_ablate.records import Key, RecordedRun
 from cifar_ablate.registry import EXECUTORS
 from cifar_ablate.runner.display import RunDisplay, TerminalDisplay
@@ -91,7 +91,7 @@ def run_studies(
     device = partial(fitting_device, executor, options.engine)
     ready = prepare(files, profile, settings, device=device, console=console)
     selection = select_runs(ready.plans, arms, seeds)
-    places, said = executor.places(runs_left(ready.plans, selection), ready.data, options.engine)
+    slots, said = executor.slots(runs_left(ready.plans, selection), ready.data, options.engine)
     console.print(said, highlight=False, markup=False)
     stop = StopSignal()
     tracking = None if offline else open_tracking()
@@ -101,7 +101,7 @@ def run_studies(
             tracking=tracking,
             data=ready.data,
             executor=executor,
-            places=places,
+            slots=slots,
             options=options,
             selection=selection,
             display=display,
@@ -122,7 +122,7 @@ def run_plans(
     *,
     tracking: Tracking | None,
     data: Mapping[DataKey, DataSet],
-    places: Sequence[Place],
+    slots: Sequence[Slot],
     executor: Executor | None = None,
     options: RunOptions | None = None,
     selection: RunSelection | None = None,
@@ -159,7 +159,7 @@ def run_plans(
                 break
             begun |= {run.key for run, _ in stage}
             todo = _plan_stage(stage, session, options)
-            _train(todo, data, executor or Local(ExecutorConfig()), places, options, session, records)
+            _train(todo, data, executor or Local(ExecutorConfig()), slots, options, session, records)
             if stop.reason or not todo or not any(plan.study.looks for plan in plans):
                 break
             writer.settle(patience_seconds=PATIENCE_SECONDS, hurry=hurry)
@@ -200,7 +200,7 @@ def _train(
     runs: Sequence[PlannedRun],
     data: Mapping[DataKey, DataSet],
     executor: Executor,
-    places: Sequence[Place],
+    slots: Sequence[Slot],
     options: RunOptions,
     session: RunSession,
     records: StudyRecords,
@@ -216,9 +216,9 @@ def _train(
         options.engine,
         images_by_shape(runs, data),
     )
-    num_places, num_slices = len(places) * executor.growth, max(place.side_by_side for place in places)
+    num_slots, num_slices = len(slots) * executor.growth, max(slot.num_slices for slot in slots)
     if runs:
-        session.train(executor, grouped(runs, num_places, num_slices), train_group, places)
+        session.train(executor, grouped(runs, num_slots, num_slices), train_group, slots)
     again = [run for run in runs if session.kinds.get(run.key) == "elsewhere"]
     if again and not session.stop.reason:
         session.stop.taken.clear()
@@ -228,7 +228,7 @@ def _train(
             statuses |= state.statuses
         again = [run for run in again if statuses[run.key].kind not in ("recorded", "running", "elsewhere")]
         session.writer.replaces |= {run.key: owner for run in again if (owner := statuses[run.key].owner) is not None}
-        session.train(executor, grouped(again, num_places, num_slices), train_group, places)
+        session.train(executor, grouped(again, num_slots, num_slices), train_group, slots)
 
 
 def images_by_shape(runs: Sequence[PlannedRun], data: Mapping[DataKey, DataSet]) -> dict[str, int]:
@@ -239,17 +239,17 @@ def images_by_shape(runs: Sequence[PlannedRun], data: Mapping[DataKey, DataSet])
     return totals
 
 
-def grouped(runs: Sequence[PlannedRun], num_places: int = 1, num_slices: int = 1) -> list[Group]:
+def grouped(runs: Sequence[PlannedRun], num_slots: int = 1, num_slices: int = 1) -> list[Group]:
     """Runs of one study and shape together, seed by seed, so that a study interrupted early has whole seeds.
 
-    Groups are cut so that each place gets several: no place must wait long for the last one. Where runs take turns, a
+    Groups are cut so that each slot gets several: no slot must wait long for the last one. Where runs take turns, a
     group holds all seeds, and at least ``num_slices`` runs.
     """
     groups: dict[tuple[str, str, int], list[PlannedRun]] = {}
     order = {run.study: index for index, run in reversed(list(enumerate(runs)))}
     for run in sorted(runs, key=lambda run: (order[run.study], run.seed)):
         groups.setdefault((run.study, run.shape, run.seed if num_slices == 1 else 0), []).append(run)
-    longest = max(num_slices, len(runs) // (4 * num_places)) if num_places > 1 else len(runs)
+    longest = max(num_slices, len(runs) // (4 * num_slots)) if num_slots > 1 else len(runs)
     return [group[start : start + longest] for group in groups.values() for start in range(0, len(group), longest)]
 
 

@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from cifar_ablate.device import Place
+from cifar_ablate.device import Slot
 from cifar_ablate.errors import OutputError, RecordError
 from cifar_ablate.folder import RunFolder, RunResult
 from cifar_ablate.locks import lock
@@ -39,10 +39,10 @@ class Session(ABC):
         """The runs that events can be about."""
 
     def train(
-        self, executor: Executor, groups: Iterable[Group], train_group: TrainGroup, places: Sequence[Place]
+        self, executor: Executor, groups: Iterable[Group], train_group: TrainGroup, slots: Sequence[Slot]
     ) -> None:
         """Train all groups and handle each event as it comes."""
-        with closing(executor.train(groups, train_group, places, self.stop)) as events:
+        with closing(executor.train(groups, train_group, slots, self.stop)) as events:
             for key, event in events:
                 self.handle(key, event)
 
@@ -118,7 +118,7 @@ class RunSession(Session):
         self.display.on_plan(todo, num_done, len(failed))
         for run, why in left_alone:
             self.kinds[run.key] = "elsewhere"
-            self.display.on_not_trained(run, why)
+            self.display.on_note(f"{run.name}: {why}")
 
     def why_missing(self, run: PlannedRun) -> str:
         """Why a run has no result, in a few words."""

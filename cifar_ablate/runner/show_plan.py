@@ -13,14 +13,14 @@ from rich.table import Table
 
 from cifar_ablate.console import duration
 from cifar_ablate.data import DataSet
-from cifar_ablate.device import Device, Place
+from cifar_ablate.device import Device, Slot
 from cifar_ablate.errors import AblateError
 from cifar_ablate.folder import RUNS_ROOT
 from cifar_ablate.plan import DataKey, Plan, PlannedRun
 from cifar_ablate.records import RecordedRun
 from cifar_ablate.runner.decisions import decision_lines, spread_of
 from cifar_ablate.runner.estimate import Kind, Throughput, images_of, kind_of_work, measure_rates
-from cifar_ablate.runner.jobs import choose_places
+from cifar_ablate.runner.jobs import choose_slots
 from cifar_ablate.runner.looks import LookState, look_state
 from cifar_ablate.runner.status import RunStatus
 from cifar_ablate.tracking import Tracking, is_empty
@@ -63,7 +63,7 @@ class _Times:
 
     rates: Mapping[Kind, Throughput]
     data: Mapping[DataKey, DataSet]
-    num_places: int
+    num_slots: int
 
     def alone(self, run: PlannedRun, state: State) -> float:
         """Seconds from the run's start to its end while others train, too."""
@@ -71,9 +71,9 @@ class _Times:
         return share * images_of(run, self.data[run.data_key]) / self.rates[kind_of_work(run)].of_each
 
     def total(self, runs: Sequence[tuple[PlannedRun, State]]) -> float:
-        """Seconds for all runs, in all places at once."""
+        """Seconds for all runs, in all slots at once."""
         seconds = (self.alone(run, state) / self.rates[kind_of_work(run)].num_in_turn for run, state in runs)
-        return sum(seconds) / self.num_places
+        return sum(seconds) / self.num_slots
 
     def of_one_seed(self, shown: _Shown) -> float | None:
         """Seconds for one more seed of every arm: measured, else as recorded; None if an arm has neither."""
@@ -87,7 +87,7 @@ class _Times:
             if kind_of_work(run) in self.rates:
                 seconds.append(self.total([(run, State("to do", ""))]))
             elif known:
-                seconds.append(fmean(known) / self.num_places)
+                seconds.append(fmean(known) / self.num_slots)
             else:
                 return None
         return sum(seconds)
@@ -116,10 +116,10 @@ def show_plan(
     shown = [_beside_record(tracking if plan.study.label in labels else None, plan) for plan in plans]
     wide = Console(width=max(console.width, 120), highlight=False)  # rather broken lines than missing columns
     states = [each for one in shown for each in one.states]
-    places, _ = choose_places([run for run, state in states if state.is_to_train], data, device, jobs, threads)
+    slots, _ = choose_slots([run for run, state in states if state.is_to_train], data, device, jobs, threads)
     timed = [run for run, state in states if state.is_to_train or state.kind == "if open"]
-    places[0].enter()
-    times = _Times(measure_rates(timed, data, places[0]), data, len(places))
+    slots[0].enter()
+    times = _Times(measure_rates(timed, data, slots[0]), data, len(slots))
     for one in shown:
         console.print(f"{one.plan.study.label}: {one.plan.study.question}", style="bold", highlight=False, markup=False)
         for text in dict.fromkeys(data[run.data_key].describe() for run in one.plan.runs):
@@ -127,7 +127,7 @@ def show_plan(
         wide.print(_table(one, times))
         for text in _decisions(one, times, tracking):
             console.print(f"  {text}", highlight=False, markup=False, soft_wrap=True)
-    console.print(_last_line(shown, times, places), highlight=False, markup=False, soft_wrap=True)
+    console.print(_last_line(shown, times, slots), highlight=False, markup=False, soft_wrap=True)
 
 
 def _table(shown: _Shown, times: _Times) -> Table:
@@ -154,14 +154,14 @@ def _decisions(shown: _Shown, times: _Times, tracking: Tracking | None) -> list[
     return decision_lines(study, spread, times.of_one_seed(shown))
 
 
-def _last_line(shown: Sequence[_Shown], times: _Times, places: Sequence[Place]) -> str:
+def _last_line(shown: Sequence[_Shown], times: _Times, slots: Sequence[Slot]) -> str:
     states = [each for one in shown for each in one.states]
     counts = Counter(state.kind for _, state in states)
     said = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if counts[kind] or kind in ("done", "failed", "to do"))
-    at_a_time = sum(place.side_by_side for place in places)
+    at_a_time = sum(slot.num_slices for slot in slots)
     jobs = f", {at_a_time} at a time" if at_a_time > 1 else ""
-    threads = "1 CPU thread" if places[0].threads == 1 else f"{places[0].threads} CPU threads"
-    where = f"{places[0].device.name} ({threads} per run{jobs})"
+    threads = "1 CPU thread" if slots[0].threads == 1 else f"{slots[0].threads} CPU threads"
+    where = f"{slots[0].device.name} ({threads} per run{jobs})"
     seconds = times.total([(run, state) for run, state in states if state.is_to_train])
     total = sum(counts[kind] for kind in KINDS)
     line = f"{total} runs: {said}, about {duration(seconds)} on {where}"

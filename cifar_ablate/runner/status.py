@@ -9,7 +9,7 @@ from typing import Literal
 from cifar_ablate.errors import RecordError
 from cifar_ablate.folder import RunFolder, RunResult, read_progress
 from cifar_ablate.locks import holder, last_owner
-from cifar_ablate.owner import Owner, owner_from, this_process
+from cifar_ablate.process import ProcessId, process_from_text, this_process
 from cifar_ablate.records import RecordedRun, RunIdentity, worth
 
 RESULTS = ("finished", "diverged")
@@ -33,7 +33,7 @@ class RunStatus:
     """Epochs that will not be trained again."""
     reason: str = ""
     """Why it failed, what is damaged, or why it cannot be resumed."""
-    owner: Owner | None = None
+    owner: ProcessId | None = None
     """The process that trains it, or that left it RUNNING."""
 
     @property
@@ -70,9 +70,9 @@ def status(recorded: Iterable[RecordedRun], folder: RunFolder) -> RunStatus:  # 
     except RecordError as error:
         result, reason = None, str(error)
     if held_by is not None:
-        return RunStatus("running", record, result, len(folder.history()), owner=owner_from(held_by))
+        return RunStatus("running", record, result, len(folder.history()), owner=process_from_text(held_by))
     owner = record.owner if record is not None else None
-    if owner is not None and owner not in (this_process(), owner_from(last_owner(folder.lock))):
+    if owner is not None and owner not in (this_process(), process_from_text(last_owner(folder.lock))):
         # of a run that was trained in this folder, the lock tells that its process is gone, on whatever machine
         return RunStatus("running" if owner.is_here() else "elsewhere", record, result, owner=owner)
     if reason:
@@ -86,7 +86,7 @@ def status(recorded: Iterable[RecordedRun], folder: RunFolder) -> RunStatus:  # 
     return _unfinished(record, folder, owner)
 
 
-def _unfinished(record: RecordedRun | None, folder: RunFolder, owner: Owner | None) -> RunStatus:
+def _unfinished(record: RecordedRun | None, folder: RunFolder, owner: ProcessId | None) -> RunStatus:
     num_lines = len(folder.history())
     for path in (folder.checkpoint, folder.checkpoint_before):
         progress = read_progress(path)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+from cifar_ablate.process import SIGNALS, handle_signals
 from cifar_ablate.records import Key
-from cifar_ablate.signals import NAMES, stopping_on
 
 ECHO_SECONDS = 0.5
 """Two signals within this time count as one: it was sent to the process and to its group."""
@@ -70,7 +70,7 @@ def _heard(heed: Callable[[int], None]) -> Iterator[None]:
     minute: two signals that arrive meanwhile would count as one.
     """
     if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
-        with stopping_on(lambda number, frame: heed(number)):
+        with handle_signals(lambda number, frame: heed(number)):
             yield
         return
     reader, writer = os.pipe()
@@ -78,14 +78,14 @@ def _heard(heed: Callable[[int], None]) -> Iterator[None]:
 
     def listen() -> None:
         while number := os.read(reader, 1):
-            if signal.Signals(number[0]).name in NAMES:
+            if signal.Signals(number[0]).name in SIGNALS:
                 heed(number[0])
         os.close(reader)
 
     threading.Thread(target=listen, name="signals", daemon=True).start()
     before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
-        with stopping_on(lambda number, frame: None):  # within: no signal finds neither of the two
+        with handle_signals(lambda number, frame: None):  # within: no signal finds neither of the two
             yield
     finally:
         signal.set_wakeup_fd(before)

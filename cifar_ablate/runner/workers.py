@@ -19,28 +19,28 @@ from multiprocessing.connection import Connection, wait
 from operator import length_hint
 from typing import Any
 
-from cifar_ablate.device import Place
+from cifar_ablate.device import Slot
 from cifar_ablate.errors import DeviceError
 from cifar_ablate.plan import PlannedRun
+from cifar_ablate.process import block_signals
 from cifar_ablate.records import Key
 from cifar_ablate.runner.events import Ended, Group, Lost, Noted, RunEvent, RunEvents, ShouldStop, TrainGroup
 from cifar_ablate.runner.executor import PendingGroups
-from cifar_ablate.signals import held_back
 from cifar_ablate.training.events import Started
 
 POLL_SECONDS = 0.2
 MAX_ATTEMPTS = 3
-"""Maximum number of workers in a row that die at one place before they train; then the place is given up."""
+"""Maximum number of workers in a row that die in one slot before they train; then the slot is given up."""
 GONE = (EOFError, OSError)
 """What a pipe raises when the other end is dead."""
 
 
 def train_in_workers(
-    groups: Iterable[Group], train_group: TrainGroup, places: Sequence[Place], should_stop: ShouldStop
+    groups: Iterable[Group], train_group: TrainGroup, slots: Sequence[Slot], should_stop: ShouldStop
 ) -> RunEvents:
-    """Train all groups with one worker process for each place; raises DeviceError if workers cannot live."""
+    """Train all groups with one worker process for each slot; raises DeviceError if workers cannot live."""
     pending = PendingGroups(groups)
-    workers = [_Worker(place, train_group) for place in places[: length_hint(groups, len(places))]]
+    workers = [_Worker(slot, train_group) for slot in slots[: length_hint(groups, len(slots))]]
     try:
         while workers and (pending.may_have_more or any(worker.left for worker in workers)):
             if should_stop(None):
@@ -73,7 +73,7 @@ def train_in_workers(
 def _replace(dead: _Worker, workers: list[_Worker]) -> RunEvents:
     """Start a worker in the place of a dead one, unless too many have died there: then the others go on alone."""
     if dead.has_trained or dead.attempt < MAX_ATTEMPTS:
-        workers.append(_Worker(dead.place, dead.train_group, 1 if dead.has_trained else dead.attempt + 1))
+        workers.append(_Worker(dead.slot, dead.train_group, 1 if dead.has_trained else dead.attempt + 1))
     elif workers:
         text = f"one worker less: {MAX_ATTEMPTS} in its place ended before they trained; the last {dead.end()}"
         yield None, Noted(text)
@@ -85,10 +85,10 @@ def _replace(dead: _Worker, workers: list[_Worker]) -> RunEvents:
 class _Worker:
     """One worker process, seen from the command."""
 
-    place: Place
+    slot: Slot
     train_group: TrainGroup
     attempt: int = 1
-    """Number of workers started at this place since one of them trained."""
+    """Number of workers started in this slot since one of them trained."""
     left: list[PlannedRun] = field(default_factory=list, init=False)
     """Runs of its group that have not ended, in order."""
     under_way: set[Key] = field(default_factory=set, init=False)
@@ -102,10 +102,10 @@ class _Worker:
     def __post_init__(self) -> None:
         context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, self.place), daemon=True)
+        self.process = context.Process(target=_work, args=(theirs, self.slot), daemon=True)
         # Ctrl-C and a shutdown reach every process, but the command alone decides what follows
         resource_tracker.ensure_running()  # starting it lets signals through again
-        with held_back():
+        with block_signals():
             self.process.start()
         theirs.close()  # or its death would not be seen
         # sending the data takes a while; other workers need not wait for it
@@ -185,7 +185,7 @@ class _Stop:
     key: Key | None
 
 
-def _work(connection: Connection, place: Place) -> None:
+def _work(connection: Connection, slot: Slot) -> None:
     """What a worker process does: take a group, train it, ask for the next."""
     try:
         train_group: TrainGroup = connection.recv()
@@ -196,7 +196,7 @@ def _work(connection: Connection, place: Place) -> None:
     threading.Thread(target=_listen, args=(connection, inbox, stops), daemon=True).start()
     _tell(connection, None)
     while (group := inbox.get()) is not None:
-        for event in train_group(group, place, lambda key: None in stops or key in stops):
+        for event in train_group(group, slot, lambda key: None in stops or key in stops):
             _tell(connection, event)
         _tell(connection, None)
     os._exit(0)  # shutting down an interpreter with torch in it takes 1.3 s

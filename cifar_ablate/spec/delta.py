@@ -12,24 +12,20 @@ The rules of a delta:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from cifar_ablate.errors import Problem, suggest
 from cifar_ablate.spec.component import COMPONENT_REGISTRIES, shown
+from cifar_ablate.spec.messages import has_option
 from cifar_ablate.spec.schema import RECORDING_FIELDS, Recipe
 from cifar_ablate.spec.text import MAX_INT, Path_, Tree, Written
 
-Knows = Callable[[str, str, str], bool]
-"""(component, name, option) -> whether the component has this option."""
 
-
-def merge(
-    base: Tree, delta: Tree, found: list[Problem], *, overlay: bool = False, knows: Knows = lambda *_: False
-) -> Tree:
-    """``base`` with ``delta`` merged into it; adds a problem to ``found`` for each value that does not apply."""
-    merger = _Merger(base, delta, found, overlay, knows)
+def merge(base: Tree, delta: Tree, found: list[Problem], *, overlay: bool = False) -> Tree:
+    """``base`` with ``delta`` merged into it; adds a problem to ``found`` for each value that does not fit."""
+    merger = _Merger(base, delta, found, overlay)
     merger.written[()] = base.at(()) if base.value else delta.at(())
     return Tree(merger.mapping(_named(base.value), _named(delta.value), ()), merger.written)
 
@@ -43,14 +39,12 @@ def _named(recipe: Any) -> dict[str, Any]:
 
 
 class _Merger:
-    def __init__(self, base: Tree, delta: Tree, found: list[Problem], overlay: bool, knows: Knows) -> None:
-        self.base, self.delta, self.found, self.overlay, self.knows = base, delta, found, overlay, knows
+    def __init__(self, base: Tree, delta: Tree, found: list[Problem], overlay: bool) -> None:
+        self.base, self.delta, self.found, self.overlay = base, delta, found, overlay
         self.written: dict[Path_, Written] = dict(base.written)
         self.inside, self.inside_delta = _inside(base.written), _inside(delta.written)
 
-    def mapping(
-        self, below: dict[str, Any], above: dict[str, Any], path: Path_, *, is_marked: bool = False
-    ) -> dict[str, Any]:
+    def mapping(self, below: dict[str, Any], above: dict[str, Any], path: Path_) -> dict[str, Any]:
         merged = dict(below)
         for raw, value in above.items():
             key = raw.removesuffix("?") if self.overlay else raw
@@ -67,17 +61,14 @@ class _Merger:
                 self._mark(where, source)
                 merged[key] = self.mapping(merged[key], value, where)
             else:
-                if is_marked and key == raw and key not in merged and source in self.delta.written:
-                    self._mark(where, source)  # its members were marked together with its parent
-                else:
-                    self._forget(where)
-                    self._mark(where, source, deep=True)
-                merged[key] = self.mapping({}, value, where, is_marked=True) if isinstance(value, dict) else value
+                self._forget(where)
+                self._mark(where, source, deep=isinstance(value, list))
+                merged[key] = self.mapping({}, value, where) if isinstance(value, dict) else value
         return merged
 
     def _has_option(self, path: Path_, below: dict[str, Any], above: dict[str, Any], option: str) -> bool:
         name = above.get("name", below.get("name"))
-        return len(path) == 1 and isinstance(name, str) and self.knows(path[0], name, option)
+        return len(path) == 1 and isinstance(name, str) and has_option(path[0], name, option)
 
     def _only_optional(self, value: Any) -> bool:
         return self.overlay and isinstance(value, dict) and bool(value) and all(key.endswith("?") for key in value)

@@ -19,97 +19,8 @@ from cifar_ablate.spec.text import MAX_NODES, Path_, Tree, dotted, read_yaml
 
 MAX_ARM_NAME = 80
 """Maximum length of an arm's name."""
-MAX_SUGGESTIONS = 20
-"""Maximum number of unknown arm names with a suggestion: in a study of 1,000 arms each takes 10 ms."""
-
-
-def name_problems(file: StudyFile, tree: Tree) -> list[Problem]:
-    """Invalid names of arms, and references to arms that do not exist."""
-    found: list[Problem] = []
-    circles = _circles(file)
-
-    def complain(path: Path_, message: str) -> None:
-        found.append(Problem(tree.at(path).location, dotted(path), message))
-
-    def no_arm(name: str, others: Iterable[str]) -> str:
-        near = suggest(name, others) if len(found) < MAX_SUGGESTIONS else ""
-        return f"there is no arm {shown(name)}{near or '; name one that exists'}"
-
-    if file.baseline not in file.arms:
-        missing = f"is required, since no arm is called 'baseline'{suggest(file.baseline, file.arms)}"
-        complain(("baseline",), no_arm(file.baseline, file.arms) if "baseline" in tree.value else missing)
-    for name in file.arms:
-        if not 1 <= len(name) <= MAX_ARM_NAME or name != name.strip() or not name.isprintable():
-            message = f"must be a name of 1 to {MAX_ARM_NAME} printable characters, with no space at its ends"
-            complain(("arms", name), message)
-        wrong = _wrong_parent(file, name, circles, no_arm)
-        if wrong:
-            complain(("arms", name, "from"), wrong)
-    for name in file.published:
-        if name not in file.arms:
-            complain(("published", name), no_arm(name, file.arms))
-    for name in file.tuned.arms if file.tuned is not None else ():
-        if name not in file.arms:
-            complain(("tuned", "arms", name), no_arm(name, file.arms))
-    return found
-
-
-def lineage(file: StudyFile, name: str) -> list[str]:
-    """The arms that ``name`` is built from, itself last; [] if one is missing or they form a circle."""
-    chain: dict[str, None] = {}
-    parent: object = name
-    while parent is not None:
-        if not isinstance(parent, str) or parent not in file.arms or parent in chain:
-            return []
-        chain[parent] = None
-        parent = _parent(file, parent)
-    return list(chain)[::-1]
-
-
-def _parent(file: StudyFile, name: str) -> object:
-    default = None if name == file.baseline else file.baseline
-    return (file.arms[name] or {}).get("from", default)
-
-
-def _wrong_parent(
-    file: StudyFile, name: str, circles: Mapping[str, Sequence[str]], no_arm: Callable[[str, Iterable[str]], str]
-) -> str:
-    delta = file.arms[name] or {}
-    if "from" not in delta:
-        return ""
-    parent = delta["from"]
-    if name == file.baseline:
-        return "the baseline differs from no arm; remove this, and write the baseline's own values"
-    if not isinstance(parent, str):
-        cure = "put it in quotes" if isinstance(parent, int | float) else "remove it to differ from the baseline"
-        return f"must be the name of an arm (got {shown(parent)}); {cure}"
-    if parent not in file.arms:
-        return no_arm(parent, (arm for arm in file.arms if arm != name))
-    if name in circles:  # reported once, at its first arm
-        first = [short(arm) for arm in circles[name][:5]] + (["..."] if len(circles[name]) > 5 else [])
-        return f"goes round in a circle: {' -> '.join([*first, name])}; let one of them differ from the baseline"
-    return ""
-
-
-def _circles(file: StudyFile) -> dict[str, list[str]]:
-    """Circles of arms by their first arm in the file; each arm is visited once."""
-    place = {name: number for number, name in enumerate(file.arms)}
-    seen: set[object] = set()
-    circles: dict[str, list[str]] = {}
-    for name in file.arms:
-        walk: dict[str, int] = {}
-        here: object = name
-        while isinstance(here, str) and here in file.arms and here not in seen:
-            walk[here] = len(walk)
-            seen.add(here)
-            here = _parent(file, here)
-        if isinstance(here, str) and here in walk:
-            circle = list(walk)[walk[here] :]
-            first = circle.index(min(circle, key=place.__getitem__))
-            circles[circle[first]] = circle[first:] + circle[:first]
-    return circles
-
-
+MAX_SUGGESTIONS = 10
+"""Maximum number of unknown arm names with a suggestion: in a study of 3,000 arms each takes 50 ms."""
 EXAMPLE = "study: NAME, question: ..., recipe: {...}, arms: {...}"
 
 
@@ -139,7 +50,7 @@ def load_study(path: Path, overlay: Overlay | None = None) -> Study:
     file, found = _top_level(tree)
     if file is None:
         raise StudyError(in_file_order(found))
-    found += name_problems(file, tree)
+    found += _name_problems(file, tree)
     merged, recipes, more = _resolve(file, tree)
     found += more or _twins(file, tree, recipes)
     space: tuple[Parameter, ...] = ()
@@ -212,23 +123,23 @@ def _resolve(file: StudyFile, tree: Tree) -> tuple[dict[str, Tree], dict[str, Re
     found: dict[str, list[Problem]] = {}
     num_values = 0
     for arm in file.arms:
-        chain = lineage(file, arm)
+        chain = _lineage(file, arm)
         known = next((place for place in range(len(chain), 0, -1) if chain[place - 1] in layers), 0)
         below, inherited = layers[chain[known - 1]] if known else (shared, shared_problems)
         for name in chain[known:]:
             delta, mine = deltas[name], list(inherited)
             plain = {key: value for key, value in delta.value.items() if key != "from"}
             below, inherited = layers[name] = merge(below, Tree(plain, delta.written), mine), mine
+            num_values += len(below.written)
+            if num_values > MAX_NODES:
+                where = tree.at(("arms", name))
+                message = (
+                    f"with this arm, the merged arms have over {MAX_NODES:,} values; remove what is no field of a "
+                    "recipe, or divide the study"
+                )
+                return {}, {}, [Problem(where.location, where.path, message)]
         if chain:
             merged[arm], found[arm] = below, inherited
-            num_values += len(below.written)
-        if num_values > MAX_NODES:
-            where = tree.at(("arms", arm))
-            message = (
-                f"with this arm, the merged arms have over {MAX_NODES:,} values; remove what is no "
-                "field of a recipe, or divide the study"
-            )
-            return {}, {}, [Problem(where.location, where.path, message)]
     return (merged, *_validated(merged, found))
 
 
@@ -288,6 +199,96 @@ def _twins(file: StudyFile, tree: Tree, recipes: dict[str, Recipe], variant: str
         elif not file.arms[name]:
             message = f"states no difference from {shown(twin)}; state one, or remove the arm"
         else:
-            message = f"is the same recipe as {shown(twin)}; remove one, or let them differ"
+            message = f"is the same recipe as {shown(twin)}; remove one, or change one of them"
         found.append(Problem(tree.at(("arms", name)).location, dotted(("arms", name)), message))
     return found
+
+
+# ---- names of arms
+
+
+def _name_problems(file: StudyFile, tree: Tree) -> list[Problem]:
+    """Invalid names of arms, and references to arms that do not exist."""
+    found: list[Problem] = []
+    circles = _circles(file)
+
+    def complain(path: Path_, message: str) -> None:
+        found.append(Problem(tree.at(path).location, dotted(path), message))
+
+    def no_arm(name: str, others: Iterable[str]) -> str:
+        near = suggest(name, others) if len(found) < MAX_SUGGESTIONS else ""
+        return f"there is no arm {shown(name)}{near or '; name one that exists'}"
+
+    if file.baseline not in file.arms:
+        missing = f"is required, since no arm is called 'baseline'{suggest(file.baseline, file.arms)}"
+        complain(("baseline",), no_arm(file.baseline, file.arms) if "baseline" in tree.value else missing)
+    for name in file.arms:
+        if not 1 <= len(name) <= MAX_ARM_NAME or name != name.strip() or not name.isprintable():
+            message = f"must be a name of 1 to {MAX_ARM_NAME} printable characters, without spaces at its ends"
+            complain(("arms", name), message)
+        wrong = _wrong_parent(file, name, circles, no_arm)
+        if wrong:
+            complain(("arms", name, "from"), wrong)
+    for name in file.published:
+        if name not in file.arms:
+            complain(("published", name), no_arm(name, file.arms))
+    for name in file.tuned.arms if file.tuned is not None else ():
+        if name not in file.arms:
+            complain(("tuned", "arms", name), no_arm(name, file.arms))
+    return found
+
+
+def _lineage(file: StudyFile, name: str) -> list[str]:
+    """The arms that ``name`` is built from, itself last; [] if one is missing or they form a circle."""
+    chain: dict[str, None] = {}
+    parent: object = name
+    while parent is not None:
+        if not isinstance(parent, str) or parent not in file.arms or parent in chain:
+            return []
+        chain[parent] = None
+        parent = _parent(file, parent)
+    return list(chain)[::-1]
+
+
+def _parent(file: StudyFile, name: str) -> object:
+    default = None if name == file.baseline else file.baseline
+    return (file.arms[name] or {}).get("from", default)
+
+
+def _wrong_parent(
+    file: StudyFile, name: str, circles: Mapping[str, Sequence[str]], no_arm: Callable[[str, Iterable[str]], str]
+) -> str:
+    delta = file.arms[name] or {}
+    if "from" not in delta:
+        return ""
+    parent = delta["from"]
+    if name == file.baseline:
+        return "the baseline differs from no arm; remove this, and write the baseline's own values"
+    if not isinstance(parent, str):
+        cure = "put it in quotes" if isinstance(parent, int | float) else "remove it to differ from the baseline"
+        return f"must be the name of an arm (got {shown(parent)}); {cure}"
+    if parent not in file.arms:
+        return no_arm(parent, (arm for arm in file.arms if arm != name))
+    if name in circles:  # reported once, at its first arm
+        first = [short(arm) for arm in circles[name][:5]] + (["..."] if len(circles[name]) > 5 else [])
+        return f"forms a circle: {' -> '.join([*first, name])}; let one of them differ from the baseline"
+    return ""
+
+
+def _circles(file: StudyFile) -> dict[str, list[str]]:
+    """Circles of arms by their first arm in the file; each arm is visited once."""
+    place = {name: number for number, name in enumerate(file.arms)}
+    seen: set[object] = set()
+    circles: dict[str, list[str]] = {}
+    for name in file.arms:
+        walk: dict[str, int] = {}
+        here: object = name
+        while isinstance(here, str) and here in file.arms and here not in seen:
+            walk[here] = len(walk)
+            seen.add(here)
+            here = _parent(file, here)
+        if isinstance(here, str) and here in walk:
+            circle = list(walk)[walk[here] :]
+            first = circle.index(min(circle, key=place.__getitem__))
+            circles[circle[first]] = circle[first:] + circle[:first]
+    return circles

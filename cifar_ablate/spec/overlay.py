@@ -18,7 +18,7 @@ from cifar_ablate.errors import Location, Problem, StudyError, UsageError, sugge
 from cifar_ablate.registry import MODELS, Registry
 from cifar_ablate.spec.component import COMPONENT_REGISTRIES, Label, Spec, shown
 from cifar_ablate.spec.delta import merge
-from cifar_ablate.spec.messages import Known, has_option, in_file_order, problems, unknown_key
+from cifar_ablate.spec.messages import Known, in_file_order, problems, unknown_key
 from cifar_ablate.spec.schema import Recipe, Seeds
 from cifar_ablate.spec.text import MAX_DEPTH, Path_, Tree, Written, dotted, parse_yaml, read_yaml, scalar
 
@@ -53,7 +53,7 @@ class Overlay:
     def apply(self, recipe: Tree, found: list[Problem]) -> Tree:
         """The recipe with every layer merged into it; adds a problem to ``found`` for each value that does not fit."""
         for layer in self.layers:
-            recipe = merge(recipe, layer, found, overlay=True, knows=has_option)
+            recipe = merge(recipe, layer, found, overlay=True)
         return recipe
 
 
@@ -138,7 +138,7 @@ def _parse_setting(setting: str) -> tuple[list[str], Any]:
     if not equals or not all(parts) or not text.strip() or not setting.isprintable():
         raise UsageError(f"{option}: write it as KEY=VALUE, such as --set optimizer.lr=0.1")
     if len(parts) > MAX_DEPTH:
-        raise UsageError(f"{option}: no field of a recipe is so deep; write one such as optimizer.lr")
+        raise UsageError(f"{option}: no recipe field is this deep; write one such as optimizer.lr")
     if parts[0] != "seeds" and parts[0] not in Recipe.model_fields:
         first = tuple(parts[:1])
         raise UsageError(f"{option}: {unknown_key(first, {(): ['seeds', *Recipe.model_fields]})}")

@@ -56,7 +56,7 @@ class Range(Spec):
         if self.low == self.high:
             raise failure(f"low and high are both {shown(self.low)}; a range needs two values", self.high, "high")
         if self.low > self.high:
-            message = f"low {shown(self.low)} is more than high {shown(self.high)}; exchange them"
+            message = f"low {shown(self.low)} is more than high {shown(self.high)}; swap them"
             raise failure(message, self.low, "low")
         if not math.isfinite(self.high - self.low):
             raise failure("is too far from low for floating-point numbers; write one closer to it", self.high, "high")

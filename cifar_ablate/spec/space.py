@@ -213,11 +213,11 @@ def _misplaced(parameter: Parameter) -> str:
         return f"{first} cannot be tuned: it is the same for all trials; set it in the recipe"
     most = 2 if first == "augment" else 1 if first in COMPONENT_REGISTRIES or first in ("loss", "ema") else 0
     if len(rest) > most or not all(rest):
-        return f"is no field: {first} has no fields so deep; write one such as optimizer.lr or augment.mixup.alpha"
+        return f"is not a field: {first} has no fields this deep; write one such as optimizer.lr or augment.mixup.alpha"
     is_whole = not rest and (first in COMPONENT_REGISTRIES or first in ("augment", "loss", "ema"))
     if is_whole and (isinstance(parameter.entry, Range) or first not in COMPONENT_REGISTRIES):
         examples = {"augment": "augment.mixup.alpha", "loss": "loss.label_smoothing", "ema": "ema.decay"}
-        return f"is no single value; name a field in it, such as {examples.get(first, f'{first}.lr')}"
+        return f"is not a single value; name a field in it, such as {examples.get(first, f'{first}.lr')}"
     return ""
 
 
@@ -227,7 +227,7 @@ def _misconditioned(parameter: Parameter, space: Sequence[Parameter], arms: Mapp
     for name, allowed in parameter.conditions.items():
         path = tuple(name.split("."))
         if name == parameter.name:
-            return f"is tuned only where {name} itself has some value; remove this condition"
+            return "cannot depend on its own value; remove this condition"
         known = {value_at(values, path) for values in arms.values() if _is_plain(value_at(values, path))} - {MISSING}
         if name not in tuned and not known:
             fields = [*tuned, *Recipe.model_fields]

@@ -34,7 +34,7 @@ from cifar_ablate.tracking.upload import TUNING, RunUpload, owner_of
 
 if TYPE_CHECKING:
     from cifar_ablate.folder import RunFolder
-    from cifar_ablate.owner import Owner
+    from cifar_ablate.process import ProcessId
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -208,7 +208,7 @@ class Tracking:
         run: RunIdentity,
         folder: RunFolder,
         *,
-        replaces: Owner | None = None,
+        replaces: ProcessId | None = None,
         on_success: Callable[[], None] = lambda: None,
     ) -> RunUpload:
         """The upload of a run's folder; nothing is sent before its ``update`` (see ``RunUpload``)."""

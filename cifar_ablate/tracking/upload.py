@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cifar_ablate.errors import TakenError
 from cifar_ablate.folder import RunFolder, RunResult
-from cifar_ablate.owner import Owner, owner_from, this_process
+from cifar_ablate.process import ProcessId, process_from_text, this_process
 from cifar_ablate.records import RunIdentity
 from cifar_ablate.tracking.mlflow_errors import answering, storing
 
@@ -31,11 +31,13 @@ TUNING = "ablate.tuning"
 _ENDS = {"finished": "FINISHED", "diverged": "FINISHED", "failed": "FAILED", "killed": "KILLED", "pruned": "FINISHED"}
 
 
-def owner_of(tags: Mapping[str, str]) -> Owner | None:
+def owner_of(tags: Mapping[str, str]) -> ProcessId | None:
     """The process that an unfinished MLflow run belongs to; None if its tags name none."""
     if PROCESS in tags:
-        return owner_from(tags[PROCESS])
-    return next((owner for name in sorted(tags) if name.startswith(CLAIM) and (owner := owner_from(tags[name]))), None)
+        return process_from_text(tags[PROCESS])
+    return next(
+        (owner for name in sorted(tags) if name.startswith(CLAIM) and (owner := process_from_text(tags[name]))), None
+    )
 
 
 class RunUpload:
@@ -48,7 +50,7 @@ class RunUpload:
         run: RunIdentity,
         folder: RunFolder,
         *,
-        replaces: Owner | None = None,
+        replaces: ProcessId | None = None,
         on_success: Callable[[], None] = lambda: None,
     ) -> None:
         """``replaces``: the process that left the run RUNNING and is gone. ``on_success`` is called after each step."""

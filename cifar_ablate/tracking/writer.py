@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from cifar_ablate.errors import AblateError, OutputError, TakenError, TrackingError
 from cifar_ablate.folder import RunFolder
-from cifar_ablate.owner import Owner
+from cifar_ablate.process import ProcessId
 from cifar_ablate.records import Key, RunIdentity
 from cifar_ablate.tracking.store import Tracking
 from cifar_ablate.tracking.upload import RunUpload
@@ -72,7 +72,7 @@ class MlflowWriter:
         """
         self.is_offline, self.experiments = tracking is None, experiments
         self.on_note, self.on_taken = on_note, on_taken
-        self.replaces: dict[Key, Owner] = {}
+        self.replaces: dict[Key, ProcessId] = {}
         """Processes that left a run RUNNING and are gone."""
         self.pending: dict[Key, PendingUpload] = {}
         self.changed = threading.Condition()

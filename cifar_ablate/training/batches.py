@@ -1,4 +1,4 @@
-"""The data set on the device: uint8, decoded once; a batch is an index."""
+"""The data set on the device: uint8 images, decoded once; a batch is an index into them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cifar_ablate.augment.base import Epoch
 from cifar_ablate.data import DataSet
-from cifar_ablate.keys import generator
+from cifar_ablate.rng import generator
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,13 @@ class DeviceData:
     train_labels: Tensor
     """int64 [N]."""
     test_images: Tensor
-    """What the network is evaluated on: test images, or where ``split`` is val, held-out training images."""
+    """uint8 [M, 3, H, W], to evaluate on: test images, or held-out training images where ``split`` is val."""
     test_labels: Tensor
+    """int64 [M]."""
     mean: Tensor
-    """float32 [1, 3, 1, 1]: of the training images in [0, 1], per channel."""
+    """Mean of each channel of the training images in [0, 1], float32 [1, 3, 1, 1]."""
     std: Tensor
+    """Standard deviation of the same, float32 [1, 3, 1, 1]."""
     num_classes: int
     image_size_px: int
     split: str = "test"
@@ -37,10 +39,10 @@ class DeviceData:
 
 
 def to_device(data: DataSet, device: torch.device) -> DeviceData:
-    """Move a data set to the device, with the mean and standard deviation of its training images."""
+    """Copy a data set to the device, with the mean and standard deviation of its training images."""
     images = data.train_images
     histogram = np.stack([np.bincount(images[:, c].reshape(-1), minlength=256) for c in range(images.shape[1])])
-    values = np.arange(256) / 255.0  # exact from the histogram, and 100 times faster than a float copy
+    values = np.arange(256) / 255.0  # the histogram is exact, and 100 times faster than a float copy of the images
     share = histogram / histogram.sum(1, keepdims=True)
     mean = share @ values
     std = np.sqrt(np.maximum(share @ values**2 - mean**2, 1e-6))  # a constant channel must not divide by 0
@@ -62,7 +64,7 @@ def to_device(data: DataSet, device: torch.device) -> DeviceData:
 
 
 def plan_epoch(seed: int, number: int, data: DeviceData) -> Epoch:
-    """Order of the training images in epoch ``number`` (from 0): a permutation, the same for every arm of a seed."""
+    """Epoch ``number`` (from 0) with its order of the training images: a permutation, equal for all arms of a seed."""
     order = generator(seed, "order", number).permutation(len(data.train_labels))
     return Epoch(seed, number, order, data.image_size_px)
 

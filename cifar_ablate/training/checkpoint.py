@@ -1,4 +1,4 @@
-"""The resume state of a run: two generations of one file, each whole, checksummed, and read without unpickling."""
+"""Checkpoints and weights: safetensors files that are written atomically, with a checksum, and never unpickled."""
 
 from __future__ import annotations
 
@@ -18,51 +18,56 @@ from cifar_ablate.errors import RecordError
 from cifar_ablate.folder import atomic
 
 CHECKSUM = "sha256"
-"""Of names, types, shapes, values and metadata: in the header of every file that is written here."""
+"""Key in the header of a SHA-256 over the metadata and the names, dtypes, shapes and bytes of all tensors."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a training has come, beside its network and optimizer."""
+    """How far a training has come: the part of a checkpoint that is neither network nor optimizer."""
 
     values: Mapping[str, Any]
-    """JSON values: epochs and steps done, seconds so far."""
+    """JSON values: ``epochs`` and ``steps`` done, ``train_seconds``, ``eval_seconds``, ``epoch_seconds``."""
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    """Sums of the epoch that is not done yet, and the state of its random generators."""
+    """Sums and random state of an epoch that was stopped in its middle; averaged weights as ``average/NAME``."""
 
 
 def save_weights(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
-    """Weights and buffers of ``model`` as safetensors, with ``metadata`` and a checksum of all in the header."""
+    """Write the weights and buffers of ``model``, with ``metadata`` and a checksum in the header.
+
+    Raises OutputError if the disk refuses.
+    """
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with atomic(path) as temporary:
         _write(temporary, tensors, {**metadata, CHECKSUM: _digest(tensors, metadata)})
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Weights by name and the metadata of a file that ``save_weights`` wrote; raises RecordError.
+    """Read a file of ``save_weights``: its tensors by name, and its metadata.
 
-    Files written before weights had a checksum have none in their metadata, and are taken as they are.
+    Files from before weights had a checksum are not verified. Raises RecordError if the file is missing or damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
     except FileNotFoundError:
-        raise RecordError(f"there are no weights at {path}; the same `cifar-ablate run` makes them again") from None
+        raise RecordError(f"there are no weights at {path}; repeat the `cifar-ablate run` that trained them") from None
     except (OSError, SafetensorError, ValueError) as error:
-        raise RecordError(f"{path} is no whole file of weights ({error}); fetch it or train it again") from None
+        raise RecordError(
+            f"{path} is not a complete file of weights ({error}); download it or train it again"
+        ) from None
     checked = {name: value for name, value in metadata.items() if name != CHECKSUM}
     if CHECKSUM in metadata and _digest(tensors, checked) != metadata[CHECKSUM]:
-        raise RecordError(f"{path} was altered after it was written (SHA-256); fetch it or train it again")
+        raise RecordError(f"{path} changed after it was written (its SHA-256 differs); download it or train it again")
     return tensors, metadata
 
 
 def save_checkpoint(
     newest: Path, before: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
 ) -> None:
-    """Write the state to ``newest``; what was there becomes ``before``, and what was there is dropped.
+    """Write a checkpoint to ``newest``, after the file there replaced the one at ``before``.
 
-    Raises OutputError where the disk refuses; both older generations are then as they were.
+    Raises OutputError if the disk refuses; both files then stay as they were.
     """
     tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"progress/{name}": value for name, value in progress.tensors.items()}
@@ -82,10 +87,13 @@ def save_checkpoint(
 def load_checkpoint(
     paths: Sequence[Path], model: nn.Module, optimizer: torch.optim.Optimizer, *, max_epochs: int
 ) -> tuple[Progress | None, list[Path]]:
-    """Restore both in place from the first of ``paths`` that is whole and fits.
+    """Restore ``model`` and ``optimizer`` in place from the first usable checkpoint.
 
-    A checkpoint that has more than ``max_epochs`` epochs does not: the history must have a line for each.
-    Gives how far the training had come (None: no usable file, and nothing is changed), and the files passed over.
+    A checkpoint is usable if it is intact, fits the network, and has at most ``max_epochs`` epochs: the history must
+    have a line for each of them.
+
+    Returns:
+        How far the training had come, or None if no file is usable and nothing was changed; and the unusable files.
     """
     damaged: list[Path] = []
     for path in paths:
@@ -105,10 +113,10 @@ def load_checkpoint(
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Equal trainings shall give equal files: safetensors writes its metadata in an order of chance.
+    """Write a safetensors file with sorted metadata, so that equal trainings give equal files.
 
-    Its ``save_file`` also leaves a temporary file of its own when it is killed, and makes files that only their owner
-    can read.
+    safetensors orders metadata at random. Its ``save_file`` also leaves a temporary file when it is killed, and makes
+    files that only their owner can read.
     """
     content = save(dict(tensors), dict(metadata))
     size = int.from_bytes(content[:8], "little")
@@ -121,7 +129,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
 
 
 def _read(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]] | None:
-    """Tensors, progress and scalars of a whole checkpoint of such a network; else None."""
+    """Tensors, progress and scalars of an intact checkpoint that fits ``model``; else None."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
@@ -132,7 +140,9 @@ def _read(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, An
             return None
     except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError):
         return None
-    if _shapes(_part(tensors, "model")) != _shapes(model.state_dict()):  # load_state_dict copies whatever does fit
+    if _shapes(_part(tensors, "model")) != _shapes(
+        model.state_dict()
+    ):  # load_state_dict copies what fits before it raises
         return None
     return tensors, values, scalars
 
@@ -140,9 +150,9 @@ def _read(path: Path, model: nn.Module) -> tuple[dict[str, Tensor], dict[str, An
 def _restore(
     tensors: Mapping[str, Tensor], scalars: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Into the tensors that are there already, where there are any: a captured step looks for them where they lay."""
+    """Copy into existing tensors where there are any: a captured step reads fixed addresses."""
     model.load_state_dict(_part(tensors, "model"))
-    there = {parameter: dict(state) for parameter, state in optimizer.state.items()}
+    existing = {parameter: dict(state) for parameter, state in optimizer.state.items()}
     state: dict[int, dict[str, Any]] = {}
     for name, value in [*_part(tensors, "optimizer").items(), *scalars.items()]:
         index, _, key = name.partition("/")
@@ -151,10 +161,10 @@ def _restore(
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
-    # files are contiguous, weights channels_last, and fused optimizers walk through both in the order of memory
+    # files are contiguous and weights channels_last, and a fused optimizer iterates over both in memory order
     for parameter, restored in optimizer.state.items():
         for name, value in restored.items():
-            old = there.get(parameter, {}).get(name)
+            old = existing.get(parameter, {}).get(name)
             if isinstance(old, Tensor):
                 restored[name] = old.copy_(value)
             elif isinstance(value, Tensor) and value.shape == parameter.shape:
@@ -162,11 +172,11 @@ def _restore(
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """SHA-256 over names, types, shapes and bytes; safetensors itself notices a cut file, but no altered byte."""
+    """SHA-256 over names, dtypes, shapes and bytes; safetensors itself detects a cut file, but no changed byte."""
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)  # bytes: numpy knows no bfloat16
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)  # as bytes, because numpy has no bfloat16
     return digest.hexdigest()
 
 

@@ -1,12 +1,14 @@
 """Convolutions on a CPU as matrix products, where oneDNN's own kernels are slow.
 
-With large weights and small maps oneDNN (as in torch 2.14) reaches a quarter to two thirds of what its matrix product
-does in bf16; ``benchmarks/layers.py`` prints both for every layer of our networks. In float32 its kernels are faster
-everywhere. On a 2x2 map 20 of the 36 products of a 3x3 convolution are with padding; one dense product leaves them out.
-Its strided 1x1 convolution is given every other pixel instead of a stride, always: with channels_last, fewer than 16
-channels, an odd number of images and two threads or more its backward pass writes where it may not, and the process
-dies. On AVX-512 the result has the bits of the strided one; with AMX the gradient of the weights differs in its last
-bits.
+For large weights and small feature maps in bf16, oneDNN's convolutions (as of torch 2.14) reach a quarter to two thirds
+of the speed of its matrix product; ``benchmarks/layers.py`` prints both for every layer of our networks. In float32 its
+kernels are faster everywhere. On a 2x2 map 20 of the 36 products of a 3x3 convolution are with padding; one dense
+product leaves them out.
+
+A strided 1x1 convolution always gets every ``stride``-th pixel as its input instead of a stride. With channels_last,
+fewer than 16 channels, an odd number of images and two or more threads, oneDNN's backward pass writes out of bounds and
+the process dies. On AVX-512 the result equals the strided one bit for bit; with AMX the gradient of the weights differs
+in its last bits.
 """
 
 from __future__ import annotations
@@ -18,58 +20,67 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 LARGE_WEIGHT = 2**20
-"""Elements: from here on the forward pass and the gradient of the input are products, too."""
+"""Minimum number of elements of a weight for which the forward pass and the gradient of the input are products too."""
 SMALL_MAP = {1: 16, 2: 64}
-"""Positions of the output, by stride, up to which the gradient of the weights gains more than its columns cost."""
+"""By stride: maximum number of output positions (H' W') for which the gradient of the weights is a product.
 
+Above it, im2col costs more than the product saves.
+"""
 WORTH_DENSE = 48
-"""Images: with fewer, making the matrix costs more than the smaller products save; ``benchmarks/without.py`` has
-both."""
+"""Minimum number of images for the dense product on a 2x2 map; below it, building its matrix costs more than it saves.
+
+``benchmarks/without.py`` measures both.
+"""
 
 
 def with_matrix_products(model: nn.Module) -> nn.Module:
-    """Replace convolutions inside ``model`` by such that choose the faster way; weights are shared, names stay."""
+    """Replace the plain convolutions inside ``model`` by ones that choose the faster way, and return ``model``.
+
+    Weights are shared and keep their names. Convolutions with groups, dilation or uneven shapes stay as they are.
+    """
     for name, child in model.named_children():
         if type(child) is nn.Conv2d and _is_plain(child):
-            setattr(model, name, _like(child))
+            setattr(model, name, _replacement(child))
         else:
             with_matrix_products(child)
     return model
 
 
 class Conv2d(nn.Conv2d):
-    """A square convolution without groups or dilation: oneDNN's, or products, whichever suits the shape."""
+    """A square convolution without groups or dilation, by oneDNN or by matrix products, depending on the shape."""
 
     def forward(self, input: Tensor) -> Tensor:
         stride, padding = self.stride[0], int(self.padding[0])
         if self.kernel_size[0] == 1 and stride > 1 and padding == 0:
-            return functional.conv2d(_Every.apply(input, stride), self.weight, self.bias)
+            return functional.conv2d(_Subsample.apply(input, stride), self.weight, self.bias)
         products = self.products(input)
         if not any(products):
             return super().forward(input)
         weight = self.weight
         if torch.is_autocast_enabled("cpu"):
             input, weight = input.to(torch.bfloat16), weight.to(torch.bfloat16)
-        meets_all = input.shape[2:] == (2, 2) and self.kernel_size[0] == 3 and stride == padding == 1
+        # on a 2x2 map every output pixel depends on every input pixel
+        is_dense = input.shape[2:] == (2, 2) and self.kernel_size[0] == 3 and stride == padding == 1
         out: Tensor
-        if all(products) and meets_all and len(input) >= WORTH_DENSE:  # every input pixel meets every output pixel
+        if all(products) and is_dense and len(input) >= WORTH_DENSE:
             out = _Dense.apply(input, weight)
         else:
             out = _Convolve.apply(input, weight, stride, padding, *products)
         return out if self.bias is None else out + self.bias.to(out.dtype).view(-1, 1, 1)
 
     def products(self, input: Tensor) -> tuple[bool, bool]:
-        """What is done by a product: the output and the gradient of ``input``; the gradient of the weights."""
+        """Which results are matrix products: the output and the gradient of ``input``; the gradient of the weights."""
         size, stride, padding = self.kernel_size[0], self.stride[0], int(self.padding[0])
-        positions = _out(input.shape[2], size, stride, padding) * _out(input.shape[3], size, stride, padding)
+        positions = _output_size(input.shape[2], size, stride, padding) * _output_size(
+            input.shape[3], size, stride, padding
+        )
         if not torch.is_autocast_enabled("cpu") or positions > SMALL_MAP.get(stride, 0):
             return False, False
         return self.weight.numel() >= LARGE_WEIGHT, True
 
 
-class _Every(torch.autograd.Function):
-    """Every ``stride``-th row and column of [B, C, H, W], channels_last; its gradient, too: adding it to another is
-    fast."""
+class _Subsample(torch.autograd.Function):
+    """Every ``stride``-th row and column of [B, C, H, W]; output and gradient are channels_last."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, stride: int) -> Tensor:
@@ -84,8 +95,10 @@ class _Every(torch.autograd.Function):
 
 
 class _Convolve(torch.autograd.Function):
-    """y [B, O, H', W'] of x [B, I, H, W] and w [O, I, k, k], channels_last; ``ends``: y and the gradient of x by
-    products; ``of_weight``: the gradient of w by a product."""
+    """y [B, O, H', W'] of x [B, I, H, W] and w [O, I, k, k], all channels_last.
+
+    ``ends``: y and the gradient of x are products; ``of_weight``: the gradient of w is a product.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, stride: int, padding: int, ends: bool, of_weight: bool) -> Tensor:
@@ -93,8 +106,8 @@ class _Convolve(torch.autograd.Function):
         ctx.options = stride, padding, ends, of_weight
         if not ends:
             return functional.conv2d(x, w, stride=stride, padding=padding)
-        out = columns(x, w.shape[2], stride, padding) @ _rows(w).t()
-        height, width = (_out(side, w.shape[2], stride, padding) for side in x.shape[2:])
+        out = im2col(x, w.shape[2], stride, padding) @ _rows(w).t()
+        height, width = (_output_size(side, w.shape[2], stride, padding) for side in x.shape[2:])
         return out.view(len(x), height, width, -1).permute(0, 3, 1, 2)
 
     @staticmethod
@@ -110,21 +123,21 @@ class _Convolve(torch.autograd.Function):
                 grad, x, w, None, pair, sides, [1, 1], False, [0, 0], 1, by_onednn
             )
         if ctx.needs_input_grad[0] and ends:
-            grad_x = _spread(flat @ _rows(w), x.shape, grad.shape, w.shape[2], stride, padding)
+            grad_x = _col2im(flat @ _rows(w), x.shape, grad.shape, w.shape[2], stride, padding)
         if ctx.needs_input_grad[1] and of_weight:
-            product = flat.t() @ columns(x, w.shape[2], stride, padding)
+            product = flat.t() @ im2col(x, w.shape[2], stride, padding)
             grad_w = product.view(len(w), w.shape[2], w.shape[3], -1).permute(0, 3, 1, 2)
         return grad_x, grad_w, None, None, None, None
 
 
 class _Dense(torch.autograd.Function):
-    """y [B, O, 2, 2] of x [B, I, 2, 2] and w [O, I, 3, 3] at stride 1, padding 1: a product [B, 4 I] [4 I, 4 O]."""
+    """y [B, O, 2, 2] of x [B, I, 2, 2] and w [O, I, 3, 3] at stride 1, padding 1: one product [B, 4 I] @ [4 I, 4 O]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
         matrix = w.new_empty(4, len(w), 4, w.shape[1])
-        for out, seen, tap in _TAPS:
-            matrix[out, :, seen] = w[:, :, *tap]
+        for out, source, tap in _TAPS:
+            matrix[out, :, source] = w[:, :, *tap]
         matrix = matrix.view(4 * len(w), 4 * w.shape[1])
         ctx.save_for_backward(x, matrix)
         return _pixels_first(x).mm(matrix.t()).view(len(x), 2, 2, len(w)).permute(0, 3, 1, 2)
@@ -139,25 +152,27 @@ class _Dense(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             product = grad.t().mm(_pixels_first(x)).view(4, num_out, 4, num_in)
             grad_w = grad.new_zeros(num_out, 3, 3, num_in).permute(0, 3, 1, 2)
-            for out, seen, tap in _TAPS:
-                grad_w[:, :, *tap] += product[out, :, seen]
+            for out, source, tap in _TAPS:
+                grad_w[:, :, *tap] += product[out, :, source]
         return grad_x, grad_w
 
 
-_TAPS = [(out, seen, (seen // 2 - out // 2 + 1, seen % 2 - out % 2 + 1)) for out in range(4) for seen in range(4)]
-"""Of a 2x2 map: each output pixel, each input pixel, and the weight between them."""
+_TAPS = [
+    (out, source, (source // 2 - out // 2 + 1, source % 2 - out % 2 + 1)) for out in range(4) for source in range(4)
+]
+"""Each output pixel of a 2x2 map, each input pixel, and the (row, column) of the weight between them."""
 
 
 def _pixels_first(x: Tensor) -> Tensor:
-    """[B, C, 2, 2] as [B, 4 C]: a view where it is channels_last."""
+    """[B, C, 2, 2] as [B, 4 C]; a view if ``x`` is channels_last."""
     return x.permute(0, 2, 3, 1).reshape(len(x), -1)
 
 
-def columns(x: Tensor, size: int, stride: int, padding: int) -> Tensor:
-    """What each output position sees of ``x`` [B, C, H, W] (channels_last): [B H' W', size size C]."""
+def im2col(x: Tensor, size: int, stride: int, padding: int) -> Tensor:
+    """The patch of ``x`` [B, C, H, W] (channels_last) at each output position: [B H' W', size size C]."""
     nhwc = x.permute(0, 2, 3, 1)
     padded = functional.pad(nhwc, (0, 0, padding, padding, padding, padding)) if padding else nhwc
-    height, width = (_out(side, size, stride, padding) for side in x.shape[2:])
+    height, width = (_output_size(side, size, stride, padding) for side in x.shape[2:])
     image, row, column, channel = padded.stride()
     windows = padded.as_strided(
         (len(x), height, width, size, size, x.shape[1]), (image, row * stride, column * stride, row, column, channel)
@@ -165,8 +180,8 @@ def columns(x: Tensor, size: int, stride: int, padding: int) -> Tensor:
     return windows.reshape(len(x) * height * width, -1)
 
 
-def _spread(grad_columns: Tensor, shape: torch.Size, out: torch.Size, size: int, stride: int, padding: int) -> Tensor:
-    """Transpose of ``columns``: [B H' W', size size C] summed to where it came from, [B, C, H, W]."""
+def _col2im(grad_columns: Tensor, shape: torch.Size, out: torch.Size, size: int, stride: int, padding: int) -> Tensor:
+    """The transpose of ``im2col``: sum [B H' W', size size C] into the pixels it came from, [B, C, H, W]."""
     (num, channels, height, width), (rows, cols) = shape, out[2:]
     parts = grad_columns.view(num, rows, cols, size, size, channels)
     padded = grad_columns.new_zeros(num, height + 2 * padding, width + 2 * padding, channels)
@@ -177,11 +192,11 @@ def _spread(grad_columns: Tensor, shape: torch.Size, out: torch.Size, size: int,
 
 
 def _rows(weight: Tensor) -> Tensor:
-    """[O, I, k, k] as [O, k k I]: a view of channels_last weights."""
+    """[O, I, k, k] as [O, k k I]; a view if ``weight`` is channels_last."""
     return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
 
 
-def _out(side: int, size: int, stride: int, padding: int) -> int:
+def _output_size(side: int, size: int, stride: int, padding: int) -> int:
     return (side + 2 * padding - size) // stride + 1
 
 
@@ -191,8 +206,8 @@ def _is_plain(conv: nn.Conv2d) -> bool:
     return numbers and same and conv.groups == 1 and conv.dilation == (1, 1)
 
 
-def _like(conv: nn.Conv2d) -> Conv2d:
-    with torch.device("meta"):  # its weights are not drawn: they are the other one's
+def _replacement(conv: nn.Conv2d) -> Conv2d:
+    with torch.device("meta"):  # allocates and draws no weights: those of ``conv`` are used
         new = Conv2d(
             conv.in_channels,
             conv.out_channels,

@@ -1,4 +1,4 @@
-"""How steps are taken on a device: eagerly, compiled, or captured; and what runs of one shape share."""
+"""How a device takes steps (eager, compiled or captured), and what runs of the same shape share."""
 
 from __future__ import annotations
 
@@ -22,29 +22,32 @@ from cifar_ablate.errors import DeviceError, UsageError
 from cifar_ablate.models.build import IMAGE_CHANNELS, build_model
 from cifar_ablate.registry import OPTIMIZERS
 from cifar_ablate.spec.schema import Recipe
-from cifar_ablate.training.average import average_of
 from cifar_ablate.training.batches import DeviceData
 from cifar_ablate.training.convolution import with_matrix_products
-from cifar_ablate.training.step import Glance, Network, Stepper
+from cifar_ablate.training.step import AsyncScalar, TrainSetup, TrainStep, average_of
 
 Choice = Literal["auto", "on", "off"]
 CAPTURABLE = ("sgd", "adamw")
-"""Optimizers that take their learning rate from the device and keep their whole state there."""
+"""Optimizers that read their learning rate on the device and keep their whole state there."""
 MIN_CAPABILITY = (7, 0)
-"""Of CUDA devices: below it inductor has no code generator, and bf16 and graphs are too slow to be worth it."""
-SHAPES = 256
-"""Compiled in one process at most, in all lanes; torch's own limit is 8 for each line of code."""
+"""Minimum compute capability to compile or capture: inductor generates no code for older GPUs, and bf16 and graphs
+gain too little there."""
+MAX_COMPILED_SHAPES = 256
+"""Maximum number of shapes that one process compiles, over all streams; torch's default is 8 for each line of code."""
 WORTH_COMPILING = 20_000_000
-"""Training images, all runs and epochs of a shape: from here on what fusion saves is likely to be more than the minute
-that compiling takes. An estimate, from a fifth of 0.2 to 0.8 s an epoch; ``benchmarks/gpu.py`` measures both."""
+"""Minimum number of training images, over all runs and epochs of a shape, for which compiling pays.
+
+An estimate: compiling takes about a minute, and fusion saves about a fifth of an epoch of 0.2 to 0.8 s.
+``benchmarks/gpu.py`` measures both.
+"""
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What may be forced; ``auto`` is what pays on the device.
+    """What the command line may force; ``auto`` chooses what pays on the device.
 
-    None of it changes what is trained, but for rounding: a captured step has its learning rate as a float32, and a
-    compiled network adds up in another order.
+    The choice changes results only by rounding: a captured step has its learning rate as a float32, and a compiled
+    network sums in another order.
     """
 
     compile: Choice = "auto"
@@ -53,23 +56,23 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class Mode:
-    """How steps are taken, with the reasons; recorded with each run."""
+    """How steps are taken, and why; recorded with each run."""
 
     compile: bool = False
     capture: bool = False
     why: str = field(default="", compare=False)
     capture_is_forced: bool = False
-    """Where a step cannot be captured: fail, and do not call it instead."""
+    """Fail if a step cannot be captured, instead of calling it."""
 
     def for_recipe(self, recipe: Recipe) -> Mode:
-        """What a recipe leaves of it."""
+        """The mode for one recipe: without capture if its optimizer cannot be captured."""
         if not self.capture or recipe.optimizer.name in CAPTURABLE:
             return self
         return replace(self, capture=False, why=f"{recipe.optimizer.name} reads its learning rate on the host")
 
 
 def check_options(options: EngineOptions, kind: str) -> None:
-    """Raises UsageError or DeviceError for what can be had on no device of that kind, wherever it is."""
+    """Raise UsageError or DeviceError for options that no device of this kind supports."""
     for name, value in (("--compile", options.compile), ("--capture", options.capture)):
         if value not in get_args(Choice):
             raise UsageError(f"{name} {value}: choose auto, on or off")
@@ -78,9 +81,10 @@ def check_options(options: EngineOptions, kind: str) -> None:
 
 
 def choose_mode(options: EngineOptions, device: Device, num_images: int = 0) -> Mode:
-    """What ``auto`` means on a device where so many images are trained with one network, in all runs and epochs.
+    """Resolve ``auto`` for a device of this machine.
 
-    ``device``: one of this machine. Raises UsageError or DeviceError for what cannot be forced there.
+    ``num_images`` is the number of training images of one shape, over all its runs and epochs. Raises UsageError or
+    DeviceError for an option that the device does not support.
     """
     check_options(options, device.kind)
     if options.compile == "on" and device.kind == "cpu" and not has_cpp_compiler():
@@ -104,74 +108,82 @@ def choose_mode(options: EngineOptions, device: Device, num_images: int = 0) -> 
 
 
 def has_c_compiler() -> bool:
-    """Is there what triton builds its launchers with?"""
+    """Is there a C compiler, with which triton builds its launchers?"""
     return any(which(name) for name in (os.environ.get("CC") or "gcc", "gcc", "clang"))
 
 
 def has_cpp_compiler() -> bool:
-    """Is there what inductor compiles with for a CPU?"""
+    """Is there a C++ compiler, with which inductor compiles for a CPU?"""
     return any(which(name) for name in (os.environ.get("CXX") or "g++", "g++", "clang++"))
 
 
 @dataclass
 class Engine:
-    """What the runs of one process share on one device, one run at a time for each ``lane``."""
+    """What the runs of one process share on one device; each ``stream`` serves one run at a time."""
 
     mode: Mode = field(default_factory=Mode)
-    kept: dict[int, tuple[str, str, Stepper]] = field(default_factory=dict)
-    """By lane: the shape of the network, what else its step depends on, and the step."""
-    streams: dict[int, Any] = field(default_factory=dict)
-    """By lane."""
+    kept: dict[int, tuple[str, str, TrainStep]] = field(default_factory=dict)
+    """By stream: the shape of the network, what else its step depends on, and the step."""
+    cuda_streams: dict[int, Any] = field(default_factory=dict)
+    """By stream: its torch.cuda.Stream."""
 
-    def stepper(self, recipe: Recipe, fresh: nn.Module, data: DeviceData, precision: str, lane: int = 0) -> Stepper:
-        """A step with the weights of ``fresh``: one of this shape used before, set back in place, or a new one."""
+    def train_step(
+        self, recipe: Recipe, initial: nn.Module, data: DeviceData, precision: str, stream: int = 0
+    ) -> TrainStep:
+        """A step with the weights of ``initial``: the last one of the stream, reset in place, or a new one."""
         shape, identity = _shape(recipe, data, precision), _identity(recipe)
-        old_shape, old_identity, old = self.kept.pop(lane, ("", "", None))
+        old_shape, old_identity, old = self.kept.pop(stream, ("", "", None))
         if old is not None and (old_shape, old_identity) == (shape, identity):
-            stepper = old
+            train_step = old
         else:
-            reused = (old.network.model, old.network.compiled) if old is not None and old_shape == shape else None
-            old = None  # its graphs, optimizer and average hold memory that the new ones need
-            stepper = self._made(recipe, fresh, data, precision, reused, lane)
-        _restart(stepper, fresh, recipe)
-        self.kept[lane] = (shape, identity, stepper)
-        return stepper
+            reused = (old.setup.model, old.setup.compiled) if old is not None and old_shape == shape else None
+            old = None  # frees the memory of its graphs, optimizer and average for the new ones
+            train_step = self._new_step(recipe, initial, data, precision, reused, stream)
+        _restart(train_step, initial, recipe)
+        self.kept[stream] = (shape, identity, train_step)
+        return train_step
 
-    def mode_of(self, recipe: Recipe, lane: int = 0) -> Mode:
-        """How the steps of a recipe are taken in a lane; before ``stepper`` was called, how they are meant to be."""
+    def mode_of(self, recipe: Recipe, stream: int = 0) -> Mode:
+        """How the steps of a recipe are taken on a stream; before ``train_step`` is called, how they should be."""
         mode = self.mode.for_recipe(recipe)
-        _, identity, stepper = self.kept.get(lane, ("", "", None))
-        if mode.capture and stepper is not None and identity == _identity(recipe) and stepper.why_not_captured:
-            return replace(mode, capture=False, why=stepper.why_not_captured)
+        _, identity, train_step = self.kept.get(stream, ("", "", None))
+        if mode.capture and train_step is not None and identity == _identity(recipe) and train_step.why_not_captured:
+            return replace(mode, capture=False, why=train_step.why_not_captured)
         return mode
 
-    def stream(self, lane: int, device: torch.device) -> Any:
-        """The lane's torch.cuda.Stream; None where the device has none. Steps are captured and replayed there."""
+    def cuda_stream(self, stream: int, device: torch.device) -> Any:
+        """The torch.cuda.Stream on which the steps of ``stream`` are captured and replayed; None without CUDA."""
         if device.type != "cuda":
             return None
-        if lane not in self.streams:
-            self.streams[lane] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        return self.streams[lane]
+        if stream not in self.cuda_streams:
+            self.cuda_streams[stream] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        return self.cuda_streams[stream]
 
-    def drop(self, lane: int = 0) -> None:
-        """Forget what a failed run may have left in disorder."""
-        self.kept.pop(lane, None)
+    def drop(self, stream: int = 0) -> None:
+        """Forget the step of a stream, which a failed run may have left in a broken state."""
+        self.kept.pop(stream, None)
 
-    def keep_lanes(self, num: int) -> None:
-        """Forget the lanes beyond so many: what they hold is memory that others need."""
-        for lane in [lane for lane in self.kept if lane >= num]:
-            self.drop(lane)
+    def keep_streams(self, num: int) -> None:
+        """Forget the steps of all streams from number ``num`` on, to free their memory."""
+        for stream in [stream for stream in self.kept if stream >= num]:
+            self.drop(stream)
 
-    def _made(
-        self, recipe: Recipe, fresh: nn.Module, data: DeviceData, precision: str, reused: Shared | None, lane: int
-    ) -> Stepper:
+    def _new_step(
+        self,
+        recipe: Recipe,
+        initial: nn.Module,
+        data: DeviceData,
+        precision: str,
+        reused: SharedNetwork | None,
+        stream: int,
+    ) -> TrainStep:
         if reused is not None:
             model, compiled = reused
         else:
-            model = on_device(copy.deepcopy(fresh), data.mean.device)  # warming up changes it
+            model = on_device(copy.deepcopy(initial), data.mean.device)  # a copy, because warming up changes it
             compiled = _compiled(model) if self.mode.compile else None
         average = None if recipe.ema is None else average_of(model, recipe.ema.decay)
-        network = Network(
+        setup = TrainSetup(
             model,
             _optimizer(recipe, model),
             pipeline_of(recipe, data),
@@ -182,32 +194,32 @@ class Engine:
             compiled,
         )
         if not self.mode.for_recipe(recipe).capture:
-            return Stepper(network)
+            return TrainStep(setup)
         try:
-            return _captured(network, self.stream(lane, data.mean.device))
+            return _captured(setup, self.cuda_stream(stream, data.mean.device))
         except Exception as error:
             if self.mode.capture_is_forced or is_out_of_memory(error):
                 raise
             why = first_cause(error)
-        return Stepper(network, why_not_captured=f"its step cannot be captured ({why})")
+        return TrainStep(setup, why_not_captured=f"its step cannot be captured ({why})")
 
 
-Shared = tuple[nn.Module, Callable[[Tensor], Tensor] | None]
-"""What runs of one shape share: the network, and the same compiled."""
+SharedNetwork = tuple[nn.Module, Callable[[Tensor], Tensor] | None]
+"""What runs of the same shape share: the network, and the compiled network."""
 
 
-def _captured(network: Network, stream: Any) -> Stepper:
-    """Steps of all sizes, captured; the weights are something else afterwards."""
-    stepper = Stepper(network, is_captured=True, stream=stream)
-    network.model.train()  # a run that was left in the middle of an evaluation may have used it before
-    num = len(network.data.train_labels)
-    stepper.load_epoch(0, 0, np.zeros(math.ceil(num / network.batch_size)), 0)
-    stepper.prepare({network.batch_size, num % network.batch_size} - {0})
-    return stepper
+def _captured(setup: TrainSetup, cuda_stream: Any) -> TrainStep:
+    """A step that is captured for each batch size; this changes the weights."""
+    train_step = TrainStep(setup, is_captured=True, cuda_stream=cuda_stream)
+    setup.model.train()  # an earlier run may have been stopped during an evaluation
+    num = len(setup.data.train_labels)
+    train_step.load_epoch(0, 0, np.zeros(math.ceil(num / setup.batch_size)), 0)
+    train_step.prepare({setup.batch_size, num % setup.batch_size} - {0})
+    return train_step
 
 
 def pipeline_of(recipe: Recipe, data: DeviceData) -> Pipeline:
-    """The augmentations of a recipe on a data set."""
+    """The augmentations of a recipe for a data set."""
     return build_pipeline(
         {name: part.kwargs() for name, part in recipe.augment.items()},
         mean=data.mean,
@@ -218,7 +230,7 @@ def pipeline_of(recipe: Recipe, data: DeviceData) -> Pipeline:
 
 
 def draws_at_random(recipe: Recipe, num_classes: int, image_size_px: int) -> bool:
-    """Does the network draw random numbers while it is trained, as dropout does?"""
+    """Does the network draw random numbers in training mode, as dropout does?"""
     model = build_model(
         recipe.model.name, recipe.model.kwargs(), num_classes=num_classes, image_size_px=image_size_px, init_seed=0
     )
@@ -228,22 +240,22 @@ def draws_at_random(recipe: Recipe, num_classes: int, image_size_px: int) -> boo
         return not torch.equal(before, torch.get_rng_state())
 
 
-def _restart(stepper: Stepper, fresh: nn.Module, recipe: Recipe) -> None:
-    """A new run in the place of the one before: weights, statistics, optimizer and sums, none of them moved."""
-    network = stepper.network
-    network.model.load_state_dict(fresh.state_dict())
-    network.model.train()
-    if network.average is not None:
-        network.average.restart(network.model)
-    stepper.glance = Glance(stepper.loss)  # the one before tells of the run before
-    if stepper.is_captured:
-        for state in network.optimizer.state.values():
+def _restart(train_step: TrainStep, initial: nn.Module, recipe: Recipe) -> None:
+    """Reset weights, statistics, optimizer and sums for a new run, in place: a captured step reads fixed addresses."""
+    setup = train_step.setup
+    setup.model.load_state_dict(initial.state_dict())
+    setup.model.train()
+    if setup.average is not None:
+        setup.average.restart(setup.model)
+    train_step.last_loss = AsyncScalar(train_step.loss)  # the old one still holds a loss of the last run
+    if train_step.is_captured:
+        for state in setup.optimizer.state.values():
             for value in state.values():
                 value.zero_()
-        torch.cuda.synchronize(network.device)
+        torch.cuda.synchronize(setup.device)
     else:
-        network.optimizer = _optimizer(recipe, network.model)
-    for total in stepper.sums.values():
+        setup.optimizer = _optimizer(recipe, setup.model)
+    for total in train_step.sums.values():
         total.zero_()
 
 
@@ -254,6 +266,7 @@ def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def on_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """Move a network to the device, in channels_last; on a CPU, replace its slow convolutions."""
     if device.type == "cpu":
         model = with_matrix_products(model)
     return model.to(device).to(memory_format=torch.channels_last)
@@ -265,7 +278,7 @@ def _compiled(model: nn.Module) -> Any:
     from torch._inductor import config as inductor
 
     inductor.max_autotune_conv_backends = "ATEN"
-    dynamo.recompile_limit = SHAPES  # beyond it a network would be trained eagerly, and a log line be all that says so
+    dynamo.recompile_limit = MAX_COMPILED_SHAPES  # beyond it dynamo trains eagerly, and only logs that
     return torch.compile(model, dynamic=False)
 
 
@@ -274,7 +287,7 @@ def _shape(recipe: Recipe, data: DeviceData, precision: str) -> str:
 
 
 def _identity(recipe: Recipe) -> str:
-    """What a step depends on beside its shape; the learning rate and its schedule are read from the device."""
+    """What a step depends on besides its shape; it reads the learning rate and its schedule from the device."""
     plain = recipe.as_dict()
     optimizer: Mapping[str, Any] = {name: value for name, value in plain["optimizer"].items() if name != "lr"}
     return json.dumps([plain["augment"], plain["loss"], plain["ema"], optimizer], sort_keys=True)

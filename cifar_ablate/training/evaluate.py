@@ -1,4 +1,4 @@
-"""Predictions without augmentation, and the metrics of the headline."""
+"""Predictions without augmentation, and the headline metrics."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from cifar_ablate.augment.pipeline import Pipeline
 from cifar_ablate.training.batches import slices
 
 EVAL_BATCH = {"cpu": 250, "cuda": 2000, "mps": 500}
+"""Number of images in an evaluated batch, by kind of device."""
 NUM_BINS = 15
-"""Equal-width confidence bins of the expected calibration error (Guo et al., arXiv 1706.04599)."""
+"""Number of equal-width confidence bins of the expected calibration error (15 in Guo et al., arXiv 1706.04599)."""
 
 
 def precision_context(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Autocast to bf16, or nothing for fp32."""
+    """Autocast to bf16; no effect for fp32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
@@ -32,10 +33,18 @@ def predict_logits(
     flip_averaging: bool = False,
     between: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Logits float32 [N, C], on the CPU, of uint8 images [N, 3, H, W], in evaluation mode (then as it was).
+    """Logits of images in evaluation mode; the model's mode is restored afterwards.
 
-    ``flip_averaging``: the mean of the logits of an image and of its mirror image. ``between``
-    is called before each batch, and may raise to leave early.
+    Args:
+        model: On the device of ``images``.
+        images: uint8 [N, 3, H, W], not normalised.
+        pipeline: Normalises them.
+        precision: fp32 or bf16.
+        flip_averaging: Average the logits of each image and its mirror image.
+        between: Called before each batch; may raise to stop early.
+
+    Returns:
+        float32 [N, C] on the CPU.
     """
     was_training = model.training
     model.eval()
@@ -51,21 +60,24 @@ def predict_logits(
             parts.append(logits)
     finally:
         model.train(was_training)
-    return torch.cat(parts).cpu()  # metrics are computed in float64, which not every device has
+    return torch.cat(parts).cpu()  # the metrics use float64, which not every device supports
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Share of right predictions, in percent."""
+    """Share of right predictions in percent; logits [N, C], labels int64 [N]."""
     return 100 * (logits.argmax(1) == labels).double().mean().item()
 
 
 def negative_log_likelihood(logits: Tensor, labels: Tensor) -> float:
-    """Mean of -log p(label), in nats."""
+    """Mean of -log p(label) in nats; logits [N, C], labels int64 [N]."""
     return functional.cross_entropy(logits.double(), labels).item()
 
 
 def expected_calibration_error(logits: Tensor, labels: Tensor) -> float:
-    """Mean gap between confidence and accuracy over 15 equal-width bins, weighted by their share, in [0, 1]."""
+    """Gap between confidence and accuracy in [0, 1], averaged over NUM_BINS bins weighted by their number of images.
+
+    Equation 3 of Guo et al., arXiv 1706.04599; logits [N, C], labels int64 [N].
+    """
     confidence, predicted = logits.double().softmax(1).max(1)
     right = (predicted == labels).double()
     bins = (confidence * NUM_BINS).long().clamp(max=NUM_BINS - 1)

@@ -1,4 +1,4 @@
-"""What a training tells while it goes on."""
+"""Events that a training yields."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ class Stepped:
     """A step was taken; with a throttle, not every step is reported."""
 
     epoch: int
+    """From 1."""
     step: int
+    """Of the epoch, from 1."""
     num_steps: int
-    """Steps of the epoch."""
+    """Number of steps in the epoch."""
     loss: float
+    """Mean cross-entropy of the batch, in nats; on a GPU that of a recent step, or nan at first."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""Optimizers by name. Library implementations; ours is which parameters decay, and that it is said.
+"""Optimizers by name: implementations of torch and timm, with an explicit choice of the parameters that decay.
 
-timm silently exempts biases and norms from weight decay; torch decays everything, and so do the seed recipes. Here
-``decay_norm_and_bias`` says which, and the default is torch's.
+timm exempts biases and norms from weight decay without saying so; torch decays all parameters. Here
+``decay_norm_and_bias`` chooses, and its default is torch's.
 """
 
 from __future__ import annotations
@@ -70,40 +70,40 @@ def muon(
 
 
 def _fused(kind: type[torch.optim.Optimizer], groups: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
-    """An optimizer with torch's fused kernel, on views of the parameters in the order in which they lie in memory.
+    """An optimizer with torch's fused kernel, on contiguous views of the parameters.
 
-    On a CPU the kernel copies the gradient of every tensor that is not contiguous, such as a channels_last weight, and
-    is then three times as slow: an eighth of a step at batch 16.
+    On a CPU the kernel copies the gradient of every tensor that is not contiguous, such as a channels_last weight. That
+    makes it three times as slow, which is an eighth of a step at batch size 16.
     """
-    owners = [owner for group in groups for owner in group["params"]]
-    orders = [_order_in_memory(owner) for owner in owners]
-    views = {id(owner): owner.detach().permute(order) for owner, order in zip(owners, orders, strict=True)}
-    groups = [group | {"params": [views[id(owner)] for owner in group["params"]]} for group in groups]
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    orders = [_memory_order(parameter) for parameter in parameters]
+    views = {id(one): one.detach().permute(order) for one, order in zip(parameters, orders, strict=True)}
+    groups = [group | {"params": [views[id(one)] for one in group["params"]]} for group in groups]
     optimizer: torch.optim.Optimizer = kind(groups, fused=True, **options)  # type: ignore[call-arg]
 
-    def hand_over(*_: Any) -> None:
-        for owner, order in zip(owners, orders, strict=True):
-            views[id(owner)].grad = None if owner.grad is None else owner.grad.permute(order)
-            owner.grad = None  # the optimizer's zero_grad knows the views alone
+    def move_gradients_to_views(*_: Any) -> None:
+        for one, order in zip(parameters, orders, strict=True):
+            views[id(one)].grad = None if one.grad is None else one.grad.permute(order)
+            one.grad = None  # the optimizer's zero_grad resets only the views
 
-    def let_go(*_: Any) -> None:
-        for view in views.values():  # or both would keep the gradients until the next step, through its whole backward
+    def free_gradients(*_: Any) -> None:
+        for view in views.values():  # else the gradients take up memory during the next backward pass
             view.grad = None
 
-    optimizer.register_step_pre_hook(hand_over)
-    optimizer.register_step_post_hook(let_go)
+    optimizer.register_step_pre_hook(move_gradients_to_views)
+    optimizer.register_step_post_hook(free_gradients)
     return optimizer
 
 
-def _order_in_memory(tensor: Tensor) -> tuple[int, ...]:
-    """Of the dimensions: (0, 2, 3, 1) for a channels_last weight."""
+def _memory_order(tensor: Tensor) -> tuple[int, ...]:
+    """The dimensions in memory order: (0, 2, 3, 1) for a channels_last weight."""
     if tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
         return 0, 2, 3, 1
     return tuple(range(tensor.ndim))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, decay_norm_and_bias: bool) -> list[dict[str, Any]]:
-    """Parameters with their weight decay: one group, or two where one-dimensional ones (norms, biases) are exempt."""
+    """Groups of parameters for a torch optimizer: one, or two if 1-D parameters (norms, biases) do not decay."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if decay_norm_and_bias:
         return [{"params": parameters, "weight_decay": weight_decay}]

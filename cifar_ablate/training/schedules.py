@@ -1,7 +1,7 @@
-"""Learning-rate schedules: each gives the factor on the optimizer's lr for every step of a run.
+"""Learning-rate schedules: each returns the factor on the optimizer's lr for every step of a run.
 
-A schedule is a function ``(total_steps, steps_per_epoch, *, options) -> float64 [total_steps]``: the whole curve at
-once, so that it can be drawn, tested against torch's schedulers, and read by a captured step.
+A schedule is a function ``(total_steps, steps_per_epoch, *, options) -> float64 [total_steps]``. It returns the whole
+curve at once, so that it can be drawn, tested against torch's schedulers, and read by a captured step.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from cifar_ablate.fields import Fraction, NonNegativeFloat, PositiveFloat, Posit
 from cifar_ablate.registry import SCHEDULES
 
 Curve = npt.NDArray[np.float64]
+"""A value for each step, float64 [steps]."""
 
 
 @SCHEDULES.register("constant")
@@ -54,9 +55,10 @@ def one_cycle(
     final: NonNegativeFloat = 4e-6,
     shape: Literal["cos", "linear"] = "cos",
 ) -> Curve:
-    """Up from ``start`` to 1 in the first share ``warmup``, then down to ``final`` (arXiv 1708.07120).
+    """Up from ``start`` to 1 in the first ``warmup`` of all steps, then down to ``final`` (arXiv 1708.07120).
 
-    The curve and the defaults of torch's OneCycleLR: pct_start 0.3, start 1/25, final 1/25/1e4. Momentum is not cycled.
+    The curve and defaults are those of torch's OneCycleLR: pct_start 0.3, start 1/25, final 1/25/1e4. Momentum is not
+    cycled.
     """
     peak = warmup * total_steps - 1
     steps = np.arange(total_steps, dtype=np.float64)
@@ -68,7 +70,7 @@ def one_cycle(
 
 
 def _split(total_steps: int, warmup: float) -> tuple[Curve, Curve]:
-    """The warm-up's factors, and for each later step how far the decay is: 0 at its first, towards 1 after its last."""
+    """Factors of the warm-up, and the progress of the decay in [0, 1) for each later step."""
     num_rise = round(warmup * total_steps)
     num_decay = total_steps - num_rise
     return np.arange(1, num_rise + 1) / max(num_rise, 1), np.arange(num_decay) / max(num_decay, 1)

@@ -14,11 +14,11 @@ from rich.console import Console
 
 from cifar_ablate.analysis.sentences import count
 from cifar_ablate.data import DataSet
-from cifar_ablate.device import Place
+from cifar_ablate.device import Slot
 from cifar_ablate.errors import AblateError, OutputError, RecordError, not_written
 from cifar_ablate.folder import RUNS_ROOT, RunFolder
-from cifar_ablate.owner import this_process
 from cifar_ablate.plan import DataKey, PlannedRun, data_key
+from cifar_ablate.process import this_process
 from cifar_ablate.records import RunIdentity
 from cifar_ablate.runner.artifacts import write_missing_artifacts
 from cifar_ablate.runner.executor import Executor
@@ -107,7 +107,7 @@ def tune_study(
         tune = tune.model_copy(update={"trials": selection.trials})
     plans = plan_tuning(study, selection.arms_of(study), ready.data, ready.device, tune=tune)
     _check_outputs(file, selection, plans)
-    places, said = executor.places(_trainings(plans), _data_of(plans), options.engine)
+    slots, said = executor.slots(_trainings(plans), _data_of(plans), options.engine)
     console.print(said, highlight=False, markup=False)
     for line in _describe(plans):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -119,7 +119,7 @@ def tune_study(
             url=storage_url(storage),
             tracking=tracking,
             executor=executor,
-            places=places,
+            slots=slots,
             display=display,
             stop=stop,
             options=options,
@@ -132,7 +132,7 @@ def tune_arms(
     url: str,
     tracking: Tracking | None,
     executor: Executor,
-    places: Sequence[Place],
+    slots: Sequence[Slot],
     display: TuningDisplay,
     stop: StopSignal,
     options: TuneOptions | None = None,
@@ -152,10 +152,10 @@ def tune_arms(
         experiments = {arm.plan.label: arm.recorded.experiment_id for arm in arms if arm.recorded is not None}
         writer = MlflowWriter(tracking, experiments, on_note=display.on_note, on_taken=stop.taken.__setitem__)
         undelivered = [one for arm in arms for one in _upload_missed(arm, writer)]
-        num_slices = max(place.side_by_side for place in places)
+        num_slices = max(slot.num_slices for slot in slots)
         session = TuneSession(arms, RUNS_ROOT, writer, display, stop, num_slices=num_slices)
         try:
-            session.train(executor, session.groups(), _trainer(plans, options, display.step_seconds), places)
+            session.train(executor, session.groups(), _trainer(plans, options, display.step_seconds), slots)
         finally:
             session.close()
             left = close(writer, stop)

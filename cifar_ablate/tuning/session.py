@@ -40,7 +40,7 @@ class TuneSession(Session):
         *,
         num_slices: int = 1,
     ) -> None:
-        """``num_slices``: number of trials that take turns in one place, and are proposed together."""
+        """``num_slices``: number of trials that take turns in one slot, and are proposed together."""
         super().__init__(runs_root, writer, stop)
         self.arms, self.display, self.num_slices = arms, display, num_slices
         self.trials: dict[Key, RunningTrial] = {}
@@ -51,7 +51,7 @@ class TuneSession(Session):
         threading.Thread(target=self._send_heartbeats, name="heartbeat", daemon=True).start()
 
     def groups(self) -> Iterator[Group]:
-        """Propose trials as places become free, so that each proposal uses all trials that have ended."""
+        """Propose trials as slots become free, so that each proposal uses all trials that have ended."""
         for arm in self.arms:
             self.reasons.clear()
             while not self.stop(None):

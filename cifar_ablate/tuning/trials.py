@@ -25,11 +25,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from pydantic import ValidationError
 
 from cifar_ablate.errors import TakenError
-from cifar_ablate.keys import key
 from cifar_ablate.locks import lock
-from cifar_ablate.owner import owner_from, this_process
 from cifar_ablate.plan import PlannedRun
+from cifar_ablate.process import process_from_text, this_process
 from cifar_ablate.registry import PRUNERS, SAMPLERS
+from cifar_ablate.rng import derive_seed
 from cifar_ablate.spec.schema import Choices, Parameter, Range, Recipe, label_of
 from cifar_ablate.spec.space import Values, compose
 from cifar_ablate.tracking.tunings import RecordedTuning
@@ -73,7 +73,7 @@ class KeyedSampler(BaseSampler):
 
     def _sampler(self, study: optuna.Study, trial: FrozenTrial) -> BaseSampler:
         if self.current is None or self.current[0] != trial.number:
-            self.current = trial.number, self.make(key(self.seed, "trial", position_of(study, trial)) % 2**32)
+            self.current = trial.number, self.make(derive_seed(self.seed, "trial", position_of(study, trial)) % 2**32)
         return self.current[1]
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -370,7 +370,7 @@ def is_alive(one: FrozenTrial) -> bool:
     A process of this machine is looked up. A process of another machine is alive if its last heartbeat is less than
     ``STALE_SECONDS`` from this machine's time, so the clocks of both must agree within minutes.
     """
-    owner = owner_from(one.user_attrs.get(OWNER, ""))
+    owner = process_from_text(one.user_attrs.get(OWNER, ""))
     begun = one.datetime_start.timestamp() if one.datetime_start else 0.0
     if owner is None:
         return time.time() - begun < UNCLAIMED_SECONDS

@@ -21,11 +21,10 @@ from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training import step as step_module
 from cifar_ablate.training.batches import DeviceData, to_device
 from cifar_ablate.training.engine import Engine, EngineOptions, Mode, choose_mode, has_c_compiler
-from cifar_ablate.training.epoch import Stopped
 from cifar_ablate.training.events import Steps, finish
-from cifar_ablate.training.fit import Fit, set_up
+from cifar_ablate.training.state import TrainState, set_up
 from cifar_ablate.training.step import optimize
-from cifar_ablate.training.train import train_run
+from cifar_ablate.training.train import Stopped, train_run
 from tests.gpu.test_training_on_gpu import RECIPE
 
 pytestmark = [
@@ -43,18 +42,20 @@ def data() -> DeviceData:
     return to_device(load_data("digits", {}), torch.device("cuda"))
 
 
-def losses(fit: Fit, epochs: int = 2) -> list[float]:
+def losses(state: TrainState, epochs: int = 2) -> list[float]:
     """The mean loss of each epoch."""
     found = []
     for number in range(epochs):
-        for total in fit.stepper.sums.values():
+        for total in state.train_step.sums.values():
             total.zero_()
-        first = number * fit.num_steps
-        fit.stepper.load_epoch(fit.seed, number, fit.base_lr * fit.lr_factors[first : first + fit.num_steps], 0)
-        fit.model.train()
-        for step in range(fit.num_steps):
-            fit.stepper(step)
-        found.append(fit.stepper.sums["loss"].item() / len(fit.data.train_labels))
+        first = number * state.num_steps
+        state.train_step.load_epoch(
+            state.seed, number, state.base_lr * state.lr_factors[first : first + state.num_steps], 0
+        )
+        state.model.train()
+        for step in range(state.num_steps):
+            state.train_step(step)
+        found.append(state.train_step.sums["loss"].item() / len(state.data.train_labels))
     return found
 
 
@@ -64,7 +65,7 @@ def recipe(**fields: Any) -> Recipe:
 
 def test_auto_captures_here(data: DeviceData) -> None:
     assert choose_mode(EngineOptions(), find_device()).capture
-    assert set_up(recipe(), 0, data, "fp32", Engine(CAPTURED)).stepper.is_captured
+    assert set_up(recipe(), 0, data, "fp32", Engine(CAPTURED)).train_step.is_captured
 
 
 @pytest.mark.parametrize(
@@ -88,14 +89,14 @@ def test_captured_steps_train_as_called_ones_do(fields: dict[str, Any], precisio
 
 def test_nothing_is_waited_for_inside_an_epoch(data: DeviceData) -> None:
     for mode in (Mode(), CAPTURED):
-        fit = set_up(recipe(), 0, data, "bf16", Engine(mode))
-        losses(fit, 1)
-        fit.stepper.load_epoch(0, 0, fit.base_lr * fit.lr_factors[: fit.num_steps], 0)
+        state = set_up(recipe(), 0, data, "bf16", Engine(mode))
+        losses(state, 1)
+        state.train_step.load_epoch(0, 0, state.base_lr * state.lr_factors[: state.num_steps], 0)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            for step in range(fit.num_steps):
-                fit.stepper(step)
+            for step in range(state.num_steps):
+                state.train_step(step)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
@@ -103,15 +104,15 @@ def test_nothing_is_waited_for_inside_an_epoch(data: DeviceData) -> None:
 def test_dropout_of_a_captured_step_draws_anew_each_time(data: DeviceData) -> None:
     model = {"name": "resnet18-compact", "width": 8, "dropout": 0.5}
     constant = recipe(model=model, augment={}, optimizer={"name": "sgd", "lr": 1e-12})
-    fit = set_up(constant, 0, data, "fp32", Engine(CAPTURED))
-    fit.stepper.load_epoch(0, 0, 0 * fit.lr_factors[: fit.num_steps], 0)
-    fit.model.train()
+    state = set_up(constant, 0, data, "fp32", Engine(CAPTURED))
+    state.train_step.load_epoch(0, 0, 0 * state.lr_factors[: state.num_steps], 0)
+    state.model.train()
     seen = set()
     for _ in range(3):
-        fit.stepper.position.zero_()
-        fit.stepper.index.zero_()
-        fit.stepper(0)
-        seen.add(fit.stepper.loss.item())
+        state.train_step.position.zero_()
+        state.train_step.index.zero_()
+        state.train_step(0)
+        seen.add(state.train_step.loss.item())
     assert len(seen) == 3
 
 
@@ -135,7 +136,7 @@ def epoch_losses(folder: RunFolder) -> list[float]:
     ids=str,
 )
 def test_runs_in_turn_learn_as_runs_alone_do(fields: dict[str, Any], data: DeviceData, tmp_path: Path) -> None:
-    """Three lanes; the arm of one changes, and is captured anew, while the others go on."""
+    """Three streams; one gets another arm, which is captured anew, while the others go on."""
     arms = [recipe(epochs=epochs, eval_every=1, **fields) for epochs in (1, 2, 2)]
     arms += [recipe(epochs=1, augment={"hflip": {}}, **fields), recipe(epochs=1, ema={"decay": 0.9}, **fields)]
     engine = Engine(CAPTURED)
@@ -143,13 +144,13 @@ def test_runs_in_turn_learn_as_runs_alone_do(fields: dict[str, Any], data: Devic
     def work(number: int) -> Any:
         def steps(time_slice: TimeSlice) -> RunSteps[None]:
             for _ in train(
-                RunFolder(tmp_path / f"{number}"), arms[number], data, engine=engine, lane=time_slice.stream
+                RunFolder(tmp_path / f"{number}"), arms[number], data, engine=engine, stream=time_slice.stream
             ):
                 yield None
 
         return steps
 
-    streams = partial(engine.stream, device=torch.device("cuda"))
+    streams = partial(engine.cuda_stream, device=torch.device("cuda"))
     assert finish(take_turns([work(number) for number in range(len(arms))], 3, streams)) == []
     for number, arm in enumerate(arms):
         alone = RunFolder(tmp_path / f"{number}-alone")
@@ -170,8 +171,8 @@ def test_a_captured_run_goes_on_where_it_was_stopped(data: DeviceData, tmp_path:
 
 
 def test_the_last_batch_of_an_epoch_is_smaller_and_captured_too(data: DeviceData) -> None:
-    fit = set_up(recipe(), 0, data, "fp32", Engine(CAPTURED))
-    assert set(fit.stepper.graphs) == {64, len(data.train_labels) % 64}
+    state = set_up(recipe(), 0, data, "fp32", Engine(CAPTURED))
+    assert set(state.train_step.graphs) == {64, len(data.train_labels) % 64}
 
 
 @pytest.mark.skipif(
@@ -193,12 +194,12 @@ def test_a_step_that_asks_the_device_something_is_called_instead(
         return loss * loss.item(), logits
 
     monkeypatch.setattr(step_module, "optimize", asking)
-    fit = set_up(recipe(), 0, data, "fp32", Engine(Mode(capture=True)))
+    state = set_up(recipe(), 0, data, "fp32", Engine(Mode(capture=True)))
     monkeypatch.undo()
-    assert not fit.stepper.is_captured
-    assert "cannot be captured" in fit.stepper.why_not_captured
-    assert "capturing" in fit.stepper.why_not_captured  # what was wrong, not that the capture ended
-    assert losses(fit, 1) == pytest.approx(losses(set_up(recipe(), 0, data, "fp32"), 1), rel=2e-2)
+    assert not state.train_step.is_captured
+    assert "cannot be captured" in state.train_step.why_not_captured
+    assert "capturing" in state.train_step.why_not_captured  # what was wrong, not that the capture ended
+    assert losses(state, 1) == pytest.approx(losses(set_up(recipe(), 0, data, "fp32"), 1), rel=2e-2)
 
 
 def test_out_of_memory_is_known(data: DeviceData) -> None:

@@ -14,7 +14,7 @@ from cifar_ablate.folder import RunFolder, RunResult
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training.batches import plan_epoch, to_device
 from cifar_ablate.training.events import finish
-from cifar_ablate.training.fit import set_up
+from cifar_ablate.training.state import set_up
 from cifar_ablate.training.train import train_run
 
 pytestmark = [
@@ -46,11 +46,11 @@ def test_the_augmented_batch_is_that_of_a_cpu() -> None:
     for name in ("cpu", "cuda"):
         device = torch.device(name)
         data = to_device(load_data("digits", {}), device)
-        fit = set_up(Recipe.model_validate(RECIPE), 0, data, "fp32")
+        state = set_up(Recipe.model_validate(RECIPE), 0, data, "fp32")
         epoch = plan_epoch(0, 0, data)
-        draws = fit.pipeline.draw_epoch(epoch, device)
+        draws = state.pipeline.draw_epoch(epoch, device)
         rows = torch.from_numpy(epoch.order).to(device)[:64]
-        batches.append(fit.pipeline(data.train_images[rows], data.train_labels[rows], draws, 0))
+        batches.append(state.pipeline(data.train_images[rows], data.train_labels[rows], draws, 0))
     torch.testing.assert_close(batches[0].images, batches[1].images.cpu(), rtol=0, atol=1e-4)
     torch.testing.assert_close(batches[0].targets, batches[1].targets.cpu(), rtol=0, atol=1e-6)
 

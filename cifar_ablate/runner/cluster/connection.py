@@ -17,9 +17,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cifar_ablate.analysis.sentences import count
 from cifar_ablate.device import Device, num_cores
 from cifar_ablate.errors import DeviceError, UsageError
+from cifar_ablate.process import block_signals
 from cifar_ablate.runner.cluster.environment import LOCAL
 from cifar_ablate.runner.cluster.node import NodeInfo, describe_node, differing, versions
-from cifar_ablate.signals import held_back
 
 ANSWER_SECONDS, LONGEST_SECONDS = 60.0, 300.0
 """Time for all nodes to start a process with torch and describe themselves; time for at least one of them."""
@@ -58,7 +58,7 @@ def connect(address: str, *, cores_wanted: int = 0) -> None:
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     try:
-        with held_back():
+        with block_signals():
             ray.init(**options, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.CRITICAL)
     except (ConnectionError, RayError, ValueError, RuntimeError, OSError, TimeoutError) as error:
         first = str(error).strip().split("\n", 1)[0][:300]

@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, TaskCancelledError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cifar_ablate.device import Place
+from cifar_ablate.device import Slot
 from cifar_ablate.errors import AblateError, DeviceError, not_written
 from cifar_ablate.locks import holder, lock
 from cifar_ablate.plan import PlannedRun
@@ -59,9 +59,9 @@ class Dispatch:
     """The tasks of one command."""
 
     def __init__(
-        self, train_group: GroupTrainer, place: Place, share: Share, probe: SharedFsProbe, should_stop: ShouldStop
+        self, train_group: GroupTrainer, slot: Slot, share: Share, probe: SharedFsProbe, should_stop: ShouldStop
     ):
-        self.place, self.share, self.should_stop = place, share, should_stop
+        self.slot, self.share, self.should_stop = slot, share, should_stop
         self.events: list[RunEvent] = []
         """Events that were not yielded yet."""
         self.tasks: dict[Any, Task] = {}
@@ -82,10 +82,10 @@ class Dispatch:
         """Submit a group as a task."""
         task = Task(f"task-{next(self.numbers)}", list(group))
         spec = TaskSpec(self.actor, task.name, self.trainer, self.probe, self.runs_root, versions())
-        in_turn = self.place.side_by_side
+        in_turn = self.slot.num_slices
         gpus = round(self.share.num_gpus * min(in_turn, len(task.left)) / in_turn, SHARE_DIGITS)
         options = {"num_cpus": self.share.num_cpus, "num_gpus": gpus, "name": f"cifar-ablate {task.left[0].study}"}
-        self.tasks[self.train.options(**options).remote(spec, task.left, self.place)] = task
+        self.tasks[self.train.options(**options).remote(spec, task.left, self.slot)] = task
 
     def hear(self) -> None:
         """Collect the events of tasks, and tell the tasks what must stop."""
@@ -200,18 +200,18 @@ def as_task(function: Callable[..., Any], *, uses_gpu: bool) -> Any:
 def train_on_cluster(
     groups: Iterable[Group],
     train_group: GroupTrainer,
-    places: Sequence[Place],
+    slots: Sequence[Slot],
     share: Share,
     should_stop: ShouldStop,
     *,
     is_fixed: bool,
 ) -> RunEvents:
-    """Train all groups, as many at a time as there are places; unless ``is_fixed``, as the cluster has room for."""
-    pending, at_a_time, had_room, counted = PendingGroups(groups), len(places), True, time.monotonic()
+    """Train all groups, as many at a time as there are slots; unless ``is_fixed``, as the cluster has room for."""
+    pending, at_a_time, had_room, counted = PendingGroups(groups), len(slots), True, time.monotonic()
     with _probe_file(train_group.runs_root) as probe:
         dispatch: Dispatch | None = None
         try:
-            dispatch = Dispatch(train_group, places[0], share, probe, should_stop)
+            dispatch = Dispatch(train_group, slots[0], share, probe, should_stop)
             while dispatch.tasks or pending.may_have_more:
                 if should_stop(None):
                     pending.clear()

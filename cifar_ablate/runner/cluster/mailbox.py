@@ -10,7 +10,7 @@ from pathlib import Path
 from cifar_ablate.errors import OutputError, not_written
 from cifar_ablate.folder import RunFolder, atomic
 from cifar_ablate.locks import holder, lock
-from cifar_ablate.owner import Owner, owner_from
+from cifar_ablate.process import ProcessId, process_from_text
 from cifar_ablate.records import Key
 from cifar_ablate.runner.events import RunEvent
 
@@ -40,7 +40,7 @@ class RunActor:
     task that Ray wrongly took for lost finds its folder lent to another task, and stops.
     """
 
-    def __init__(self, runs_root: Path, owner: Owner) -> None:
+    def __init__(self, runs_root: Path, owner: ProcessId) -> None:
         """``owner``: the command, which holds the locks of the folders."""
         self.runs_root, self.owner = runs_root, owner
         self.events: list[tuple[str, RunEvent | Placed]] = []
@@ -68,7 +68,7 @@ class RunActor:
         if self.lent.get(fingerprint, ("",))[0] != task:  # else the answer was lost on its way
             with ExitStack() as stack:
                 if fingerprint in self.lent or not stack.enter_context(lock(folder.lock, owner=self.owner.to_text())):
-                    return Lent({}, str(owner_from(holder(folder.lock) or "") or "another run command"))
+                    return Lent({}, str(process_from_text(holder(folder.lock) or "") or "another run command"))
                 self.lent[fingerprint] = (task, stack.pop_all())
         if not folder.path.exists():  # the first write tells why it cannot be made
             return Lent({})

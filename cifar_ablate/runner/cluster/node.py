@@ -19,15 +19,15 @@ import torch
 from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 
 from cifar_ablate import __version__
-from cifar_ablate.device import Device, Place, find_device
+from cifar_ablate.device import Device, Slot, find_device
 from cifar_ablate.errors import AblateError, DeviceError, OutputError
 from cifar_ablate.folder import RunFolder
 from cifar_ablate.plan import TRAINER_VERSION, PlannedRun
+from cifar_ablate.process import remove_temporary_folders, temporary_folder
 from cifar_ablate.records import Key
 from cifar_ablate.runner.cluster.mailbox import Lent, Placed
 from cifar_ablate.runner.events import Ended, RunEvent
 from cifar_ablate.runner.train_group import WAIT_SECONDS, GroupTrainer
-from cifar_ablate.temporary import remove_all, temporary_folder
 from cifar_ablate.training.events import Stepped
 
 POLL_SECONDS = 0.3
@@ -99,14 +99,14 @@ def differing(there: Mapping[str, str], here: Mapping[str, str], host: str) -> s
     return f"node {host} has {'; '.join(others)}: install the same on both" if others else ""
 
 
-def train_on_node(task: TaskSpec, group: Sequence[PlannedRun], place: Place) -> str:
+def train_on_node(task: TaskSpec, group: Sequence[PlannedRun], slot: Slot) -> str:
     """Train a group and send its events to the command; return why it could not start, or an empty string."""
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # Ray's; it is only read
     host = os.uname().nodename
     if why := differing(versions(), task.versions, host):
         return why
     try:
-        here = replace(place, device=find_device(place.device.kind))
+        here = replace(slot, device=find_device(slot.device.kind))
     except DeviceError as error:
         return f"node {host}: {error}"
     trainer = _trainer(task.trainer)
@@ -179,7 +179,7 @@ def call_actor(ask: Callable[[], Any], is_needless: Callable[[], bool] = lambda:
             elif is_needless():
                 return frozenset()
             else:
-                remove_all()
+                remove_temporary_folders()
                 os._exit(1)
 
 

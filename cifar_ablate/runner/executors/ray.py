@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from cifar_ablate.errors import DeviceError, UsageError
-from cifar_ablate.extras import need
+from cifar_ablate.errors import DeviceError, UsageError, require_extra
 from cifar_ablate.registry import EXECUTORS
 from cifar_ablate.runner.cluster.environment import LOCAL, address_of, prepare_environment
 from cifar_ablate.runner.executor import Executor, ExecutorConfig
@@ -15,7 +14,7 @@ if TYPE_CHECKING:  # `--help` lists the executors and must wait for neither torc
     from types import TracebackType
 
     from cifar_ablate.data import DataSet
-    from cifar_ablate.device import Device, Place
+    from cifar_ablate.device import Device, Slot
     from cifar_ablate.plan import DataKey, PlannedRun
     from cifar_ablate.runner.cluster.connection import Share
     from cifar_ablate.runner.events import Group, RunEvents, ShouldStop, TrainGroup
@@ -38,7 +37,7 @@ class Ray(Executor):
             raise UsageError(f"--gpus-per-run {config.gpus_per_run:g}: a run uses one GPU or a share of one: 0.25, 1")
         if config.device == "mps":
             raise UsageError("--device mps: Ray knows no Apple GPUs; use --device cpu, or leave --executor ray out")
-        need("ray", "ray")
+        require_extra("ray", "ray")
         self.config = config
         self.growth = 1 if address_of(config.address) == LOCAL else GROWTH
         self.found: Device | None = None
@@ -66,11 +65,11 @@ class Ray(Executor):
                     disconnect()
         return self.found
 
-    def places(
+    def slots(
         self, runs: Sequence[PlannedRun], data: Mapping[DataKey, DataSet], options: EngineOptions
-    ) -> tuple[Sequence[Place], str]:
-        """As many as the cluster has room for or --jobs asks for; runs that share a GPU take turns in one place."""
-        from cifar_ablate.device import Place
+    ) -> tuple[Sequence[Slot], str]:
+        """As many as the cluster has room for or --jobs asks for; runs that share a GPU take turns in one slot."""
+        from cifar_ablate.device import Slot
         from cifar_ablate.runner.cluster.connection import capacity, described
 
         share, in_turn = self.share()
@@ -80,21 +79,21 @@ class Ray(Executor):
                 f"no node of the cluster ({described(share)}) has room for a run; give fewer --threads, or larger nodes"
             )
         num = room if self.config.jobs is None else max(1, self.config.jobs // in_turn)
-        place = Place(self.device(), int(share.num_cpus), in_turn)
+        slot = Slot(self.device(), int(share.num_cpus), in_turn)
         at_a_time = f"{num * in_turn} runs at a time" if num * in_turn > 1 else "1 run at a time"
-        threads = "1 thread" if place.threads == 1 else f"{place.threads} threads"
-        said = f"On {place.device.name} ({described(share)}), {at_a_time}, {threads} each"
-        return [place] * num, f"{said}\n{self.remark[:1].upper()}{self.remark[1:]}" if self.remark else said
+        threads = "1 thread" if slot.threads == 1 else f"{slot.threads} threads"
+        said = f"On {slot.device.name} ({described(share)}), {at_a_time}, {threads} each"
+        return [slot] * num, f"{said}\n{self.remark[:1].upper()}{self.remark[1:]}" if self.remark else said
 
     def train(
-        self, groups: Iterable[Group], train_group: TrainGroup, places: Sequence[Place], should_stop: ShouldStop
+        self, groups: Iterable[Group], train_group: TrainGroup, slots: Sequence[Slot], should_stop: ShouldStop
     ) -> RunEvents:
         from cifar_ablate.runner.cluster.dispatch import train_on_cluster
         from cifar_ablate.runner.train_group import GroupTrainer
 
         assert isinstance(train_group, GroupTrainer), "a cluster trains with a GroupTrainer"  # noqa: S101
         is_fixed = self.config.jobs is not None
-        yield from train_on_cluster(groups, train_group, places, self.share()[0], should_stop, is_fixed=is_fixed)
+        yield from train_on_cluster(groups, train_group, slots, self.share()[0], should_stop, is_fixed=is_fixed)
 
     def share(self) -> tuple[Share, int]:
         """The resources of one task and how many runs take turns in it: a GPU is shared within one process only."""
