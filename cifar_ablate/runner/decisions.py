@@ -22,7 +22,7 @@ MIN_SEEDS = 3
 
 
 @dataclass(frozen=True)
-class SeedSpread:
+class SdEstimate:
     """Standard deviation of a run's test accuracy between seeds, in points, and its source."""
 
     sd: float
@@ -32,7 +32,7 @@ class SeedSpread:
     """Whether it was computed from recorded test accuracies."""
 
 
-def spread_of(study: Study, results: Sequence[RecordedRun], *, is_whole_cifar10: bool) -> SeedSpread:
+def spread_of(study: Study, results: Sequence[RecordedRun], *, is_whole_cifar10: bool) -> SdEstimate:
     """From recorded runs if an arm has two of them, else as the study expects, else as published for CIFAR-10."""
     by_arm: dict[str, list[float]] = {}
     for run in results:
@@ -43,19 +43,19 @@ def spread_of(study: Study, results: Sequence[RecordedRun], *, is_whole_cifar10:
     squares = sum(float(((arm - arm.mean()) ** 2).sum()) for arm in arms)
     if squares > 0:
         num_runs = sum(map(len, arms))
-        return SeedSpread(math.sqrt(squares / df), f"from {count(num_runs, 'recorded run')}, {df} df", is_recorded=True)
+        return SdEstimate(math.sqrt(squares / df), f"from {count(num_runs, 'recorded run')}, {df} df", is_recorded=True)
     if study.expected_sd is not None:
-        return SeedSpread(study.expected_sd, "as the study expects it (expected_sd)", is_recorded=False)
+        return SdEstimate(study.expected_sd, "as the study expects it (expected_sd)", is_recorded=False)
     epochs = min(arm.recipe.epochs for arm in study.arms)
     known = np.log(np.array(PUBLISHED_SD))
     sd = float(np.exp(np.interp(np.log(epochs), known[:, 0], known[:, 1])))
     source = f"for {count(epochs, 'epoch')}, from what is published for 4, 16 and 64 of CIFAR-10, arXiv 2304.01910"
     if not is_whole_cifar10:
         source += "; that is the whole CIFAR-10, so it is likely too small here: state expected_sd"
-    return SeedSpread(sd, source, is_recorded=False)
+    return SdEstimate(sd, source, is_recorded=False)
 
 
-def decision_lines(study: Study, spread: SeedSpread, seconds_per_seed: float | None) -> list[str]:
+def decision_lines(study: Study, spread: SdEstimate, seconds_per_seed: float | None) -> list[str]:
     """The differences that the seeds of a study detect, and the seeds that its margin needs.
 
     Args:
