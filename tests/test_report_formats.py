@@ -25,8 +25,9 @@ import pytest
 import scipy.stats
 
 from cifar_ablate.registry import FORMATS
+from cifar_ablate.report.blocks import Section, walk
 from cifar_ablate.report.build import build_report
-from cifar_ablate.report.document import Section, build_document, walk
+from cifar_ablate.report.document import build_document
 from cifar_ablate.report.figures import draw_figures
 from cifar_ablate.report.formats.latex import escape as latex_escape
 from cifar_ablate.report.formats.markdown import escape, keep_code

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from cifar_ablate.analysis import Contrast, label
 from cifar_ablate.analysis.images import Bin
 from cifar_ablate.analysis.sentences import in_points, points
-from cifar_ablate.report.document import Figure
+from cifar_ablate.report.blocks import Figure
 from cifar_ablate.report.types import MAX_ARMS, Comparison, StudyReport
 
 if TYPE_CHECKING:

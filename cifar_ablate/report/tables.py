@@ -8,7 +8,7 @@ from __future__ import annotations
 from cifar_ablate.analysis import Contrast, Interval, Verdict, label
 from cifar_ablate.analysis.interactions import Move
 from cifar_ablate.analysis.sentences import in_points, interval, level_name, points
-from cifar_ablate.report.document import Cell, Column, Table
+from cifar_ablate.report.blocks import Cell, Column, Table
 from cifar_ablate.report.formatting import duration, family_size, first_few
 from cifar_ablate.report.tuned import CHANGES_IN_WORDS, setting
 from cifar_ablate.report.types import (

@@ -10,8 +10,8 @@ from cifar_ablate.analysis.sentences import count
 from cifar_ablate.errors import RecordError, not_written
 from cifar_ablate.folder import write_atomically
 from cifar_ablate.registry import FORMATS
+from cifar_ablate.report.blocks import Rendered
 from cifar_ablate.report.caveats import TEST_SET_READ
-from cifar_ablate.report.document import Rendered
 from cifar_ablate.report.formatting import listed
 from cifar_ablate.report.types import Report
 

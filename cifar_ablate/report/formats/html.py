@@ -6,7 +6,8 @@ import re
 from typing import TYPE_CHECKING
 
 from cifar_ablate.registry import FORMATS
-from cifar_ablate.report.document import Figure, build_document
+from cifar_ablate.report.blocks import Figure
+from cifar_ablate.report.document import build_document
 
 if TYPE_CHECKING:
     from cifar_ablate.report.types import Report

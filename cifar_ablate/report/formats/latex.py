@@ -7,20 +7,8 @@ import unicodedata
 from typing import TYPE_CHECKING
 
 from cifar_ablate.registry import FORMATS
-from cifar_ablate.report.document import (
-    Block,
-    Cell,
-    Column,
-    Commands,
-    Figure,
-    Fold,
-    Items,
-    Prose,
-    Section,
-    Table,
-    build_document,
-    walk,
-)
+from cifar_ablate.report.blocks import Block, Cell, Column, Commands, Figure, Fold, Items, Prose, Section, Table, walk
+from cifar_ablate.report.document import build_document
 
 if TYPE_CHECKING:
     from cifar_ablate.report.types import Report

@@ -8,20 +8,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from cifar_ablate.registry import FORMATS
-from cifar_ablate.report.document import (
-    Block,
-    Cell,
-    Commands,
-    Figure,
-    Fold,
-    Items,
-    Prose,
-    Rendered,
-    Section,
-    Table,
-    build_document,
-    walk,
-)
+from cifar_ablate.report.blocks import Block, Cell, Commands, Figure, Fold, Items, Prose, Rendered, Section, Table, walk
+from cifar_ablate.report.document import build_document
 
 if TYPE_CHECKING:
     from cifar_ablate.report.types import Report
