@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import random
 import shutil
@@ -41,17 +40,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left_out = [item for item in items if zlib.crc32(item.nodeid.encode()) % num_parts != part - 1]
         items[:] = [item for item in items if zlib.crc32(item.nodeid.encode()) % num_parts == part - 1]
         config.hook.pytest_deselected(items=left_out)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _little_to_collect() -> None:
-    """What earlier tests imported is no garbage and not looked through for any.
-
-    Among the half a million objects of a session that has imported everything, each collection takes 0.3 s.
-    """
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
 
 
 def shared_by_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -110,7 +98,6 @@ class Workshop:
 
         self.capsys.readouterr()
         self.monkeypatch.setattr("sys.argv", ["cifar-ablate", *arguments])
-        gc.freeze()  # see _little_to_collect
         try:
             main()
             code = 0
