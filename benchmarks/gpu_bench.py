@@ -14,7 +14,7 @@ import torch
 from benchmarks.contenders import recipe_of
 from benchmarks.task import Task
 from cifar_ablate.device import find_device
-from cifar_ablate.folder import write_atomically
+from cifar_ablate.record.folder import write_atomically
 from cifar_ablate.spec.schema import Recipe
 
 

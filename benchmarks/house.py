@@ -50,6 +50,19 @@ def circles(graph: dict[str, set[str]]) -> list[set[str]]:
     return found
 
 
+def modules_in(root: Path) -> dict[str, ast.Module]:
+    """Every module of the package, parsed."""
+    return {
+        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): ast.parse(path.read_text())
+        for path in sorted((root / "cifar_ablate").rglob("*.py"))
+    }
+
+
+def import_graph(trees: dict[str, ast.Module]) -> dict[str, set[str]]:
+    """Modules of the package that each module imports."""
+    return {name: imports(tree, set(trees)) - {name, "cifar_ablate"} for name, tree in trees.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", default=Path(__file__).parent.parent)
@@ -58,10 +71,7 @@ def main() -> None:
         files = list((root / part).rglob("*.py"))
         print(f"{part}: {len(files)} files, {sum(len(path.read_text().splitlines()) for path in files):,} lines")
 
-    trees = {
-        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): ast.parse(path.read_text())
-        for path in sorted((root / "cifar_ablate").rglob("*.py"))
-    }
+    trees = modules_in(root)
     short = sum(len(ast.unparse(tree).splitlines()) < LONG for tree in trees.values())
     print(f"\nfiles under {LONG} lines of code, without comments: {short}")
     lengths = {
@@ -80,7 +90,7 @@ def main() -> None:
     for name, places in twice.items():
         print(f"  {name}: {', '.join(places)}")
 
-    graph = {name: imports(tree, set(trees)) - {name, "cifar_ablate"} for name, tree in trees.items()}
+    graph = import_graph(trees)
     rooms = {name: [*name.split("."), ""][1] for name in trees}
     between = {(rooms[name], rooms[other]) for name, others in graph.items() for other in others} - {
         (room, room) for room in rooms.values()

@@ -32,11 +32,11 @@ from typing import Any
 from benchmarks.task import two_cores
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import Slot, find_device, find_slots
-from cifar_ablate.folder import RUNS_ROOT, RunFolder
 from cifar_ablate.plan import Plan, load_all_data, make_plan
+from cifar_ablate.record.folder import RUNS_ROOT, RunFolder
+from cifar_ablate.record.mlflow_store import Tracking
 from cifar_ablate.runner.run import run_plans
 from cifar_ablate.spec.load import load_study
-from cifar_ablate.tracking import Tracking
 from cifar_ablate.training.batches import to_device
 from cifar_ablate.training.evaluate import accuracy, predict_logits
 from cifar_ablate.training.events import finish

@@ -29,7 +29,7 @@ def make_record(num_arms: int, num_seeds: int, num_images: int) -> None:
     import mlflow
     from mlflow.entities import Metric, RunTag
 
-    from cifar_ablate.tracking import Tracking
+    from cifar_ablate.record.mlflow_store import Tracking
 
     tracking = Tracking()
     rng = np.random.default_rng(0)

@@ -45,7 +45,7 @@ from benchmarks.peers import plain_optimizer, plain_step
 from benchmarks.task import MODELS, Task, add_task_options, channel_statistics, load, task_of
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import find_device, num_cores
-from cifar_ablate.folder import write_atomically
+from cifar_ablate.record.folder import write_atomically
 
 LIMIT = 1e-4
 STEPS = 20

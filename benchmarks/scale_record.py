@@ -58,8 +58,8 @@ def make_folder(folder: Path, shape: Shape) -> list[str]:
     """Fill an empty folder, which becomes the current one; gives the names of the study files."""
     from cifar_ablate.device import find_device
     from cifar_ablate.plan import load_all_data, make_plan
+    from cifar_ablate.record.mlflow_store import Tracking
     from cifar_ablate.spec.load import load_studies
-    from cifar_ablate.tracking import Tracking
 
     folder.mkdir(parents=True, exist_ok=True)
     os.chdir(folder)
@@ -146,7 +146,7 @@ def write_run(
     run: Any, recipe: dict[str, Any], labels: np.ndarray, data: str, digest: str, rng: np.random.Generator
 ) -> tuple[Any, float]:
     """A run folder as training leaves it, in the current folder, and its test accuracy."""
-    from cifar_ablate.folder import RunFolder, RunResult
+    from cifar_ablate.record.folder import RunFolder, RunResult
 
     folder = RunFolder(Path("mlruns") / "runs" / run.fingerprint)
     folder.path.mkdir(parents=True)

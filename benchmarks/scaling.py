@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.contenders import OURS, prepare
 from benchmarks.task import MODELS, Task, add_task_options, task_of
 from cifar_ablate.device import find_device, num_cores
-from cifar_ablate.folder import write_atomically
+from cifar_ablate.record.folder import write_atomically
 
 Point = tuple[Task, int]
 SERIES: dict[str, dict[int, Callable[[Task], Point]]] = {

@@ -35,7 +35,7 @@ from benchmarks.contenders import LOOPS, OURS, Prepared, Sizes, prepare
 from benchmarks.study_table import Record, print_table, summaries
 from benchmarks.task import MODELS, Task, add_task_options, load, task_of
 from cifar_ablate.device import find_device, num_cores
-from cifar_ablate.folder import write_atomically
+from cifar_ablate.record.folder import write_atomically
 
 PIECE_EPOCHS = 2
 """The first epoch of a run also pays for what is done once, so the second one gives the warm time."""

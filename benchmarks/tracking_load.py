@@ -36,8 +36,8 @@ def worker(root: Path, number: int, num_runs: int, start_at: float) -> None:
 
     from benchmarks.scale_record import write_run
     from cifar_ablate.errors import AblateError
-    from cifar_ablate.records import RunIdentity
-    from cifar_ablate.tracking import Tracking
+    from cifar_ablate.record.mlflow_store import Tracking
+    from cifar_ablate.record.types import RunIdentity
 
     os.chdir(root)
     rng = np.random.default_rng(number)
@@ -171,9 +171,8 @@ def main() -> None:
     for kind in options.kinds:
         root = Path(tempfile.mkdtemp())
         with store_of(kind, root) as uri:
-            make = (
-                "from cifar_ablate.tracking import Tracking; Tracking().open_study('load', {'question': 'How fast?'})"
-            )
+            document = "{'question': 'How fast?'}"
+            make = f"from cifar_ablate.record.mlflow_store import Tracking; Tracking().open_study('load', {document})"
             environment = os.environ | {"MLFLOW_TRACKING_URI": uri, "PYTHONPATH": str(Path(__file__).parent.parent)}
             subprocess.run([sys.executable, "-P", "-c", make], cwd=root, env=environment, check=True)
             for num_workers in options.workers:

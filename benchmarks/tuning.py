@@ -30,12 +30,12 @@ from scipy import stats
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import find_device, find_slots
 from cifar_ablate.plan import DataKey, load_all_data
+from cifar_ablate.record.mlflow_store import Tracking
 from cifar_ablate.runner.executor import ExecutorConfig
 from cifar_ablate.runner.executors.local import Local
 from cifar_ablate.runner.stop import StopSignal
 from cifar_ablate.spec.load import load_study
 from cifar_ablate.spec.schema import Study, Tune
-from cifar_ablate.tracking import Tracking
 from cifar_ablate.tuning.display import TuningDisplay
 from cifar_ablate.tuning.plan import plan_tuning
 from cifar_ablate.tuning.result import ArmResult

@@ -13,7 +13,7 @@ from cifar_ablate.data.types import ProgressCallback
 from cifar_ablate.device import Device, Precision
 from cifar_ablate.errors import DataError, UsageError
 from cifar_ablate.models.build import build_model
-from cifar_ablate.records import RunIdentity
+from cifar_ablate.record.types import RunIdentity
 from cifar_ablate.spec.delta import differences
 from cifar_ablate.spec.schema import RECORDING_FIELDS, Recipe, Study
 

@@ -123,7 +123,7 @@ class Workshop:
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow database without runs: making one takes 1.5 s, copying it nothing."""
-    from cifar_ablate.tracking import Tracking
+    from cifar_ablate.record.mlflow_store import Tracking
 
     path = tmp_path_factory.mktemp("template") / "mlflow.db"
     with pytest.MonkeyPatch.context() as patch:

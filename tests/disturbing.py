@@ -22,8 +22,8 @@ from typing import Any
 import psutil
 import pytest
 
-from cifar_ablate.folder import RunFolder, read_progress
-from cifar_ablate.records import RunIdentity
+from cifar_ablate.record.folder import RunFolder, read_progress
+from cifar_ablate.record.types import RunIdentity
 from cifar_ablate.runner.kept_plans import kept_plans
 from tests import comparing
 from tests.comparing import bits, leftovers, runs_of, snapshot, without_speed
@@ -54,7 +54,7 @@ forked = multiprocessing.get_context("forkserver")
 forked.set_forkserver_preload(
     [
         *("cifar_ablate.cli", "cifar_ablate.console", "cifar_ablate.runner.show_plan", "cifar_ablate.runner.summary"),
-        *("cifar_ablate.runner.executors.local", "cifar_ablate.training.train", "cifar_ablate.tracking.store"),
+        *("cifar_ablate.runner.executors.local", "cifar_ablate.training.train", "cifar_ablate.record.mlflow_store"),
         *("mlflow.store.tracking.sqlalchemy_store", "sklearn.datasets", "timm", "matplotlib.figure", "pytest"),
     ]
 )

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from cifar_ablate.compact import load_record
-from cifar_ablate.records import Details, Predictions, RecordedRun, StudyRecord
+from cifar_ablate.record.compact import load_record
+from cifar_ablate.record.types import Details, Predictions, RecordedRun, StudyRecord
 
 PILOT = Path(__file__).parent.parent / "reports" / "readme-augmentation-pilot" / "record"
 NAMES = {

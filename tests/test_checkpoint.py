@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from cifar_ablate.data import load_data
 from cifar_ablate.errors import OutputError
-from cifar_ablate.folder import RunFolder, read_progress
+from cifar_ablate.record.folder import RunFolder, read_progress
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training.batches import DeviceData, to_device
 from cifar_ablate.training.checkpoint import load_checkpoint, save_weights

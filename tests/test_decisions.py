@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cifar_ablate.analysis.power import detectable, seeds_needed
-from cifar_ablate.records import RecordedRun
+from cifar_ablate.record.types import RecordedRun
 from cifar_ablate.runner.decisions import decision_lines, spread_of
 from cifar_ablate.spec.load import load_study
 from cifar_ablate.spec.schema import Study

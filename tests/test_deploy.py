@@ -16,7 +16,7 @@ import mlflow
 import pytest
 from optuna.trial import TrialState
 
-from cifar_ablate.folder import RunFolder
+from cifar_ablate.record.folder import RunFolder
 from cifar_ablate.tuning.storage import open_storage
 from tests.comparing import bits, runs_of, snapshot
 from tests.conftest import Measured, Workshop

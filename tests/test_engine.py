@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cifar_ablate.data import load_data
 from cifar_ablate.device import Device, find_device, first_cause, is_out_of_memory
 from cifar_ablate.errors import DeviceError, UsageError
-from cifar_ablate.folder import RunFolder
+from cifar_ablate.record.folder import RunFolder
 from cifar_ablate.runner.train_group import OutOfMemoryWhenShared, RunSteps, TimeSlice, take_turns
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training import engine as engine_module

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cifar_ablate.compact import load_predictions, load_record
 from cifar_ablate.errors import StudyError
+from cifar_ablate.record.compact import load_predictions, load_record
 from cifar_ablate.registry import SCHEDULES
 from cifar_ablate.spec.load import load_study
 from cifar_ablate.spec.overlay import load_overlay

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cifar_ablate.errors import OutputError, RecordError
-from cifar_ablate.folder import DESCRIBED, RunFolder, RunResult, atomic, write_atomically
+from cifar_ablate.record.folder import DESCRIBED, RunFolder, RunResult, atomic, write_atomically
 
 ENVIRONMENT = dict.fromkeys(DESCRIBED, "so")
 RESULT = RunResult("finished", 3, 1.5, 0.5, {"test_accuracy": 91.25})

@@ -11,7 +11,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from cifar_ablate.folder import read_progress
+from cifar_ablate.record.folder import read_progress
 from tests.comparing import runs_of
 from tests.conftest import Tried, Workshop
 from tests.disturbing import (

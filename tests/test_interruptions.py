@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cifar_ablate.folder import RunFolder, read_progress
+from cifar_ablate.record.folder import RunFolder, read_progress
 from tests.comparing import runs_of
 from tests.conftest import Tried, Workshop
 from tests.disturbing import (

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from cifar_ablate.device import Device, Slot, find_device
 from cifar_ablate.errors import UsageError
-from cifar_ablate.folder import RUNS_ROOT, RunFolder
+from cifar_ablate.record.folder import RUNS_ROOT, RunFolder
 from cifar_ablate.runner import estimate, jobs, train_group
 from cifar_ablate.runner.estimate import measure_rates
 from cifar_ablate.runner.jobs import choose_slots, fastest, parse_jobs

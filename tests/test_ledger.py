@@ -13,10 +13,10 @@ from typing import Any
 import mlflow
 import pytest
 
-from cifar_ablate.compact import load_record
 from cifar_ablate.errors import RecordError, UnknownNameError
-from cifar_ablate.records import LedgerEntry, RecordedRun
-from cifar_ablate.tracking import Tracking
+from cifar_ablate.record.compact import load_record
+from cifar_ablate.record.mlflow_store import Tracking
+from cifar_ablate.record.types import LedgerEntry, RecordedRun
 from tests.conftest import Workshop
 
 STUDY = """

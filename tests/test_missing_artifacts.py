@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cifar_ablate.folder import RunFolder
+from cifar_ablate.record.folder import RunFolder
 from tests.comparing import runs_of
 from tests.conftest import Workshop
 from tests.test_stores import ONE, SHORT, artifacts

@@ -24,7 +24,7 @@ import pytest
 from cifar_ablate.device import find_device
 from cifar_ablate.plan import PlannedRun
 from cifar_ablate.process import ProcessId, this_machine
-from cifar_ablate.tracking.upload import CLAIM, PROCESS
+from cifar_ablate.record.mlflow_upload import CLAIM, PROCESS
 from tests.comparing import bits, runs_of, snapshot
 from tests.conftest import Tried, Workshop
 from tests.disturbing import Command as Forked
@@ -125,8 +125,8 @@ def planned(study: Path, *settings: str) -> tuple[list[PlannedRun], str]:
     """The runs of a study, and the id of its experiment, made as another machine would have done."""
     from rich.console import Console
 
+    from cifar_ablate.record.mlflow_store import Tracking
     from cifar_ablate.runner.preflight import prepare
-    from cifar_ablate.tracking import Tracking
 
     console = Console(quiet=True)
     ready = prepare([study], None, list(settings), device=partial(find_device, "cpu"), console=console)
@@ -290,7 +290,7 @@ def test_a_run_that_another_process_takes_over_stops_here_with_a_checkpoint(
 ) -> None:
     """As --take-over on another machine does, while this one is not gone but only cut off."""
     tried("run that is taken over while it is trained")
-    workshop.monkeypatch.setattr("cifar_ablate.tracking.writer.UPLOAD_SECONDS", 0.2)
+    workshop.monkeypatch.setattr("cifar_ablate.record.mlflow_writer.UPLOAD_SECONDS", 0.2)
     study = workshop.write("shared.yaml", STUDY)
     only = ("--arm", "flip", "--seed", "1", "--set", "epochs=60")
     (run,) = (run for run in planned(study, "epochs=60")[0] if (run.arm, run.seed) == ("flip", 1))

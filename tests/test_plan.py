@@ -16,9 +16,9 @@ from cifar_ablate.data import DataSet
 from cifar_ablate.data.cifar import CIFAR10_DIGEST
 from cifar_ablate.device import Device
 from cifar_ablate.errors import DataError, UsageError
-from cifar_ablate.folder import RunFolder
 from cifar_ablate.plan import TRAINER_VERSION, Plan, data_key, fingerprint, make_plan
-from cifar_ablate.records import RecordedRun
+from cifar_ablate.record.folder import RunFolder
+from cifar_ablate.record.types import RecordedRun
 from cifar_ablate.registry import AUGMENTATIONS, MODELS, OPTIMIZERS, SCHEDULES
 from cifar_ablate.runner.run import grouped
 from cifar_ablate.runner.status import by_training, status

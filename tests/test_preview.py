@@ -16,8 +16,8 @@ from torch import Tensor
 
 from cifar_ablate.data import DataSet, load_data
 from cifar_ablate.errors import UsageError
-from cifar_ablate.folder import RunFolder
 from cifar_ablate.plan import data_key
+from cifar_ablate.record.folder import RunFolder
 from cifar_ablate.registry import AUGMENTATIONS
 from cifar_ablate.runner.picture import CELL_PX, GAP_PX, LABEL_PX, MARGIN_PX, Row, draw_rows
 from cifar_ablate.runner.preview import first_batch, in_short, rows_of

@@ -13,8 +13,8 @@ import ray
 
 from cifar_ablate.device import Device
 from cifar_ablate.errors import OutputError, UsageError
-from cifar_ablate.folder import RunFolder
 from cifar_ablate.process import this_process
+from cifar_ablate.record.folder import RunFolder
 from cifar_ablate.runner.cluster import connection, node
 from cifar_ablate.runner.cluster.connection import Share
 from cifar_ablate.runner.cluster.mailbox import Lent, RunActor

@@ -17,7 +17,7 @@ import pytest
 
 from cifar_ablate.analysis.contrasts import compare
 from cifar_ablate.analysis.power import noise_floor
-from cifar_ablate.compact import load_predictions, save_record
+from cifar_ablate.record.compact import load_predictions, save_record
 from cifar_ablate.report.recommendations import noise_text
 from tests.accuracies import runs
 from tests.conftest import Workshop

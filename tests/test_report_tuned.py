@@ -22,8 +22,8 @@ import pytest
 from cifar_ablate.analysis.contrasts import compare
 from cifar_ablate.analysis.interactions import moves
 from cifar_ablate.analysis.verdicts import Verdict
-from cifar_ablate.compact import load_record
-from cifar_ablate.records import StudyRecord
+from cifar_ablate.record.compact import load_record
+from cifar_ablate.record.types import StudyRecord
 from cifar_ablate.report.build import build_report
 from cifar_ablate.report.recorded_study import RecordedStudy
 from cifar_ablate.report.tuned import change_of, shared_label, shared_labels, tuning_report

@@ -11,7 +11,7 @@ import sqlalchemy
 
 from benchmarks.scale import slopes
 from benchmarks.scale_record import Shape, make_folder
-from cifar_ablate.records import RecordedRun
+from cifar_ablate.record.types import RecordedRun
 from tests.conftest import Workshop
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ import mlflow
 import pytest
 import yaml
 
-from cifar_ablate.tracking import Tracking
+from cifar_ablate.record.mlflow_store import Tracking
 from tests.comparing import runs_of
 from tests.conftest import Answer, Workshop
 from tests.recording import PILOT, edited_record

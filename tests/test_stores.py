@@ -8,8 +8,8 @@ import mlflow
 import pytest
 
 from cifar_ablate.errors import TrackingError
-from cifar_ablate.records import RunIdentity
-from cifar_ablate.tracking import Tracking
+from cifar_ablate.record.mlflow_store import Tracking
+from cifar_ablate.record.types import RunIdentity
 from tests.comparing import runs_of
 from tests.conftest import Workshop
 from tests.disturbing import STUDY
@@ -41,7 +41,7 @@ def test_what_an_artifact_store_raises_is_tried_again(workshop: Workshop) -> Non
         log(*arguments)
 
     workshop.monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", refuse_twice)
-    workshop.monkeypatch.setattr("cifar_ablate.tracking.writer.FIRST_PAUSE_SECONDS", 0.01)
+    workshop.monkeypatch.setattr("cifar_ablate.record.mlflow_writer.FIRST_PAUSE_SECONDS", 0.01)
     answer = workshop("sync")
     assert answer.code == 0, answer
     (run,) = runs_of("tiny")
@@ -57,7 +57,7 @@ def test_an_artifact_store_that_takes_nothing_is_told_in_a_sentence(workshop: Wo
         raise StoreError("Unable to locate credentials")
 
     workshop.monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", refuse)
-    workshop.monkeypatch.setattr("cifar_ablate.tracking.writer.FIRST_PAUSE_SECONDS", 0.01)
+    workshop.monkeypatch.setattr("cifar_ablate.record.mlflow_writer.FIRST_PAUSE_SECONDS", 0.01)
     answer = workshop("sync")
     assert answer.code == 1
     assert (
@@ -86,7 +86,7 @@ def test_a_store_without_its_library_says_what_to_install(workshop: Workshop) ->
         raise ModuleNotFoundError("No module named 'boto3'")
 
     workshop.monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", refuse)
-    workshop.monkeypatch.setattr("cifar_ablate.tracking.writer.FIRST_PAUSE_SECONDS", 0.01)
+    workshop.monkeypatch.setattr("cifar_ablate.record.mlflow_writer.FIRST_PAUSE_SECONDS", 0.01)
     answer = workshop("sync")
     assert answer.code == 1
     assert "(No module named 'boto3'); install its library" in answer.out

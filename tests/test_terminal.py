@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from cifar_ablate.console import duration
-from cifar_ablate.folder import RunResult
 from cifar_ablate.plan import PlannedRun
+from cifar_ablate.record.folder import RunResult
 from cifar_ablate.runner.display import Pace, TerminalDisplay
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training.events import Stepped

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from cifar_ablate.augment.base import Epoch
 from cifar_ablate.data import load_data
-from cifar_ablate.folder import RunFolder, RunResult
+from cifar_ablate.record.folder import RunFolder, RunResult
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training import step as step_module
 from cifar_ablate.training import train

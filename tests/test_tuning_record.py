@@ -24,10 +24,10 @@ import pytest
 import yaml
 
 from cifar_ablate.process import ProcessId
+from cifar_ablate.record.mlflow_store import Tracking
+from cifar_ablate.record.mlflow_tunings import BEST, close_tuning, open_tuning
 from cifar_ablate.spec.load import load_study
 from cifar_ablate.spec.overlay import load_overlay
-from cifar_ablate.tracking import Tracking
-from cifar_ablate.tracking.tunings import BEST, close_tuning, open_tuning
 from tests.comparing import runs_of
 from tests.conftest import Workshop
 from tests.tuning import load, storage_of, studies, trials, write

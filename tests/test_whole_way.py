@@ -17,7 +17,7 @@ from typing import Any
 import mlflow
 import pytest
 
-from cifar_ablate.compact import load_curves, load_predictions, load_record
+from cifar_ablate.record.compact import load_curves, load_predictions, load_record
 from tests.comparing import runs_of, snapshot
 from tests.conftest import Workshop
 
@@ -294,7 +294,7 @@ def test_an_export_that_fails_leaves_the_record_that_was_there(trained: Workshop
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    trained.monkeypatch.setattr("cifar_ablate.compact._write_arrays", full)
+    trained.monkeypatch.setattr("cifar_ablate.record.compact.write_arrays", full)
     answer = trained("export", "tiny", "record")
     assert answer.code == 1
     assert "free space" in answer.err
@@ -376,7 +376,7 @@ def test_commands_that_read_make_no_database(workshop: Workshop, command: list[s
 def test_a_kill_while_the_database_is_made_leaves_a_folder_that_works(workshop: Workshop, moment: float) -> None:
     (workshop.folder / "mlflow.db").unlink()
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-    make = [sys.executable, "-c", "from cifar_ablate.tracking import Tracking; Tracking()"]
+    make = [sys.executable, "-c", "from cifar_ablate.record.mlflow_store import Tracking; Tracking()"]
     process = subprocess.Popen(make, cwd=workshop.folder, env=environment, stderr=subprocess.DEVNULL)
     while process.poll() is None and not (workshop.folder / ".mlflow.db.unfinished").exists():
         time.sleep(0.02)

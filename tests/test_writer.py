@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from cifar_ablate.errors import TakenError, TrackingError
-from cifar_ablate.folder import RunFolder
-from cifar_ablate.records import RunIdentity
-from cifar_ablate.tracking import MlflowWriter, writer
+from cifar_ablate.record import mlflow_writer as writer
+from cifar_ablate.record.folder import RunFolder
+from cifar_ablate.record.mlflow_writer import MlflowWriter
+from cifar_ablate.record.types import RunIdentity
 
 
 def run_of(number: int) -> RunIdentity:

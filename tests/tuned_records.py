@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from cifar_ablate.records import StudyRecord
+from cifar_ablate.record.types import StudyRecord
 from tests.recording import ARMS
 from tests.reporting import pilot_record
 

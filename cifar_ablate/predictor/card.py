@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
 from cifar_ablate.errors import RecordError, not_written
-from cifar_ablate.folder import write_atomically
 from cifar_ablate.portable.answers import WarningBounds
+from cifar_ablate.record.folder import write_atomically
 
 CARD, WEIGHTS = "predictor.json", "weights.safetensors"
 """File names in a folder from which ``load`` can load."""

@@ -15,10 +15,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from cifar_ablate.compact import load_array
 from cifar_ablate.data import DataSet, load_data
 from cifar_ablate.errors import AblateError, RecordError, UnknownNameError, UsageError
-from cifar_ablate.folder import read_recipe
 from cifar_ablate.portable.answers import calibrate, softmax
 from cifar_ablate.predictor.card import (
     CARD,
@@ -34,11 +32,12 @@ from cifar_ablate.predictor.card import (
 )
 from cifar_ablate.predictor.network import Predictor
 from cifar_ablate.process import temporary_folder
-from cifar_ablate.records import RecordedRun, StudyRecord, worth
+from cifar_ablate.record.folder import read_recipe
+from cifar_ablate.record.mlflow_models import CHAMPION, fetch_network, find_registered, registered
+from cifar_ablate.record.mlflow_store import Tracking, existing
+from cifar_ablate.record.types import RecordedRun, StudyRecord, load_array, worth
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.text_safety import sanitize_values
-from cifar_ablate.tracking import Tracking, existing
-from cifar_ablate.tracking.models import CHAMPION, fetch_network, find_registered, registered
 from cifar_ablate.training.checkpoint import load_weights
 
 LEVEL = 0.05

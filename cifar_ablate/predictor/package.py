@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from cifar_ablate.analysis.sentences import count
 from cifar_ablate.data import DataSet
 from cifar_ablate.errors import OutputError, UsageError, not_written
-from cifar_ablate.folder import write_atomically
 from cifar_ablate.predictor.card import WEIGHTS, Card, digest_of, write_card
 from cifar_ablate.predictor.load import NetworkFiles, located, test_images, write_examples
 from cifar_ablate.predictor.network import Predictor
 from cifar_ablate.predictor.onnx_file import NUM_CHECKED, OnnxCheck, write_onnx
 from cifar_ablate.process import temporary_folder
+from cifar_ablate.record.folder import write_atomically
 from cifar_ablate.report.formats.markdown import escape
 
 MODEL = "model.onnx"

@@ -16,11 +16,11 @@ from cifar_ablate.errors import RecordError, UsageError
 from cifar_ablate.predictor.card import CARD, WEIGHTS, Card, digest_of, write_card
 from cifar_ablate.predictor.load import arm_named, files_of_run, first_seed
 from cifar_ablate.process import temporary_folder
-from cifar_ablate.records import StudyRecord
+from cifar_ablate.record.mlflow_models import CHAMPION, register
+from cifar_ablate.record.mlflow_store import Tracking, noted
+from cifar_ablate.record.types import StudyRecord
 from cifar_ablate.report.recorded_study import RecordedStudy
 from cifar_ablate.spec.schema import Recipe
-from cifar_ablate.tracking import Tracking, noted
-from cifar_ablate.tracking.models import CHAMPION, register
 
 MAX_TAG = 4500
 """Maximum characters of a tag; MLflow refuses more than 5,000."""

@@ -16,7 +16,7 @@ from cifar_ablate.predictor.card import Card
 from cifar_ablate.predictor.load import first_seed, load, test_images, write_examples
 from cifar_ablate.predictor.network import Predictor
 from cifar_ablate.process import temporary_folder
-from cifar_ablate.tracking import Tracking, existing
+from cifar_ablate.record.mlflow_store import Tracking, existing
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from cifar_ablate.analysis.images import flip_floor, is_luckily_small
 from cifar_ablate.analysis.power import noise_floor
-from cifar_ablate.records import StudyRecord
+from cifar_ablate.record.types import StudyRecord
 from cifar_ablate.report.caveats import caveats
 from cifar_ablate.report.evidence import (
     calibrations,

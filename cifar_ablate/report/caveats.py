@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from cifar_ablate.analysis.contrasts import OUTLIER_MADS
 from cifar_ablate.analysis.sentences import count, in_points, level_name
-from cifar_ablate.records import LedgerEntry
+from cifar_ablate.record.types import LedgerEntry
 from cifar_ablate.report.families import Families, seeds_added
 from cifar_ablate.report.formatting import family_size, first_few
 from cifar_ablate.report.recommendations import missing_runs

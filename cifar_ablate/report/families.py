@@ -14,7 +14,7 @@ from cifar_ablate.analysis.interactions import Effect, interactions, is_ladder, 
 from cifar_ablate.analysis.looks import LooksTaken
 from cifar_ablate.analysis.power import level_of_one, points_detected
 from cifar_ablate.analysis.sentences import interval
-from cifar_ablate.records import LedgerEntry
+from cifar_ablate.record.types import LedgerEntry
 from cifar_ablate.report.recorded_study import RecordedStudy
 from cifar_ablate.report.tuned import RecipeDifferences, between, own_best_sentence
 from cifar_ablate.report.types import Comparison, Family

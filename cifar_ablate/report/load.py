@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cifar_ablate.compact import find_records
 from cifar_ablate.errors import RecordError, suggest
-from cifar_ablate.records import StudyRecord
+from cifar_ablate.record.compact import find_records
+from cifar_ablate.record.mlflow_store import noted
+from cifar_ablate.record.types import StudyRecord
 from cifar_ablate.report.tuned import shared_labels
-from cifar_ablate.tracking import noted
 
 if TYPE_CHECKING:
-    from cifar_ablate.tracking import Tracking
+    from cifar_ablate.record.mlflow_store import Tracking
 
 
 def from_folder(folder: Path, labels: Sequence[str]) -> tuple[list[StudyRecord], list[StudyRecord]]:

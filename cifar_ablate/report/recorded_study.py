@@ -17,7 +17,7 @@ from cifar_ablate.analysis import Contrast
 from cifar_ablate.analysis.contrasts import compare, outliers
 from cifar_ablate.analysis.looks import LooksTaken, take_looks
 from cifar_ablate.errors import RecordError
-from cifar_ablate.records import Predictions, RecordedRun, StudyRecord, families_of, frame_of
+from cifar_ablate.record.types import Predictions, RecordedRun, StudyRecord, families_of, frame_of
 from cifar_ablate.report.types import MeanSd, RunRow
 from cifar_ablate.spec.schema import Tuned
 

@@ -16,7 +16,7 @@ from cifar_ablate.analysis import Contrast, Verdict, label
 from cifar_ablate.analysis.interactions import Move, moves
 from cifar_ablate.analysis.sentences import count, in_points, interval, level_name, points
 from cifar_ablate.analysis.verdicts import RULED
-from cifar_ablate.records import StudyRecord
+from cifar_ablate.record.types import StudyRecord
 from cifar_ablate.report.formatting import first_few, listed, run_command
 from cifar_ablate.report.recorded_study import RecordedStudy
 from cifar_ablate.report.types import Change, TunedArmRow, TunedComparison, TuningReport

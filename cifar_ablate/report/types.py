@@ -15,7 +15,7 @@ from cifar_ablate.analysis.images import Bin, NewImageInterval
 from cifar_ablate.analysis.interactions import Effect, Move
 from cifar_ablate.analysis.power import NoiseFloor
 from cifar_ablate.analysis.verdicts import Interval
-from cifar_ablate.records import LedgerEntry
+from cifar_ablate.record.types import LedgerEntry
 from cifar_ablate.spec.schema import Published, TunedArm
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cifar_ablate.analysis.sentences import count
 from cifar_ablate.errors import RecordError, not_written
-from cifar_ablate.folder import write_atomically
+from cifar_ablate.record.folder import write_atomically
 from cifar_ablate.registry import FORMATS
 from cifar_ablate.report.blocks import Rendered
 from cifar_ablate.report.caveats import TEST_SET_READ

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cifar_ablate.folder import RunFolder, atomic, damaged
 from cifar_ablate.locks import lock
+from cifar_ablate.record.folder import RunFolder, atomic, damaged
 
 
 def write_artifacts(folder: RunFolder, class_names: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from cifar_ablate.analysis.power import detectable, seeds_needed
 from cifar_ablate.analysis.sentences import count
 from cifar_ablate.analysis.verdicts import MIN_DF
 from cifar_ablate.console import duration
-from cifar_ablate.records import RecordedRun
+from cifar_ablate.record.types import RecordedRun
 from cifar_ablate.spec.schema import Study
 
 PUBLISHED_SD = ((4, 0.56), (16, 0.19), (64, 0.15))

@@ -12,9 +12,9 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColum
 from rich.table import Column
 
 from cifar_ablate.console import duration
-from cifar_ablate.folder import RunResult
 from cifar_ablate.plan import PlannedRun
-from cifar_ablate.records import Key
+from cifar_ablate.record.folder import RunResult
+from cifar_ablate.record.types import Key
 from cifar_ablate.training.events import Stepped
 
 REFRESH_SECONDS = 0.5

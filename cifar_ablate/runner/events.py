@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cifar_ablate.device import Slot
-from cifar_ablate.folder import RunResult
 from cifar_ablate.plan import PlannedRun
-from cifar_ablate.records import Key
+from cifar_ablate.record.folder import RunResult
+from cifar_ablate.record.types import Key
 from cifar_ablate.training.events import EpochEnded, Started, Stepped
 
 Group = Sequence[PlannedRun]

@@ -17,10 +17,10 @@ from typing import Any
 from urllib.parse import quote
 
 from cifar_ablate.errors import RecordError, not_written
-from cifar_ablate.folder import write_atomically
 from cifar_ablate.locks import lock
 from cifar_ablate.plan import Plan
-from cifar_ablate.records import RunIdentity, is_fingerprint
+from cifar_ablate.record.folder import write_atomically
+from cifar_ablate.record.types import RunIdentity, is_fingerprint
 
 PLANS_ROOT = Path("mlruns") / "plans"
 _FIELDS = ("arm", "seed", "precision", "recipe_id", "fingerprint")

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cifar_ablate.folder import RunFolder
 from cifar_ablate.plan import Plan, PlannedRun
-from cifar_ablate.records import Key, RecordedRun, families_of, frame_of
+from cifar_ablate.record.folder import RunFolder
+from cifar_ablate.record.types import Key, RecordedRun, families_of, frame_of
 from cifar_ablate.runner.status import RunStatus, by_training, status
 
 if TYPE_CHECKING:

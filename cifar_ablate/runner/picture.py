@@ -13,7 +13,7 @@ import numpy as np
 
 from cifar_ablate.data.types import Images
 from cifar_ablate.errors import UsageError
-from cifar_ablate.folder import atomic
+from cifar_ablate.record.folder import atomic
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

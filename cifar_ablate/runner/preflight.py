@@ -14,11 +14,11 @@ from cifar_ablate.console import reporting
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import Device, Slot, num_cores, why_no_cuda
 from cifar_ablate.errors import RecordError, TrackingError
-from cifar_ablate.folder import RUNS_ROOT, RunFolder
 from cifar_ablate.plan import Plan, load_all_data, make_plan
+from cifar_ablate.record.folder import RUNS_ROOT, RunFolder
+from cifar_ablate.record.mlflow_store import Tracking
 from cifar_ablate.spec.load import load_studies
 from cifar_ablate.spec.overlay import load_overlay
-from cifar_ablate.tracking import Tracking
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,12 @@ from rich.console import Console
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import Device, Slot
 from cifar_ablate.errors import OutputError, TrackingError, UsageError
-from cifar_ablate.folder import RUNS_ROOT
 from cifar_ablate.plan import DataKey, Plan, PlannedRun
 from cifar_ablate.process import this_process
-from cifar_ablate.records import Key, RecordedRun
+from cifar_ablate.record.folder import RUNS_ROOT
+from cifar_ablate.record.mlflow_store import Tracking
+from cifar_ablate.record.mlflow_writer import MlflowWriter, PendingUpload
+from cifar_ablate.record.types import Key, RecordedRun
 from cifar_ablate.registry import EXECUTORS
 from cifar_ablate.runner.display import RunDisplay, TerminalDisplay
 from cifar_ablate.runner.estimate import images_of
@@ -33,7 +35,6 @@ from cifar_ablate.runner.status import RunStatus
 from cifar_ablate.runner.stop import StopSignal, signals_stop
 from cifar_ablate.runner.summary import RunSummary
 from cifar_ablate.runner.train_group import GroupTrainer
-from cifar_ablate.tracking import MlflowWriter, PendingUpload, Tracking
 from cifar_ablate.training.engine import EngineOptions, check_options, choose_mode
 from cifar_ablate.training.train import CHECKPOINT_SECONDS
 

@@ -12,10 +12,11 @@ from typing import Any
 
 from cifar_ablate.device import Slot
 from cifar_ablate.errors import OutputError, RecordError
-from cifar_ablate.folder import RunFolder, RunResult
 from cifar_ablate.locks import lock
 from cifar_ablate.plan import PlannedRun
-from cifar_ablate.records import Key
+from cifar_ablate.record.folder import RunFolder, RunResult
+from cifar_ablate.record.mlflow_writer import MlflowWriter, PendingUpload
+from cifar_ablate.record.types import Key
 from cifar_ablate.runner.artifacts import write_artifacts
 from cifar_ablate.runner.display import RunDisplay
 from cifar_ablate.runner.events import Ended, Event, Group, Lost, Noted, TrainGroup
@@ -23,7 +24,6 @@ from cifar_ablate.runner.executor import Executor
 from cifar_ablate.runner.looks import LEFT_OUT
 from cifar_ablate.runner.stop import StopSignal
 from cifar_ablate.runner.summary import RunSummary
-from cifar_ablate.tracking import MlflowWriter, PendingUpload
 from cifar_ablate.training.events import EpochEnded, Started, Stepped
 
 MAX_ALIKE = 3

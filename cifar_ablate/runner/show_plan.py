@@ -15,15 +15,15 @@ from cifar_ablate.console import duration
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import Device, Slot
 from cifar_ablate.errors import AblateError
-from cifar_ablate.folder import RUNS_ROOT
 from cifar_ablate.plan import DataKey, Plan, PlannedRun
-from cifar_ablate.records import RecordedRun
+from cifar_ablate.record.folder import RUNS_ROOT
+from cifar_ablate.record.mlflow_store import Tracking, is_empty
+from cifar_ablate.record.types import RecordedRun
 from cifar_ablate.runner.decisions import decision_lines, spread_of
 from cifar_ablate.runner.estimate import Kind, Throughput, images_of, kind_of_work, measure_rates
 from cifar_ablate.runner.jobs import choose_slots
 from cifar_ablate.runner.looks import LookState, look_state
 from cifar_ablate.runner.status import RunStatus
-from cifar_ablate.tracking import Tracking, is_empty
 
 KINDS = ("done", "running", "failed", "interrupted", "to do")
 NUM_WHOLE_CIFAR10 = 50_000

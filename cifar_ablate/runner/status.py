@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cifar_ablate.errors import RecordError
-from cifar_ablate.folder import RunFolder, RunResult, read_progress
 from cifar_ablate.locks import holder, last_owner
 from cifar_ablate.process import ProcessId, process_from_text, this_process
-from cifar_ablate.records import RecordedRun, RunIdentity, worth
+from cifar_ablate.record.folder import RunFolder, RunResult, read_progress
+from cifar_ablate.record.types import RecordedRun, RunIdentity, worth
 
 RESULTS = ("finished", "diverged")
 """Outcomes that count as a result; a failed run has none."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from cifar_ablate.process import SIGNALS, handle_signals
-from cifar_ablate.records import Key
+from cifar_ablate.record.types import Key
 
 ECHO_SECONDS = 0.5
 """Two signals within this time count as one: it was sent to the process and to its group."""

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cifar_ablate.errors import OutputError, RecordError
-from cifar_ablate.folder import RunFolder
-from cifar_ablate.records import ABANDONED, Key, RecordedRun, RunIdentity
+from cifar_ablate.record.folder import RunFolder
+from cifar_ablate.record.mlflow_store import Tracking
+from cifar_ablate.record.mlflow_writer import MlflowWriter
+from cifar_ablate.record.types import ABANDONED, Key, RecordedRun, RunIdentity
 from cifar_ablate.runner.artifacts import write_missing_artifacts
 from cifar_ablate.runner.kept_plans import KeptPlan, kept_plans, mark_recorded
 from cifar_ablate.runner.status import RunStatus, by_training, status
 from cifar_ablate.runner.summary import SyncSummary
-from cifar_ablate.tracking import MlflowWriter, Tracking
 
 PATIENCE_SECONDS = 60.0
 

@@ -18,10 +18,10 @@ from cifar_ablate.data import DataSet
 from cifar_ablate.device import Device, Slot, is_out_of_memory, on_stream, out_of_memory
 from cifar_ablate.environment import describe_environment, git_state
 from cifar_ablate.errors import AblateError, OutputError, RecordError
-from cifar_ablate.folder import RunFolder, RunResult, write_atomically
 from cifar_ablate.locks import holder, lock
 from cifar_ablate.plan import TRAINER_VERSION, DataKey, PlannedRun
 from cifar_ablate.process import ProcessId, process_from_text
+from cifar_ablate.record.folder import RunFolder, RunResult, write_atomically
 from cifar_ablate.runner.artifacts import write_artifacts
 from cifar_ablate.runner.estimate import num_in_turn
 from cifar_ablate.runner.events import Ended, Group, RunEvent, RunEvents, ShouldStop

@@ -23,7 +23,7 @@ from cifar_ablate.device import Slot
 from cifar_ablate.errors import DeviceError
 from cifar_ablate.plan import PlannedRun
 from cifar_ablate.process import block_signals
-from cifar_ablate.records import Key
+from cifar_ablate.record.types import Key
 from cifar_ablate.runner.events import Ended, Group, Lost, Noted, RunEvent, RunEvents, ShouldStop, TrainGroup
 from cifar_ablate.runner.executor import PendingGroups
 from cifar_ablate.training.events import Started

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from cifar_ablate.errors import RecordError
-from cifar_ablate.folder import atomic
+from cifar_ablate.record.folder import atomic
 
 CHECKSUM = "sha256"
 """Key in the header of a SHA-256 over the metadata and the names, dtypes, shapes and bytes of all tensors."""

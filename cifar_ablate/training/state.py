@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from cifar_ablate.augment.pipeline import Pipeline
-from cifar_ablate.folder import RunFolder
 from cifar_ablate.models.build import build_model
+from cifar_ablate.record.folder import RunFolder
 from cifar_ablate.registry import SCHEDULES
 from cifar_ablate.rng import derive_seed
 from cifar_ablate.spec.schema import Recipe

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cifar_ablate.folder import RunFolder, RunResult, Status, atomic
+from cifar_ablate.record.folder import RunFolder, RunResult, Status, atomic
 from cifar_ablate.rng import derive_seed
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training.batches import DeviceData

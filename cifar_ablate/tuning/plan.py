@@ -15,12 +15,12 @@ from cifar_ablate.data.canonical import validation_part
 from cifar_ablate.device import Device
 from cifar_ablate.errors import Problem, StudyError, UsageError, suggest
 from cifar_ablate.plan import DataKey, PlannedRun, check_batch_size, data_key, fingerprint
+from cifar_ablate.record.mlflow_tunings import PARENT, TRIAL
+from cifar_ablate.record.mlflow_upload import TUNING
 from cifar_ablate.spec.component import shown
 from cifar_ablate.spec.delta import differences
 from cifar_ablate.spec.schema import Choices, Parameter, Recipe, Study, Tune
 from cifar_ablate.spec.space import MISSING, Values, applies, compose, present, put, written_at
-from cifar_ablate.tracking.tunings import PARENT, TRIAL
-from cifar_ablate.tracking.upload import TUNING
 
 SUFFIX = "/tuning"
 """Added to a study's label for the MLflow experiment with its trials: reports read studies and no tunings."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import FrozenTrial, TrialState
 
 from cifar_ablate.errors import not_written
-from cifar_ablate.folder import atomic, write_atomically
+from cifar_ablate.record.folder import atomic, write_atomically
 from cifar_ablate.spec.schema import TunedArm, label_of
 from cifar_ablate.text_safety import escape_csv_formula
 from cifar_ablate.tuning.plan import ArmPlan

@@ -16,10 +16,21 @@ from cifar_ablate.analysis.sentences import count
 from cifar_ablate.data import DataSet
 from cifar_ablate.device import Slot
 from cifar_ablate.errors import AblateError, OutputError, RecordError, not_written
-from cifar_ablate.folder import RUNS_ROOT, RunFolder
 from cifar_ablate.plan import DataKey, PlannedRun, data_key
 from cifar_ablate.process import this_process
-from cifar_ablate.records import RunIdentity
+from cifar_ablate.record.folder import RUNS_ROOT, RunFolder
+from cifar_ablate.record.mlflow_store import Tracking
+from cifar_ablate.record.mlflow_tunings import (
+    BEST,
+    RecordedTuning,
+    UntrainedTrial,
+    close_tuning,
+    end_lost,
+    open_tuning,
+    record_untrained,
+)
+from cifar_ablate.record.mlflow_writer import MlflowWriter
+from cifar_ablate.record.types import RunIdentity
 from cifar_ablate.runner.artifacts import write_missing_artifacts
 from cifar_ablate.runner.executor import Executor
 from cifar_ablate.runner.preflight import open_tracking, prepare
@@ -29,16 +40,6 @@ from cifar_ablate.runner.train_group import GroupTrainer
 from cifar_ablate.spec.load import load_study
 from cifar_ablate.spec.overlay import Overlay, load_overlay
 from cifar_ablate.spec.schema import Study
-from cifar_ablate.tracking import MlflowWriter, Tracking
-from cifar_ablate.tracking.tunings import (
-    BEST,
-    RecordedTuning,
-    UntrainedTrial,
-    close_tuning,
-    end_lost,
-    open_tuning,
-    record_untrained,
-)
 from cifar_ablate.training.engine import EngineOptions
 from cifar_ablate.training.train import CHECKPOINT_SECONDS
 from cifar_ablate.tuning.algorithms import can_prune

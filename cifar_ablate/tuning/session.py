@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from cifar_ablate.errors import AblateError, OutputError, TakenError, TrackingError
-from cifar_ablate.folder import RunFolder, read_progress
 from cifar_ablate.plan import PlannedRun
-from cifar_ablate.records import Key
+from cifar_ablate.record.folder import RunFolder, read_progress
+from cifar_ablate.record.mlflow_writer import MlflowWriter
+from cifar_ablate.record.types import Key
 from cifar_ablate.runner.events import Ended, Group
 from cifar_ablate.runner.session import MAX_ALIKE, Session
 from cifar_ablate.runner.stop import StopSignal
-from cifar_ablate.tracking import MlflowWriter
 from cifar_ablate.training.events import Started, Stepped
 from cifar_ablate.tuning.display import TuningDisplay
 from cifar_ablate.tuning.trials import ArmTrials, RunningTrial

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from cifar_ablate.errors import CURES, AblateError, TakenError, TrackingError, UsageError, not_written
 from cifar_ablate.locks import lock
+from cifar_ablate.record.mlflow_errors import disk_error
 from cifar_ablate.text_safety import redact, redact_url, remember_secret, sanitize
-from cifar_ablate.tracking.mlflow_errors import disk_error
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage, RDBStorage

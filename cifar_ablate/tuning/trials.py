@@ -28,11 +28,11 @@ from cifar_ablate.errors import TakenError
 from cifar_ablate.locks import lock
 from cifar_ablate.plan import PlannedRun
 from cifar_ablate.process import process_from_text, this_process
+from cifar_ablate.record.mlflow_tunings import RecordedTuning
 from cifar_ablate.registry import PRUNERS, SAMPLERS
 from cifar_ablate.rng import derive_seed
 from cifar_ablate.spec.schema import Choices, Parameter, Range, Recipe, label_of
 from cifar_ablate.spec.space import Values, compose
-from cifar_ablate.tracking.tunings import RecordedTuning
 from cifar_ablate.tuning.plan import ArmPlan
 from cifar_ablate.tuning.storage import storage_errors
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_ablate.errors import UsageError, not_written
-from cifar_ablate.folder import write_atomically
+from cifar_ablate.record.folder import write_atomically
 from cifar_ablate.spec.component import COMPONENT_REGISTRIES, shown
 from cifar_ablate.spec.delta import differences, merge
 from cifar_ablate.spec.edit import as_node, read_document, set_value, without_sections, write_document

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cifar_ablate.data import load_data
 from cifar_ablate.device import find_device, is_out_of_memory
-from cifar_ablate.folder import RunFolder
+from cifar_ablate.record.folder import RunFolder
 from cifar_ablate.runner.train_group import RunSteps, TimeSlice, take_turns
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training import step as step_module

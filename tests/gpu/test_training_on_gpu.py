@@ -10,7 +10,7 @@ import torch
 
 from cifar_ablate.data import load_data
 from cifar_ablate.device import find_device
-from cifar_ablate.folder import RunFolder, RunResult
+from cifar_ablate.record.folder import RunFolder, RunResult
 from cifar_ablate.spec.schema import Recipe
 from cifar_ablate.training.batches import plan_epoch, to_device
 from cifar_ablate.training.events import finish

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cifar_ablate.errors import OutputError, not_written
-from cifar_ablate.folder import RunFolder, atomic
 from cifar_ablate.locks import holder, lock
 from cifar_ablate.process import ProcessId, process_from_text
-from cifar_ablate.records import Key
+from cifar_ablate.record.folder import RunFolder, atomic
+from cifar_ablate.record.types import Key
 from cifar_ablate.runner.events import RunEvent
 
 NETWORKS = "weights*.safetensors"

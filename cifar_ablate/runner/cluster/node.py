@@ -21,10 +21,10 @@ from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
 from cifar_ablate import __version__
 from cifar_ablate.device import Device, Slot, find_device
 from cifar_ablate.errors import AblateError, DeviceError, OutputError
-from cifar_ablate.folder import RunFolder
 from cifar_ablate.plan import TRAINER_VERSION, PlannedRun
 from cifar_ablate.process import remove_temporary_folders, temporary_folder
-from cifar_ablate.records import Key
+from cifar_ablate.record.folder import RunFolder
+from cifar_ablate.record.types import Key
 from cifar_ablate.runner.cluster.mailbox import Lent, Placed
 from cifar_ablate.runner.events import Ended, RunEvent
 from cifar_ablate.runner.train_group import WAIT_SECONDS, GroupTrainer

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from cifar_ablate import __version__
-from cifar_ablate.cli_options import (
+from cifar_ablate.cli.options import (
     Address,
     CheckpointSeconds,
     DeviceName,
@@ -27,8 +27,8 @@ from cifar_ablate.cli_options import (
     Settings,
     Threads,
 )
-from cifar_ablate.cli_predictor import package, predict, promote, serve
-from cifar_ablate.cli_tune import tune
+from cifar_ablate.cli.predictor import package, predict, promote, serve
+from cifar_ablate.cli.tune import tune
 from cifar_ablate.console import fail, leaving_at_once, make_console, without_collecting, write
 from cifar_ablate.registry import FORMATS
 
@@ -160,10 +160,10 @@ def preview(
 @app.command()
 def sync() -> None:
     """Deliver to MLflow what run folders hold and it has missed, after it did not answer. Trains nothing."""
-    from cifar_ablate.folder import RUNS_ROOT
+    from cifar_ablate.record.folder import RUNS_ROOT
+    from cifar_ablate.record.mlflow_store import Tracking
     from cifar_ablate.runner.summary import lines_of_sync
     from cifar_ablate.runner.sync import sync as sync_folders
-    from cifar_ablate.tracking import Tracking
 
     console = make_console()
     synced = sync_folders(Tracking(), RUNS_ROOT, lambda text: console.print(text, highlight=False, markup=False))
@@ -190,10 +190,10 @@ def report(
     Without --output it is printed, and its figures go into reports/figures.
     """
     from cifar_ablate.errors import OutputError, UsageError
+    from cifar_ablate.record.mlflow_store import existing
     from cifar_ablate.report.build import build_report
     from cifar_ablate.report.load import from_folder, from_tracking
     from cifar_ablate.report.write import REPORTS, check_report, format_of, render, write_files, write_report
-    from cifar_ablate.tracking import existing
 
     format = format_of(format, output)
     if check and output is None and format != "markdown":
@@ -224,8 +224,8 @@ def export(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the record; files in it are replaced.")],
 ) -> None:
     """Write a study's compact record (recipes, curves, per-image predictions), to be committed beside a report."""
-    from cifar_ablate.export import export_study
-    from cifar_ablate.tracking import existing
+    from cifar_ablate.record.compact import export_study
+    from cifar_ablate.record.mlflow_store import existing
 
     record = export_study(existing(), study, folder)
     size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
@@ -279,7 +279,3 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         raise SystemExit(0) from None
-
-
-if __name__ == "__main__":
-    main()

@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from cifar_ablate.errors import OutputError, RecordError, TrackingError, UnknownNameError, not_written
 from cifar_ablate.locks import lock
-from cifar_ablate.records import (
+from cifar_ablate.record.mlflow_details import TrackedDetails
+from cifar_ablate.record.mlflow_errors import answering, store_error
+from cifar_ablate.record.mlflow_upload import TUNING, RunUpload, owner_of
+from cifar_ablate.record.types import (
     ABANDONED,
     LedgerEntry,
     RecordedRun,
@@ -28,13 +31,10 @@ from cifar_ablate.records import (
     seed_of,
 )
 from cifar_ablate.text_safety import redact_url, sanitize, sanitize_line, sanitize_values
-from cifar_ablate.tracking.details import TrackedDetails
-from cifar_ablate.tracking.mlflow_errors import answering, store_error
-from cifar_ablate.tracking.upload import TUNING, RunUpload, owner_of
 
 if TYPE_CHECKING:
-    from cifar_ablate.folder import RunFolder
     from cifar_ablate.process import ProcessId
+    from cifar_ablate.record.folder import RunFolder
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

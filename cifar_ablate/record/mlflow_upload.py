@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cifar_ablate.errors import TakenError
-from cifar_ablate.folder import RunFolder, RunResult
 from cifar_ablate.process import ProcessId, process_from_text, this_process
-from cifar_ablate.records import RunIdentity
-from cifar_ablate.tracking.mlflow_errors import answering, storing
+from cifar_ablate.record.folder import RunFolder, RunResult
+from cifar_ablate.record.mlflow_errors import answering, storing
+from cifar_ablate.record.types import RunIdentity
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

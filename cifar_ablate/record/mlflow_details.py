@@ -14,9 +14,15 @@ from urllib.parse import unquote, urlparse
 import numpy as np
 import numpy.typing as npt
 
-from cifar_ablate.compact import load_array
 from cifar_ablate.errors import RecordError
-from cifar_ablate.records import CURVES, Predictions, RecordedRun, environment_of, predictions_from_logits
+from cifar_ablate.record.types import (
+    CURVES,
+    Predictions,
+    RecordedRun,
+    environment_of,
+    load_array,
+    predictions_from_logits,
+)
 from cifar_ablate.text_safety import sanitize_values
 
 if TYPE_CHECKING:

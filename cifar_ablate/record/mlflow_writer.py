@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from cifar_ablate.errors import AblateError, OutputError, TakenError, TrackingError
-from cifar_ablate.folder import RunFolder
 from cifar_ablate.process import ProcessId
-from cifar_ablate.records import Key, RunIdentity
-from cifar_ablate.tracking.store import Tracking
-from cifar_ablate.tracking.upload import RunUpload
+from cifar_ablate.record.folder import RunFolder
+from cifar_ablate.record.mlflow_store import Tracking
+from cifar_ablate.record.mlflow_upload import RunUpload
+from cifar_ablate.record.types import Key, RunIdentity
 
 MAX_REFUSALS = 5
 """Maximum number of attempts for an ended run that an MLflow which answers does not take; `sync` can try again."""

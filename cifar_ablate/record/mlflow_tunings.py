@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from cifar_ablate.locks import lock
-from cifar_ablate.tracking.mlflow_errors import answering
-from cifar_ablate.tracking.store import Tracking
-from cifar_ablate.tracking.upload import TUNING
+from cifar_ablate.record.mlflow_errors import answering
+from cifar_ablate.record.mlflow_store import Tracking
+from cifar_ablate.record.mlflow_upload import TUNING
 
 PARENT, TRIAL = "mlflow.parentRunId", "ablate.trial"
 """Tags of a trial's runs."""

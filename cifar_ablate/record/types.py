@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -23,6 +25,8 @@ AGAINST_PARENT = "against the parent arm"
 ABANDONED = "its process ended without a word"
 """Reason of a run that MLflow shows as RUNNING although no process trains it."""
 
+HEADER_DAMAGES = (RecursionError, OverflowError, SyntaxError, TokenError)
+"""Errors of Python's parser, which numpy uses for the header of an array."""
 CURVES = ("train_loss", "running_accuracy", "test_accuracy", "test_nll", "lr", "images_per_second")
 """Metrics of an epoch."""
 
@@ -280,3 +284,17 @@ def predictions_from_logits(
         (np.log(total) - of_label).astype(np.float16),
         np.maximum(np.round(1 / total, 2), 0.01).astype(np.float16),
     )
+
+
+def load_array(path: Path) -> npt.NDArray[Any]:
+    """The array in a .npy file, without unpickling; raises OSError, ValueError or EOFError for anything else."""
+    try:
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            file.seek(0)
+            array: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    except MemoryError:
+        raise ValueError("it says that it is larger than the memory") from None
+    except HEADER_DAMAGES as error:
+        raise ValueError(f"its header is damaged ({error!r:.60})") from None
+    return array

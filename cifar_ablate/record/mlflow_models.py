@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cifar_ablate.errors import RecordError, UnknownNameError, UsageError
-from cifar_ablate.tracking.mlflow_errors import answering
-from cifar_ablate.tracking.store import Tracking
+from cifar_ablate.record.mlflow_errors import answering
+from cifar_ablate.record.mlflow_store import Tracking
 
 CHAMPION = "champion"
 """The default alias."""

@@ -21,17 +21,17 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cifar_ablate.errors import RecordError, not_written
-from cifar_ablate.records import (
+from cifar_ablate.record.types import (
     CURVES,
+    HEADER_DAMAGES,
     Predictions,
     RecordedRun,
     StudyRecord,
@@ -42,16 +42,16 @@ from cifar_ablate.records import (
 )
 from cifar_ablate.text_safety import escape_csv_formula, sanitize, sanitize_values, unescape_csv_formula
 
-if TYPE_CHECKING:  # 0.3 s to import, which a worker process saves
+if TYPE_CHECKING:  # pandas takes 0.3 s to import, which a worker process saves
     import pandas as pd
+
+    from cifar_ablate.record.mlflow_store import Tracking
 
 RECORD_FORMAT = 1
 MAX_PREDICTION_BYTES = 1 << 30
 """Maximum size of unpacked predictions; those of a thousand runs on 10,000 images take 50 MB."""
 _DAMAGES = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 """Errors of an archive that is damaged, has a password, or is packed by an unknown method."""
-_HEADER_DAMAGES = (RecursionError, OverflowError, SyntaxError, TokenError)
-"""Errors of Python's parser, which numpy uses for the header of an array."""
 METRIC = "metric."
 """Prefix of the columns of metrics in runs.csv, so that other columns can be added."""
 _TEXT = ("run_id", "arm", "fingerprint", "recipe_id", "outcome", "reason")
@@ -96,7 +96,7 @@ def save_record(
             }
             if predictions.confidence is not None:
                 arrays["confidence"] = predictions.confidence
-            _write_arrays(place / "predictions.npz", arrays)
+            write_arrays(place / "predictions.npz", arrays)
 
 
 def _lighter_loss(predictions: Predictions) -> npt.NDArray[np.float16]:
@@ -108,7 +108,7 @@ def _lighter_loss(predictions: Predictions) -> npt.NDArray[np.float16]:
     return loss.astype(np.float16)
 
 
-def _write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
     """An .npz file packed by bzip2, all runs of an image side by side: the smallest that `numpy.load` reads."""
     with zipfile.ZipFile(path, "w") as file:
         for name, array in arrays.items():
@@ -175,20 +175,6 @@ def _read_csv(path: Path) -> pd.DataFrame:
     return table
 
 
-def load_array(path: Path) -> npt.NDArray[Any]:
-    """The array in a .npy file, without unpickling; raises OSError, ValueError or EOFError for anything else."""
-    try:
-        with path.open("rb") as file:
-            np.lib.format.read_magic(file)
-            file.seek(0)
-            array: npt.NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
-    except MemoryError:
-        raise ValueError("it says that it is larger than the memory") from None
-    except _HEADER_DAMAGES as error:
-        raise ValueError(f"its header is damaged ({error!r:.60})") from None
-    return array
-
-
 def load_curves(folder: Path) -> pd.DataFrame:
     """Curves of a compact record: columns fingerprint, arm, seed, epoch and one per metric."""
     return _read_csv(folder / "curves.csv")
@@ -208,7 +194,7 @@ def load_predictions(folder: Path) -> Predictions:
                 is_left_out = (predicted == labels) & (loss == 0)
                 loss = np.where(is_left_out, -np.log(np.maximum(confidence, 0.01)), loss).astype(np.float16)
             return Predictions(names, labels, predicted, loss, confidence)
-    except (OSError, ValueError, KeyError, EOFError, MemoryError, *_DAMAGES, *_HEADER_DAMAGES) as error:
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, *_DAMAGES, *HEADER_DAMAGES) as error:
         raise RecordError(f"predictions.npz cannot be read ({_why(error)}); export the record again") from None
 
 
@@ -279,3 +265,27 @@ def _row(row: Mapping[Any, Any]) -> RecordedRun:
     if text["outcome"] == "finished" and not math.isfinite(metrics.get("test_accuracy", math.nan)):
         raise ValueError(f"runs.csv: {text['arm']} seed {seed} finished and has no test_accuracy")
     return RecordedRun(seed=seed, metrics=metrics, owner=None, **text)
+
+
+def export_study(tracking: Tracking, label: str, folder: Path) -> StudyRecord:
+    """Write the compact record of a study's current runs; raises RecordError if none has a result.
+
+    Runs that an edited study has superseded are left out.
+    """
+    from cifar_ablate.record.mlflow_store import noted
+
+    record = tracking.load(label)
+    runs = record.current()
+    ended = [run for run in runs if run.outcome in ("finished", "diverged")]
+    if not ended:
+        raise RecordError(f"no run of {label!r} has ended yet, so there is nothing to export; run the study first")
+    current = replace(noted(tracking, record, "export", "compact record"), runs=runs)
+    details = record.details
+    save_record(
+        folder,
+        current,
+        curves=details.curves(ended),
+        environments=details.environments(ended),
+        predictions=details.predictions([run for run in ended if run.outcome == "finished"]),
+    )
+    return current

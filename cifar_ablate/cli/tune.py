@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from cifar_ablate.cli_options import (
+from cifar_ablate.cli.options import (
     Address,
     CheckpointSeconds,
     DeviceName,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cifar_ablate.cli_options import DeviceName
+from cifar_ablate.cli.options import DeviceName
 from cifar_ablate.console import counting, fail, make_console, write
 
 Run = Annotated[str | None, typer.Option("--run", metavar="ID", help="An MLflow run id, instead of a model.")]
@@ -22,7 +22,7 @@ def promote(
     """Register an arm's network (its first seed, never the luckiest) in MLflow's model registry."""
     from cifar_ablate.predictor.promote import lines_of
     from cifar_ablate.predictor.promote import promote as promote_arm
-    from cifar_ablate.tracking import existing
+    from cifar_ablate.record.mlflow_store import existing
 
     promoted = promote_arm(existing(), study, arm, alias=alias)
     console = make_console()
