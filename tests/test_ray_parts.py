@@ -16,8 +16,8 @@ from cifar_ablate.errors import OutputError, UsageError
 from cifar_ablate.process import this_process
 from cifar_ablate.record.folder import RunFolder
 from cifar_ablate.runner.cluster import connection, node
+from cifar_ablate.runner.cluster.actor import Lent, RunActor
 from cifar_ablate.runner.cluster.connection import Share
-from cifar_ablate.runner.cluster.mailbox import Lent, RunActor
 from cifar_ablate.runner.cluster.node import CommandLink, FolderSync, NodeInfo
 from cifar_ablate.runner.executor import Executor, ExecutorConfig
 from cifar_ablate.runner.executors.ray import Ray

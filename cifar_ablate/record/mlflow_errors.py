@@ -19,7 +19,7 @@ _DISK_WORDS = {
 
 
 @contextmanager
-def answering(*more: type[Exception]) -> Iterator[None]:
+def translate_errors(*more: type[Exception]) -> Iterator[None]:
     """Raise TrackingError, naming the store, for errors of MLflow or its database in the block.
 
     A disk that is full or read-only raises OutputError. ``more``: further exception types to translate.
@@ -51,10 +51,10 @@ def answering(*more: type[Exception]) -> Iterator[None]:
 
 
 @contextmanager
-def storing() -> Iterator[None]:
+def translate_upload_errors() -> Iterator[None]:
     """The same for uploads: every artifact store raises the errors of its own library, or of a missing one."""
     try:
-        with answering():
+        with translate_errors():
             yield
     except AblateError:
         raise

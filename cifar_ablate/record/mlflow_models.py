@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_ablate.errors import RecordError, UnknownNameError, UsageError
-from cifar_ablate.record.mlflow_errors import answering
+from cifar_ablate.record.mlflow_errors import translate_errors
 from cifar_ablate.record.mlflow_store import Tracking
 
 CHAMPION = "champion"
@@ -50,7 +50,7 @@ def register(
     from mlflow.exceptions import MlflowException
 
     client = tracking.client
-    with answering():
+    with translate_errors():
         try:
             client.create_registered_model(name, tags={KIND: "network"}, description=question)
         except MlflowException as error:
@@ -80,7 +80,7 @@ def find_registered(tracking: Tracking, wanted: str) -> RegisteredNetwork:
 
     A study's variant has an ``@`` in its name, too, so a whole name that is registered comes first.
     """
-    with answering():
+    with translate_errors():
         models = {model.name: model for model in _models(tracking)}
         name, alias, version = _parted(wanted, set(models))
         if name not in models:
@@ -100,7 +100,7 @@ def find_registered(tracking: Tracking, wanted: str) -> RegisteredNetwork:
 
 def registered(tracking: Tracking) -> dict[str, list[str]]:
     """Aliases of each network that this program registered, by name."""
-    with answering():
+    with translate_errors():
         return {model.name: sorted(model.aliases) for model in _models(tracking)}
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from cifar_ablate.errors import OutputError, RecordError, TrackingError, UnknownNameError, not_written
 from cifar_ablate.locks import lock
 from cifar_ablate.record.mlflow_details import TrackedDetails
-from cifar_ablate.record.mlflow_errors import answering, store_error
+from cifar_ablate.record.mlflow_errors import store_error, translate_errors
 from cifar_ablate.record.mlflow_upload import TUNING, RunUpload, owner_of
 from cifar_ablate.record.types import (
     ABANDONED,
@@ -69,7 +69,7 @@ class Tracking:
         for name in ("mlflow", "alembic"):  # after the import, which sets its own levels
             logging.getLogger(name).setLevel(logging.WARNING)
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # our errors already say it
-        with answering(ImportError, ValueError):  # a missing driver, an invalid address
+        with translate_errors(ImportError, ValueError):  # a missing driver, an invalid address
             uri = mlflow.get_tracking_uri()
             self.uri = redact_url(uri)
             _make_database(uri)
@@ -80,7 +80,7 @@ class Tracking:
     def answers(self) -> bool:
         """Does the store answer?"""
         try:
-            with answering():
+            with translate_errors():
                 self.client.search_experiments(max_results=1)
         except (TrackingError, OutputError):
             return False
@@ -94,7 +94,7 @@ class Tracking:
         """
         from mlflow.exceptions import MlflowException
 
-        with answering():
+        with translate_errors():
             experiment = self.client.get_experiment_by_name(label)
             if experiment is None:
                 try:
@@ -128,13 +128,13 @@ class Tracking:
 
     def labels(self) -> list[str]:
         """Labels of all recorded studies, sorted."""
-        with answering():
+        with translate_errors():
             found = self.pages(self.client.search_experiments)
             return sorted(item.name for item in found if DOCUMENT in item.tags and item.name.isprintable())
 
     def load(self, label: str) -> StudyRecord:
         """Everything recorded under a label; raises UnknownNameError if there is nothing."""
-        with answering():
+        with translate_errors():
             experiment = self.client.get_experiment_by_name(label)
             if experiment is not None and experiment.lifecycle_stage == "deleted":
                 experiment = None
@@ -156,14 +156,14 @@ class Tracking:
 
     def tags_of(self, run_id: str) -> dict[str, str]:
         """Tags of a run."""
-        with answering():
+        with translate_errors():
             return dict(self.client.get_run(run_id).data.tags)
 
     def study_of(self, run_id: str) -> str:
         """Label of the study that a run belongs to; raises RecordError for other runs."""
         from mlflow.exceptions import MlflowException
 
-        with answering():
+        with translate_errors():
             try:
                 tags = self.client.get_run(run_id).data.tags
             except MlflowException as error:
@@ -184,7 +184,7 @@ class Tracking:
         Raises UnknownNameError if nothing is recorded under the label.
         """
         name, entry = entry_now(kind, detail, runs)
-        with answering():
+        with translate_errors():
             experiment = self.client.get_experiment_by_name(label)
             if experiment is None:
                 raise UnknownNameError("recorded study", label, self.labels())
@@ -195,7 +195,7 @@ class Tracking:
 
     def runs(self, experiment_id: str) -> list[RecordedRun]:
         """All runs of an experiment that this program recorded."""
-        with answering():
+        with translate_errors():
             return [recorded(run) for run in self._recorded_runs(experiment_id)]
 
     def _recorded_runs(self, experiment_id: str) -> list[Any]:
@@ -216,7 +216,7 @@ class Tracking:
 
     def curves(self, run_id: str, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
         """Points (epoch, value) of each named metric of a run."""
-        with answering():
+        with translate_errors():
             return {
                 name: [(point.step, point.value) for point in self.client.get_metric_history(run_id, name)]
                 for name in names

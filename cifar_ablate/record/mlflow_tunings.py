@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_ablate.locks import lock
-from cifar_ablate.record.mlflow_errors import answering
+from cifar_ablate.record.mlflow_errors import translate_errors
 from cifar_ablate.record.mlflow_store import Tracking
 from cifar_ablate.record.mlflow_upload import TUNING
 
@@ -57,7 +57,7 @@ def open_tuning(tracking: Tracking, label: str, arm: str, identity: str, protoco
     from mlflow.exceptions import MlflowException
 
     client = tracking.client
-    with answering():
+    with translate_errors():
         experiment = client.get_experiment_by_name(label)
         if experiment is not None and experiment.lifecycle_stage == "deleted":
             client.restore_experiment(experiment.experiment_id)
@@ -90,7 +90,7 @@ def record_untrained(tracking: Tracking, tuning: RecordedTuning, trials: Sequenc
     from mlflow.entities import Param
 
     client = tracking.client
-    with answering(), _locked(tuning.identity):
+    with translate_errors(), _locked(tuning.identity):
         known = {
             run.data.tags.get("ablate.arm"): run
             for run in (_runs(tracking, tuning.experiment_id, tuning.identity) if trials else ())
@@ -111,7 +111,7 @@ def record_untrained(tracking: Tracking, tuning: RecordedTuning, trials: Sequenc
 def end_lost(tracking: Tracking, tuning: RecordedTuning, reasons: Mapping[int, str]) -> None:
     """Set runs of lost trials from RUNNING to KILLED; ``reasons`` by number of the trial."""
     client = tracking.client
-    with answering(), _locked(tuning.identity):
+    with translate_errors(), _locked(tuning.identity):
         for run in _runs(tracking, tuning.experiment_id, tuning.identity) if reasons else ():
             number = run.data.tags.get(TRIAL, "")
             if run.info.status != "RUNNING" or not number.isdigit() or int(number) not in reasons:
@@ -153,7 +153,7 @@ def close_tuning(
     from mlflow.entities import Metric, RunTag
 
     metrics = [Metric(name, value, time_ms, step) for name, value, time_ms, step in points]
-    with answering(), _locked(tuning.identity):
+    with translate_errors(), _locked(tuning.identity):
         for start in range(0, len(metrics), PAGE):
             client.log_batch(run_id, metrics=metrics[start : start + PAGE])
         before = client.get_run(run_id).data.tags

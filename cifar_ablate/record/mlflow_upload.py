@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cifar_ablate.errors import TakenError
 from cifar_ablate.process import ProcessId, process_from_text, this_process
 from cifar_ablate.record.folder import RunFolder, RunResult
-from cifar_ablate.record.mlflow_errors import answering, storing
+from cifar_ablate.record.mlflow_errors import translate_errors, translate_upload_errors
 from cifar_ablate.record.types import RunIdentity
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class RunUpload:
         killed and pruned. Raises RecordError for a damaged folder, TrackingError or OutputError if MLflow does not
         take it, and TakenError, with nothing changed, if another process trains the run or has finished it.
         """
-        with answering():
+        with translate_errors():
             if not self.run_id:
                 self._open()
             else:
@@ -152,7 +152,7 @@ class RunUpload:
                 for key, value in line.items()
                 if key not in ("epoch", "time_ms")
             ]
-            with answering(Exception):
+            with translate_errors(Exception):
                 self.client.log_batch(self.run_id, metrics=metrics)
             self.epochs_uploaded = page[-1]["epoch"]
             self.on_success()
@@ -167,9 +167,9 @@ class RunUpload:
         times = {} if result.status == "failed" else times  # how long a failed run took is unknown
         headline = {name: value for name, value in {**result.metrics, **times}.items() if name not in last}
         metrics = [Metric(name, value, int(last["time_ms"]), result.epochs) for name, value in headline.items()]
-        with answering(Exception):
+        with translate_errors(Exception):
             self.client.log_batch(self.run_id, metrics=metrics)
-        with storing():
+        with translate_upload_errors():
             for path in self.folder.artifacts():
                 if path.name not in self.artifacts_uploaded:
                     self.client.log_artifact(self.run_id, str(path))
@@ -177,7 +177,7 @@ class RunUpload:
                     self.on_success()
 
     def _end(self, outcome: str, reason: str) -> None:
-        with answering():
+        with translate_errors():
             self._log(self.run_id, tags={"ablate.outcome": outcome, "ablate.reason": reason[:MAX_TAG]})
             self.client.set_terminated(self.run_id, _ENDS[outcome])
 

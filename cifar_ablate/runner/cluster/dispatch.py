@@ -22,8 +22,8 @@ from cifar_ablate.errors import AblateError, DeviceError, not_written
 from cifar_ablate.locks import holder, lock
 from cifar_ablate.plan import PlannedRun
 from cifar_ablate.record.types import Key
+from cifar_ablate.runner.cluster.actor import Placed, RunActor
 from cifar_ablate.runner.cluster.connection import SHARE_DIGITS, Share, capacity
-from cifar_ablate.runner.cluster.mailbox import Placed, RunActor
 from cifar_ablate.runner.cluster.node import SharedFsProbe, TaskSpec, train_on_node, versions
 from cifar_ablate.runner.events import Ended, Group, Lost, Noted, RunEvent, RunEvents, ShouldStop
 from cifar_ablate.runner.executor import PendingGroups

@@ -25,7 +25,7 @@ from cifar_ablate.plan import TRAINER_VERSION, PlannedRun
 from cifar_ablate.process import remove_temporary_folders, temporary_folder
 from cifar_ablate.record.folder import RunFolder
 from cifar_ablate.record.types import Key
-from cifar_ablate.runner.cluster.mailbox import Lent, Placed
+from cifar_ablate.runner.cluster.actor import Lent, Placed
 from cifar_ablate.runner.events import Ended, RunEvent
 from cifar_ablate.runner.train_group import WAIT_SECONDS, GroupTrainer
 from cifar_ablate.training.events import Stepped
