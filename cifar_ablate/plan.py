@@ -84,7 +84,7 @@ def make_plan(
         precision = device.resolve(recipe.precision)
         of_seed = {seed: fingerprint(recipe, seed, precision, images.digest) for seed in study.seeds}
         network = json.dumps([recipe.model.as_dict(), images.num_classes, images.image_size_px])
-        # a network that does not fit these images is told now, not once per seed
+        # report a network that does not fit these images now, not once per seed
         if network not in built and not any(map(was_trained, of_seed.values())):
             _check_network(recipe, images)
             built.add(network)

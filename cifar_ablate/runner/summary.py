@@ -11,7 +11,7 @@ from cifar_ablate.plan import PlannedRun
 INTERRUPTED = 130
 MAX_NAMED = 5
 """Maximum number of undelivered runs that are listed by name."""
-SYNC_CURE = "What they came to is in mlruns/runs; `cifar-ablate sync` tries again to deliver it."
+SYNC_CURE = "Their results are in mlruns/runs; `cifar-ablate sync` tries again to deliver them."
 _WORDS = {
     "shared": "trained before, now recorded",
     "elsewhere": "left to another run command",
