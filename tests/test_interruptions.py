@@ -128,7 +128,7 @@ def assert_loses_little(said: str, kept: dict[str, int]) -> None:
 
 
 FATES = (
-    *("mlflow create_experiment", "mlflow create_run", "mlflow set_tag", "mlflow delete_tag", "mlflow log_batch"),
+    *("mlflow create_experiment", "mlflow create_run", "mlflow log_batch"),
     *("os.rename .history.jsonl.", "os.rename .checkpoint.", "os.rename /checkpoint.", "os.rename .checkpoint."),
     *("os.rename .test_logits.npy.", "os.rename .weights.", "os.rename .result.json.", "os.remove /checkpoint."),
     *("os.rename .history.csv.", "os.rename .confusion_matrix.png.", "os.rename .artifact.uploading."),
