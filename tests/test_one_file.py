@@ -23,19 +23,6 @@ from tests.conftest import Answer
 CONTRIBUTING = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
 ADDITIONS = {
     **dict(re.findall(r"```python\n# cifar_ablate/(\S+)\n(.*?)```", CONTRIBUTING, re.DOTALL)),
-    "runner/executors/backwards.py": """
-        from cifar_ablate.registry import EXECUTORS
-        from cifar_ablate.runner.executor import Executor
-
-
-        @EXECUTORS.register("backwards")
-        class Backwards(Executor):
-            '''The last group first.'''
-
-            def train(self, groups, train_group, slots, should_stop):
-                for group in reversed(groups):
-                    yield from train_group(group, slots[0], should_stop)
-        """,
     "report/formats/outline.py": """
         from cifar_ablate.registry import FORMATS
 
