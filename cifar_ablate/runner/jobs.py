@@ -174,7 +174,7 @@ def _images_per_second(step: Callable[[], int]) -> float:
 
 def _num_in_memory(bytes_per_run: float) -> int:
     """Number of worker processes that fit into the free memory."""
-    free = _available_bytes()
+    free = available_bytes()
     return 1_000_000 if free is None else max(1, int(free / (WORKER_BYTES + max(0.0, bytes_per_run))))
 
 
@@ -182,7 +182,7 @@ def _resident_bytes() -> float:
     return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _available_bytes() -> float | None:
+def available_bytes() -> float | None:
     """Free memory of the machine or of this process's control group, the smaller one; None if neither is known."""
     found = []
     meminfo, limit = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
