@@ -13,11 +13,11 @@ from typing import Any
 from cifar_ablate.errors import UnknownNameError
 from cifar_ablate.registry import AUGMENTATIONS, PRUNERS, SAMPLERS
 from cifar_ablate.spec.component import COMPONENT_REGISTRIES
-from cifar_ablate.spec.json_schema import _recipe, study_json_schema
+from cifar_ablate.spec.json_schema import recipe_schema, study_json_schema
 
 SCHEMA = study_json_schema()
 TOP = SCHEMA["properties"]
-RECIPE = _recipe()["properties"]  # the study's own schema says of each field that an arm may remove it
+RECIPE = recipe_schema()["properties"]  # the study's own schema says of each field that an arm may remove it
 Node = Any
 
 

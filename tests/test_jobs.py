@@ -168,8 +168,8 @@ def losses_of(study: str) -> dict[str, float]:
 
 def test_memory_limits_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "available_bytes", lambda: 2.5 * jobs.WORKER_BYTES)
-    assert jobs._num_in_memory(0) == 2
-    assert jobs._num_in_memory(10 * jobs.WORKER_BYTES) == 1
+    assert jobs.num_in_memory(0) == 2
+    assert jobs.num_in_memory(10 * jobs.WORKER_BYTES) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system binds no process to a core")

@@ -340,10 +340,10 @@ def test_write_loses_no_arm_that_was_written_before_and_shows_no_password(worksh
     assert "has tuned values of baseline, which would be lost; give --arm baseline --arm smooth" in answer.err
     assert (workshop.folder / "small-tuned.yaml").read_text() == before
     assert workshop(*tune, "--arm", "baseline", "--arm", "smooth").code == 0
-    from cifar_ablate.tuning.write import _written_by
+    from cifar_ablate.tuning.write import written_by
 
     said = "cifar-ablate tune s.yaml --storage postgresql://me:secret@host/db --set 'a=x\ny'"
-    assert _written_by(said) == "cifar-ablate tune s.yaml --storage 'postgresql://me:***@host/db' --set 'a=x y'"
+    assert written_by(said) == "cifar-ablate tune s.yaml --storage 'postgresql://me:***@host/db' --set 'a=x y'"
 
 
 def test_write_refuses_values_that_an_overlay_would_change_again(workshop: Workshop) -> None:

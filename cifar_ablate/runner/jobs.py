@@ -103,7 +103,7 @@ def _measure_cpu(
     limits = {
         "runs": len(runs),
         "cores": num_cores() // slot.threads,
-        "memory": _num_in_memory(probes[0].scale * (_resident_bytes() - before)),
+        "memory": num_in_memory(probes[0].scale * (_resident_bytes() - before)),
     }
     most = max(1, min(limits.values()))
     rates = {1: alone}
@@ -172,7 +172,7 @@ def _images_per_second(step: Callable[[], int]) -> float:
     return num / (time.perf_counter() - begun)
 
 
-def _num_in_memory(bytes_per_run: float) -> int:
+def num_in_memory(bytes_per_run: float) -> int:
     """Number of worker processes that fit into the free memory."""
     free = available_bytes()
     return 1_000_000 if free is None else max(1, int(free / (WORKER_BYTES + max(0.0, bytes_per_run))))

@@ -22,7 +22,7 @@ def study_json_schema() -> dict[str, Any]:
     published = Published.model_json_schema()
     tuned = Tuned.model_json_schema()
     study = {name: _field(StudyFile, name) for name in StudyFile.model_fields if name not in ("tune", "tuned")}
-    recipe = _recipe()
+    recipe = recipe_schema()
     arm = _partial(recipe)
     arm["properties"]["from"] = {"type": "string", "description": "The arm that this one differs from."}
     study |= {
@@ -88,7 +88,7 @@ def _described(info: FieldInfo) -> dict[str, str]:
     return {"description": info.description} if info.description else {}
 
 
-def _recipe() -> dict[str, Any]:
+def recipe_schema() -> dict[str, Any]:
     properties: dict[str, Any] = {}
     for name, info in Recipe.model_fields.items():
         if name in COMPONENT_REGISTRIES:

@@ -188,11 +188,11 @@ def _header(study: Study, done: Sequence[ArmResult], path: Path, command: str) -
         f"# The arms of {study.name}, each at its own best values of {num} trials, chosen by validation images.\n"
         "# The best of many trials looks better than it is. To measure it on the test images, run\n"
         f"#   {again}\n"
-        f"# Written by: {_written_by(command)}\n"
+        f"# Written by: {written_by(command)}\n"
     )
 
 
-def _written_by(command: str) -> str:
+def written_by(command: str) -> str:
     """The command on one line, without passwords."""
     return sanitize(" ".join(" ".join(shlex.quote(redact_url(word)) for word in shlex.split(command)).split()))
 
