@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,7 +61,7 @@ def test_of_three_thousand_arms_that_build_on_the_next_the_first_too_many_is_tol
     last = "{epochs: 9999, batch_size: 64}"
     text = HEAD + RECIPE + arms(3000, lambda i: f"{{epochs: {i + 5}, from: a{i + 1}}}" if i < 2999 else last)
     [line] = told(tmp_path, text)
-    assert "with this arm, the merged arms have over 20,000 values;" in line
+    assert line == ":1668:31: holds more than 10,000 values; divide the study"
 
 
 def test_a_circle_of_nine_hundred_arms_is_told_once_at_its_first_arm_and_not_with_all_names(tmp_path: Path) -> None:
@@ -72,7 +71,7 @@ def test_a_circle_of_nine_hundred_arms_is_told_once_at_its_first_arm_and_not_wit
 
 def test_arms_whose_values_are_too_many_together_are_refused_at_the_first_too_many(tmp_path: Path) -> None:
     [line] = told(tmp_path, HEAD + RECIPE + arms(2500, longer))
-    assert re.fullmatch(r":22\d\d:3: arms\.a2\d+: with this arm, the merged arms have over 20,000 values; .*", line)
+    assert line == ":2500:10: holds more than 10,000 values; divide the study"
 
 
 def test_of_hundreds_of_wrong_names_the_first_fifty_are_told(tmp_path: Path) -> None:
@@ -92,7 +91,7 @@ def test_wrong_keys_of_a_recipe_that_many_arms_share_are_told_once(tmp_path: Pat
 def test_a_recipe_of_thousands_of_values_is_refused_before_it_is_copied_into_every_arm(tmp_path: Path) -> None:
     many = ", ".join("a" for _ in range(5000))
     [line] = told(tmp_path, HEAD + RECIPE.replace("epochs: 4", f"epochs: 4, augment: [{many}]") + arms(100, longer))
-    assert line.startswith(":8:3: arms.a2: with this arm, the merged arms have over 20,000 values; remove what")
+    assert line.startswith(":6:3: arms.a0: with this arm, the merged arms have over 10,000 values; remove what")
 
 
 def test_arms_that_inherit_more_and_more_are_refused_where_they_become_too_many(tmp_path: Path) -> None:
@@ -101,7 +100,7 @@ def test_arms_that_inherit_more_and_more_are_refused_where_they_become_too_many(
         return f"{{{keys}{f', from: a{number - 1}' if number else ''}}}"
 
     [line] = told(tmp_path, HEAD + RECIPE + arms(400, more))
-    assert "with this arm, the merged arms have over 20,000 values; remove what is no field" in line
+    assert "with this arm, the merged arms have over 10,000 values; remove what is no field" in line
 
 
 def test_a_misspelt_timm_model_of_each_of_fifty_arms_is_told_quickly(tmp_path: Path) -> None:
@@ -208,7 +207,7 @@ def flat_aliases(num_arms: int) -> str:
 
 @pytest.mark.parametrize(
     ("text", "num"),
-    [(many_aliases(5), 51), (many_aliases(9), 1), (flat_aliases(8), 51)],
+    [(many_aliases(5), 1), (many_aliases(9), 1), (flat_aliases(8), 51)],
     ids=["nested", "more", "flat"],
 )
 def test_arms_that_state_a_thousand_values_by_aliases_are_told_quickly(text: str, num: int, tmp_path: Path) -> None:
@@ -219,9 +218,9 @@ def test_ten_thousand_open_brackets_are_told_where_they_become_too_deep(tmp_path
     assert told(tmp_path, "a: " + "[" * 10_000) == [":1:44: is nested too deeply; close the brackets"]
 
 
-def test_a_file_of_more_than_twenty_thousand_values_is_told_where_they_become_too_many(tmp_path: Path) -> None:
+def test_a_file_of_more_than_ten_thousand_values_is_told_where_they_become_too_many(tmp_path: Path) -> None:
     [line] = told(tmp_path, HEAD + "".join(f"k{number}: {number}\n" for number in range(30_000)))
-    assert line == ":10000:8: holds more than 20,000 values; divide the study"
+    assert line == ":5000:8: holds more than 10,000 values; divide the study"
 
 
 def test_a_device_that_never_ends_is_not_read_to_its_end() -> None:

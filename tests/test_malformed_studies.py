@@ -733,7 +733,7 @@ FILES = {
     "UTF-16": (SOUND.encode("utf-16"), ":1:1", "is not UTF-8 text"),
     "a null byte": ("study: a\0b", ":1:9", "holds the control character U+0000; remove it"),
     "2 MB": ("#" * 2_000_000, "", "is over 500,000 bytes; name a study file"),
-    "a billion laughs": (LAUGHS, ":1:5", "aliases expand this study to over 20,000 values, or nest them too deeply"),
+    "a billion laughs": (LAUGHS, ":1:5", "aliases expand this study to over 10,000 values, or nest them too deeply"),
     "deep nesting": (f"a: {'[' * 60}{']' * 60}", ":1:44", "is nested too deeply; close the brackets"),
     "bottomless nesting": (f"a: {'[' * 5000}{']' * 5000}", ":1:44", "is nested too deeply; close the brackets"),
     "a set": ("!!set {a, b}", ":1:1", "is not supported; remove it"),

@@ -22,10 +22,10 @@ from cifar_ablate.errors import Location, Problem, StudyError, short
 Path_ = tuple[str, ...]
 MAX_BYTES = 500_000
 """Maximum size of a study file."""
-MAX_NODES = 20_000
+MAX_NODES = 10_000
 """Maximum number of values in a study: in the file with its aliases expanded, and in all its arms after merging.
 
-PyYAML reads 20,000 values in about one second. Aliases can make a small file huge ("billion laughs").
+20,000 values take over a second to read. Aliases can make a small file huge ("billion laughs").
 """
 MAX_DEPTH = 40
 """Maximum nesting: what walks a tree is recursive, and Python's recursion limit is 1,000 calls."""

@@ -76,8 +76,8 @@ def _cell(cell: Cell, index: int) -> str:
 def keep_code(text: str) -> str:
     """Escaped text, in which `code` stays code."""
     pieces = text.split("`")
-    if len(pieces) % 2 == 0 or "``" in text:  # markdown would pair them in another way
-        return escape(text)
+    if len(pieces) % 2 == 0 or "``" in text or any("<" in piece for piece in pieces[1::2]):
+        return escape(text)  # markdown would pair them in another way, or not every reader leaves a tag in code alone
     first, *rest = pieces
     kept = (" ".join(piece.splitlines()) if index % 2 else within(piece) for index, piece in enumerate(rest, 1))
     return "`".join([escape(first) if first else "", *kept])
